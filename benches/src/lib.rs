@@ -1,0 +1,3 @@
+//! Measures; nothing depends on it.
+
+#![forbid(unsafe_code)]

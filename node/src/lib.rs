@@ -1,0 +1,3 @@
+//! Wiring only: runtime, sockets, gRPC, config, metrics.
+
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! Bytes on the wire: protobuf services, the framed WAL stream, and their codecs.
+
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! Decides: who is primary, what is committed, what may be acknowledged. No I/O, no clock.
+
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! Makes bytes durable: record format, segments, recovery, the I/O engines.
+
+
