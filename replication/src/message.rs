@@ -4,7 +4,8 @@
 //! witnesses. `docs/wire-protocol.md` has a section for each message.
 
 use mainstay_types::{
-    Epoch, Incarnation, Instance, Lineage, LogPoint, Lsn, NodeId, PrimaryId, Register, RegisterId, VolumeId,
+    Epoch, Incarnation, Instance, Lineage, LogPoint, Lsn, NodeId, PrimaryId, Register, RegisterId,
+    VolumeId,
 };
 
 /// Anything that crosses the network.

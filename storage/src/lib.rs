@@ -1,3 +1,1 @@
 //! Makes bytes durable: record format, segments, recovery, the I/O engines.
-
-

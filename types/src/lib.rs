@@ -12,7 +12,8 @@ mod time;
 mod volume;
 
 pub use ids::{
-    ClusterId, Incarnation, Instance, Lineage, NodeId, ParseIdError, RegisterId, SessionId, VolumeId,
+    ClusterId, Incarnation, Instance, Lineage, NodeId, ParseIdError, RegisterId, SessionId,
+    VolumeId,
 };
 pub use position::{Epoch, LogPoint, Lsn};
 pub use register::{Member, MemberKind, PrimaryId, Register};

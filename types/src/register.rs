@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Epoch, Incarnation, Instance, Lineage, LogPoint, NodeId, Policy, RegisterId, VolumeSpec};
+use crate::{
+    Epoch, Incarnation, Instance, Lineage, LogPoint, NodeId, Policy, RegisterId, VolumeSpec,
+};
 
 /// What a member may become.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]

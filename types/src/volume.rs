@@ -122,9 +122,9 @@ impl FromStr for VolumeName {
             .bytes()
             .next()
             .is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-        let rest = text
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_' | b'.'));
+        let rest = text.bytes().all(|b| {
+            b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_' | b'.')
+        });
         if first && rest && text.len() <= 64 {
             Ok(Self(text.to_owned()))
         } else {
@@ -181,7 +181,12 @@ mod tests {
 
     #[test]
     fn two_copies_need_both_and_three_need_two() {
-        assert_eq!(Policy::for_placement(vec![NodeId(1), NodeId(2)]).ack.quorum(2), 2);
+        assert_eq!(
+            Policy::for_placement(vec![NodeId(1), NodeId(2)])
+                .ack
+                .quorum(2),
+            2
+        );
         assert_eq!(AckRule::Majority.quorum(3), 2);
         assert_eq!(AckRule::Majority.quorum(4), 3);
         assert_eq!(AckRule::All.quorum(1), 1);

@@ -1,0 +1,394 @@
+//! A data node's leases: rules R7.1 and R7.2 from the holder's side. One stream of beats to each witness, whatever
+//! the number of volumes.
+//!
+//! A lease is counted from the moment the beat was *sent*, shortened by the clock-rate bound; it is held while a
+//! majority of the witnesses granted that very claim, by volume, epoch and instance (H8).
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use mainstay_types::{Epoch, Instance, MonoTime, NodeId, VolumeId};
+
+use crate::config::LeaseConfig;
+use crate::message::{Beat, Claim, ClaimHealth, Granted, Orphan, WitnessMessage};
+use crate::mistakes::Mistake;
+use crate::quorum::majority;
+
+/// Answers to this many of the newest beats are still counted.
+const BEATS_REMEMBERED: usize = 64;
+
+/// What the driver must do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BeatOutput {
+    /// Send to a witness; safe right now.
+    Send {
+        /// The witness.
+        to: NodeId,
+        /// The message.
+        message: WitnessMessage,
+    },
+    /// Tell the volume's member.
+    Lease {
+        /// The volume.
+        volume: VolumeId,
+        /// The epoch granted.
+        epoch: Epoch,
+        /// When the lease ends.
+        until: MonoTime,
+        /// Data nodes that a majority of the witnesses do not hear.
+        silent: Vec<NodeId>,
+    },
+}
+
+#[derive(Debug)]
+struct Link {
+    witness: NodeId,
+    seq: u64,
+    sent: VecDeque<(u64, MonoTime)>,
+    next_beat: MonoTime,
+    /// The last table that the witness named.
+    table_known: u64,
+    grants: BTreeMap<VolumeId, (Epoch, MonoTime)>,
+    hearing: BTreeSet<NodeId>,
+    heard_at: Option<MonoTime>,
+}
+
+/// The holder's side of all leases of one data node.
+#[derive(Debug)]
+pub struct Beats {
+    config: LeaseConfig,
+    instance: Instance,
+    links: Vec<Link>,
+    table: u64,
+    claims: BTreeMap<VolumeId, Epoch>,
+    /// Tables that answers may still name, newest last.
+    tables: VecDeque<(u64, BTreeMap<VolumeId, Epoch>)>,
+    unwell: Vec<ClaimHealth>,
+    orphans: Vec<Orphan>,
+    nodes: BTreeSet<NodeId>,
+    out: VecDeque<BeatOutput>,
+}
+
+impl Beats {
+    /// For the process `instance`, beating to `witnesses`. `nodes` are the data nodes of the cluster.
+    #[must_use]
+    pub fn new(
+        now: MonoTime,
+        config: LeaseConfig,
+        instance: Instance,
+        witnesses: &[NodeId],
+        nodes: &[NodeId],
+    ) -> Self {
+        let link = |witness: &NodeId| Link {
+            witness: *witness,
+            seq: 0,
+            sent: VecDeque::new(),
+            next_beat: now,
+            table_known: 0,
+            grants: BTreeMap::new(),
+            hearing: BTreeSet::new(),
+            heard_at: None,
+        };
+        Self {
+            config,
+            instance,
+            links: witnesses.iter().map(link).collect(),
+            table: 1,
+            claims: BTreeMap::new(),
+            tables: VecDeque::from([(1, BTreeMap::new())]),
+            unwell: Vec::new(),
+            orphans: Vec::new(),
+            nodes: nodes.iter().copied().collect(),
+            out: VecDeque::new(),
+        }
+    }
+
+    /// States what this node is primary of, how its commit paths are, and which seals nobody has taken up. Beats at
+    /// once if the claims or the seals changed.
+    pub fn state(
+        &mut self,
+        now: MonoTime,
+        claims: &[Claim],
+        unwell: Vec<ClaimHealth>,
+        orphans: Vec<Orphan>,
+    ) {
+        let claims: BTreeMap<_, _> = claims
+            .iter()
+            .map(|claim| (claim.volume, claim.epoch))
+            .collect();
+        let urgent = claims != self.claims || orphans != self.orphans;
+        if claims != self.claims {
+            self.table += 1;
+            self.claims.clone_from(&claims);
+            self.tables.push_back((self.table, claims));
+            if self.tables.len() > BEATS_REMEMBERED {
+                self.tables.pop_front();
+            }
+        }
+        self.unwell = unwell;
+        self.orphans = orphans;
+        if urgent {
+            for link in &mut self.links {
+                link.next_beat = now;
+            }
+        }
+        self.tick(now);
+    }
+
+    /// Gives up a lease, after the member has stopped serving.
+    pub fn release(
+        &mut self,
+        now: MonoTime,
+        volume: VolumeId,
+        epoch: Epoch,
+        prefer: Option<NodeId>,
+    ) {
+        for link in &self.links {
+            let message = WitnessMessage::Release {
+                volume,
+                epoch,
+                instance: self.instance,
+                prefer,
+            };
+            self.out.push_back(BeatOutput::Send {
+                to: link.witness,
+                message,
+            });
+        }
+        let kept = self.claims.iter().filter(|(v, _)| **v != volume);
+        let claims: Vec<_> = kept
+            .map(|(volume, epoch)| Claim {
+                volume: *volume,
+                epoch: *epoch,
+            })
+            .collect();
+        let (unwell, orphans) = (
+            std::mem::take(&mut self.unwell),
+            std::mem::take(&mut self.orphans),
+        );
+        self.state(now, &claims, unwell, orphans);
+    }
+
+    /// Sends the beats that are due.
+    pub fn tick(&mut self, now: MonoTime) {
+        for link in self.links.iter_mut().filter(|link| now >= link.next_beat) {
+            link.seq += 1;
+            link.next_beat = now + self.config.beat;
+            link.sent.push_back((link.seq, now));
+            if link.sent.len() > BEATS_REMEMBERED {
+                link.sent.pop_front();
+            }
+            let claims = (link.table_known != self.table).then(|| {
+                self.claims
+                    .iter()
+                    .map(|(volume, epoch)| Claim {
+                        volume: *volume,
+                        epoch: *epoch,
+                    })
+                    .collect()
+            });
+            let beat = Beat {
+                instance: self.instance,
+                seq: link.seq,
+                table: self.table,
+                claims,
+                unwell: self.unwell.clone(),
+                orphans: self.orphans.clone(),
+            };
+            self.out.push_back(BeatOutput::Send {
+                to: link.witness,
+                message: WitnessMessage::Beat(beat),
+            });
+        }
+    }
+
+    /// Takes a witness's answer.
+    pub fn handle_granted(&mut self, now: MonoTime, from: NodeId, granted: Granted) {
+        let held = self.config.held();
+        let from_receipt = self.config.mistakes.has(Mistake::LeaseFromReceipt);
+        let unnamed = self.config.mistakes.has(Mistake::GrantsWithoutNames);
+        let tables = &self.tables;
+        let Some(link) = self.links.iter_mut().find(|link| link.witness == from) else {
+            return;
+        };
+        let Some((_, sent)) = link
+            .sent
+            .iter()
+            .find(|(seq, _)| *seq == granted.seq)
+            .copied()
+        else {
+            return;
+        };
+        link.table_known = granted.table;
+        link.heard_at = Some(now);
+        link.hearing = granted.hearing.into_iter().collect();
+        let table = tables
+            .iter()
+            .find(|(number, _)| *number == granted.table)
+            .map(|(_, claims)| claims);
+        let Some(claims) = (if unnamed { Some(&self.claims) } else { table }) else {
+            return;
+        };
+        let until = if from_receipt {
+            now + self.config.lease
+        } else {
+            sent + held
+        };
+        let mut changed = Vec::new();
+        for (volume, epoch) in claims
+            .iter()
+            .filter(|(volume, _)| !granted.exceptions.contains(volume))
+        {
+            let grant = link.grants.entry(*volume).or_insert((*epoch, until));
+            *grant = if grant.0 == *epoch {
+                (*epoch, grant.1.max(until))
+            } else {
+                (*epoch, until)
+            };
+            changed.push((*volume, *epoch));
+        }
+        for (volume, epoch) in changed {
+            let until = self.lease(volume, epoch);
+            let silent = self.silent(now);
+            self.out.push_back(BeatOutput::Lease {
+                volume,
+                epoch,
+                until,
+                silent,
+            });
+        }
+    }
+
+    /// When the lease of (volume, epoch) ends: the time until which a majority of the witnesses granted it.
+    #[must_use]
+    pub fn lease(&self, volume: VolumeId, epoch: Epoch) -> MonoTime {
+        let grants = self
+            .links
+            .iter()
+            .filter_map(|link| link.grants.get(&volume));
+        let mut ends: Vec<MonoTime> = grants
+            .filter(|(e, _)| *e == epoch)
+            .map(|(_, until)| *until)
+            .collect();
+        ends.sort_unstable_by(|a, b| b.cmp(a));
+        ends.get(majority(self.links.len()) - 1)
+            .copied()
+            .unwrap_or(MonoTime::ZERO)
+    }
+
+    /// Data nodes that a majority of the witnesses say they do not hear.
+    fn silent(&self, now: MonoTime) -> Vec<NodeId> {
+        let fresh = |link: &&Link| link.heard_at.is_some_and(|at| now < at + self.config.lease);
+        let needed = majority(self.links.len());
+        let unheard = |node: &NodeId| {
+            self.links
+                .iter()
+                .filter(fresh)
+                .filter(|link| !link.hearing.contains(node))
+                .count()
+                >= needed
+        };
+        self.nodes.iter().copied().filter(unheard).collect()
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<BeatOutput> {
+        self.out.pop_front()
+    }
+
+    /// When to call [`Beats::tick`], at the latest.
+    #[must_use]
+    pub fn next_deadline(&self) -> MonoTime {
+        self.links
+            .iter()
+            .map(|link| link.next_beat)
+            .min()
+            .unwrap_or(MonoTime::MAX)
+    }
+
+    /// How long ago each witness answered last; none if it never did.
+    #[must_use]
+    pub fn heard(&self, now: MonoTime) -> Vec<(NodeId, Option<Duration>)> {
+        self.links
+            .iter()
+            .map(|link| (link.witness, link.heard_at.map(|at| now.since(at))))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V: VolumeId = VolumeId(7);
+
+    fn beats() -> Beats {
+        let witnesses = [NodeId(11), NodeId(12), NodeId(13)];
+        let mut beats = Beats::new(
+            MonoTime(0),
+            LeaseConfig::default(),
+            Instance(5),
+            &witnesses,
+            &[NodeId(1)],
+        );
+        beats.state(
+            MonoTime(1_000),
+            &[Claim {
+                volume: V,
+                epoch: Epoch(3),
+            }],
+            Vec::new(),
+            Vec::new(),
+        );
+        beats
+    }
+
+    fn granted(seq: u64, table: u64) -> Granted {
+        Granted {
+            seq,
+            table,
+            exceptions: Vec::new(),
+            hearing: vec![NodeId(1)],
+        }
+    }
+
+    #[test]
+    fn a_lease_needs_a_majority_and_runs_from_the_send_time() {
+        let mut b = beats();
+        b.handle_granted(MonoTime(900_000), NodeId(11), granted(1, 2));
+        assert_eq!(b.lease(V, Epoch(3)), MonoTime::ZERO);
+        b.handle_granted(MonoTime(950_000), NodeId(12), granted(1, 2));
+        assert_eq!(
+            b.lease(V, Epoch(3)),
+            MonoTime(1_000) + LeaseConfig::default().held()
+        );
+        assert_eq!(b.lease(V, Epoch(4)), MonoTime::ZERO);
+    }
+
+    #[test]
+    fn a_grant_for_an_older_table_says_nothing_of_a_newer_claim() {
+        let mut b = beats();
+        b.state(
+            MonoTime(2_000),
+            &[Claim {
+                volume: V,
+                epoch: Epoch(4),
+            }],
+            Vec::new(),
+            Vec::new(),
+        );
+        for witness in [11, 12, 13] {
+            b.handle_granted(MonoTime(900_000), NodeId(witness), granted(1, 2));
+        }
+        assert_eq!(b.lease(V, Epoch(4)), MonoTime::ZERO);
+    }
+
+    #[test]
+    fn the_holder_counts_less_than_the_witness() {
+        let config = LeaseConfig::default();
+        assert!(config.held() < config.lease);
+        // A holder whose clock is slow by r and a witness whose clock is fast by r end together at worst.
+        let (slow, fast) = (0.99, 1.01);
+        assert!(config.held().as_secs_f64() / slow <= config.lease.as_secs_f64() / fast + 1e-9);
+    }
+}

@@ -1,0 +1,94 @@
+//! Times and bounds. The core has no clock: these are compared with the time that each call brings.
+
+use std::time::Duration;
+
+use crate::mistakes::Mistakes;
+
+/// Of one member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberConfig {
+    /// A primary with nothing to send sends an empty append this often.
+    pub heartbeat: Duration,
+    /// The commit point travels alone after this long, if no entry carried it.
+    pub commit_delay: Duration,
+    /// Entries that were not answered for this long are sent again.
+    pub retransmit: Duration,
+    /// A member that was silent for this long is dropped from the register.
+    pub drop_after: Duration,
+    /// Bytes sent to one copy ahead of its answers.
+    pub in_flight_bytes_max: u64,
+    /// A planned switchover that has not drained by then is called off.
+    pub handover_timeout: Duration,
+    /// A register round without a result starts over after this long.
+    pub round_retry: Duration,
+    /// Deliberate mistakes, for the simulator.
+    pub mistakes: Mistakes,
+}
+
+impl Default for MemberConfig {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_millis(100),
+            commit_delay: Duration::from_millis(5),
+            retransmit: Duration::from_millis(300),
+            drop_after: Duration::from_secs(3),
+            in_flight_bytes_max: 8 << 20,
+            handover_timeout: Duration::from_secs(3),
+            round_retry: Duration::from_millis(100),
+            mistakes: Mistakes::NONE,
+        }
+    }
+}
+
+/// Of leases, the same on every node of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseConfig {
+    /// How long a witness's grant runs, counted by the witness from its answer.
+    pub lease: Duration,
+    /// The longest lease that was ever configured: what a restarted witness waits out.
+    pub lease_longest: Duration,
+    /// Time between two beats.
+    pub beat: Duration,
+    /// Bound on how much one clock's rate differs from true time, in parts per million.
+    pub rate_error_ppm: u32,
+    /// A commit path that is overdue by this much costs the lease, if other members could do better.
+    pub unwell_after: Duration,
+    /// A witness starts a promotion this much later than the one ranked before it.
+    pub stagger: Duration,
+    /// How long a promotion waits for answers that it could do without.
+    pub grace: Duration,
+    /// What got no answer is asked again after this long.
+    pub retry: Duration,
+    /// An attempt that has not ended by then starts over.
+    pub attempt: Duration,
+    /// Deliberate mistakes, for the simulator.
+    pub mistakes: Mistakes,
+}
+
+impl Default for LeaseConfig {
+    fn default() -> Self {
+        Self {
+            lease: Duration::from_millis(800),
+            lease_longest: Duration::from_millis(800),
+            beat: Duration::from_millis(100),
+            rate_error_ppm: 10_000,
+            unwell_after: Duration::from_millis(1000),
+            stagger: Duration::from_millis(150),
+            grace: Duration::from_millis(40),
+            retry: Duration::from_millis(50),
+            attempt: Duration::from_millis(1500),
+            mistakes: Mistakes::NONE,
+        }
+    }
+}
+
+impl LeaseConfig {
+    /// What the holder may count on: h <= L (1 - r) / (1 + r), from the moment it sent the beat.
+    #[must_use]
+    pub fn held(&self) -> Duration {
+        let million = 1_000_000_u128;
+        let rate = u128::from(self.rate_error_ppm).min(million);
+        let nanos = self.lease.as_nanos() * (million - rate) / (million + rate);
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+}

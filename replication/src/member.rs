@@ -1,0 +1,669 @@
+//! One copy of one volume on a data node: dispatch and closing pass only.
+//!
+//! Rules that hold across the crate's member side:
+//! * `handle` takes one event; the closing pass then does whatever its new state allows. Outputs are drained after.
+//! * Writes are carried out by the driver in the order given. `Send` outputs are safe at once: what must wait for
+//!   the disk is not in the queue before the disk has answered.
+//! * `sealed` (promised), `journal.sealed()` (durable), `commit` never fall.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use mainstay_types::{
+    Epoch, Incarnation, Lineage, LogPoint, Lsn, MonoTime, NodeId, PrimaryId, Register, VolumeId,
+};
+
+use crate::config::MemberConfig;
+use crate::journal::{Journal, OpId};
+use crate::message::{
+    CopyId, Doubt, MemberEnvelope, MemberMessage, RefuseReason, RegisterMessage, RoundResult,
+};
+use crate::mistakes::Mistake;
+use crate::primary::Primary;
+use crate::register::Round;
+use crate::replica::Following;
+use crate::rng::Rng;
+use crate::runs::EpochRuns;
+use crate::seal::SealWaiter;
+
+/// What the disk said at the start.
+#[derive(Debug, Clone)]
+pub struct MemberStart {
+    /// This process and this copy.
+    pub me: PrimaryId,
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its history.
+    pub lineage: Lineage,
+    /// The witnesses.
+    pub witnesses: Vec<NodeId>,
+    /// The intact log.
+    pub log: EpochRuns,
+    /// Greatest epoch durably sealed.
+    pub sealed: Epoch,
+    /// A floor of the commit point: what the checkpoint applied, or the log recorded.
+    pub commit: Lsn,
+    /// The unreadable last batch, if there is one.
+    pub doubt: Option<Doubt>,
+    /// Entries that were once durable do not read back.
+    pub damaged: bool,
+    /// The image is being replaced.
+    pub rebuilding: bool,
+    /// For ids and jitter.
+    pub seed: u64,
+}
+
+/// What happens to a member.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// From another member, or a witness.
+    Message(MemberEnvelope),
+    /// A witness's answer in a register round.
+    Register {
+        /// The witness.
+        from: NodeId,
+        /// Its answer.
+        body: RegisterMessage,
+    },
+    /// Every write up to this one survived a completed sync.
+    Persisted(OpId),
+    /// A write or sync failed: final for this log in this process.
+    StorageFailed,
+    /// Append this many entries. Refused unless [`Member::accepts`].
+    Propose {
+        /// How many.
+        count: u64,
+    },
+    /// Serve a read that has arrived. Answered by `ReadReady` or `ReadRefused`.
+    Read {
+        /// Chosen by the caller.
+        id: u64,
+    },
+    /// The lease as the node's beats see it.
+    Lease {
+        /// The epoch that was granted.
+        epoch: Epoch,
+        /// When it ends.
+        until: MonoTime,
+        /// Data nodes that a majority of the witnesses do not hear.
+        silent: Vec<NodeId>,
+    },
+    /// Give the primary role to another member: after everything taken in is committed.
+    Handover {
+        /// To whom; to the most advanced one if nobody is named.
+        to: Option<NodeId>,
+    },
+    /// The log's start moved up: entries up to here are gone from this disk.
+    Recycled {
+        /// Last entry that is gone.
+        through: Lsn,
+    },
+    /// A full copy replaced image and log: the log is empty behind `base`.
+    CopyInstalled {
+        /// The entry that the log continues.
+        base: LogPoint,
+    },
+    /// The replaced image is consistent.
+    Rebuilt,
+    /// A connection to `node` stands.
+    LinkUp {
+        /// The other end.
+        node: NodeId,
+    },
+    /// The connection to `node` broke: what was in flight may be lost.
+    LinkLost {
+        /// The other end.
+        node: NodeId,
+    },
+    /// Time passed.
+    Tick,
+}
+
+/// A write to carry out, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogWrite {
+    /// Entries `first..=last`: those just proposed, or those of the append being handled.
+    Append {
+        /// First.
+        first: Lsn,
+        /// Last, inclusive.
+        last: Lsn,
+    },
+    /// Cut everything above `after`.
+    Cut {
+        /// Last entry kept.
+        after: Lsn,
+    },
+    /// Store that epochs below this one are refused.
+    Seal {
+        /// The epoch.
+        epoch: Epoch,
+    },
+}
+
+/// What the driver must do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Output {
+    /// Carry out a write; answer with `Persisted` once it survives loss of power.
+    Persist {
+        /// Its name.
+        op: OpId,
+        /// The write.
+        write: LogWrite,
+    },
+    /// Send to a node; safe right now.
+    Send {
+        /// The node.
+        to: NodeId,
+        /// The message.
+        message: MemberMessage,
+    },
+    /// Send to a witness; safe right now.
+    SendRegister {
+        /// The witness.
+        to: NodeId,
+        /// The message.
+        message: RegisterMessage,
+    },
+    /// Everything up to here is committed.
+    Committed {
+        /// The commit point.
+        lsn: Lsn,
+    },
+    /// The read may be served from state that includes everything up to `at`.
+    ReadReady {
+        /// As given.
+        id: u64,
+        /// The commit point when it was allowed.
+        at: Lsn,
+    },
+    /// Not the primary any more: the read was not served.
+    ReadRefused {
+        /// As given.
+        id: u64,
+    },
+    /// The role changed.
+    Role(Role),
+    /// `node`'s copy ends before this log begins: it needs a full copy.
+    NeedsCopy {
+        /// Where it is.
+        node: NodeId,
+    },
+    /// This instance stopped serving `epoch` for good: tell the witnesses.
+    Release {
+        /// The epoch given up.
+        epoch: Epoch,
+        /// Who should come next.
+        prefer: Option<NodeId>,
+    },
+    /// A register value is decided.
+    Decided(Box<Register>),
+    /// Something that the protocol rules out has happened; this member stops.
+    Violation(String),
+}
+
+/// What this copy does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Follows nobody: no primary has spoken yet, or it sealed and waits.
+    Idle,
+    /// Follows a primary.
+    Replica {
+        /// Its epoch.
+        epoch: Epoch,
+        /// Its node.
+        primary: NodeId,
+    },
+    /// Acts in an epoch, but its first entry is not committed yet.
+    Starting {
+        /// The epoch.
+        epoch: Epoch,
+    },
+    /// Serves.
+    Primary {
+        /// The epoch.
+        epoch: Epoch,
+    },
+    /// Primary that takes in nothing more, until it has handed over.
+    Draining {
+        /// The epoch.
+        epoch: Epoch,
+    },
+    /// Stepped aside: its disk failed or its log is damaged.
+    Failed,
+}
+
+/// One copy of one volume.
+#[derive(Debug)]
+pub struct Member {
+    pub(crate) config: MemberConfig,
+    pub(crate) me: PrimaryId,
+    pub(crate) volume: VolumeId,
+    pub(crate) lineage: Lineage,
+    pub(crate) witnesses: Vec<NodeId>,
+    pub(crate) log: EpochRuns,
+    pub(crate) journal: Journal,
+    /// Greatest epoch promised, durable or on its way to the disk. Never falls.
+    pub(crate) sealed: Epoch,
+    /// Never falls.
+    pub(crate) commit: Lsn,
+    pub(crate) state: State,
+    pub(crate) doubt: Option<Doubt>,
+    pub(crate) damaged: bool,
+    pub(crate) rebuilding: bool,
+    pub(crate) failed: bool,
+    /// Last decided value seen.
+    pub(crate) register: Option<Box<Register>>,
+    pub(crate) seal_waiters: Vec<SealWaiter>,
+    /// Finds out what happened while this process was away.
+    pub(crate) round: Option<Round>,
+    /// Greatest epoch that this instance released: it never acts in it again.
+    pub(crate) released: Epoch,
+    pub(crate) lease_epoch: Epoch,
+    pub(crate) lease_until: MonoTime,
+    pub(crate) silent: Vec<NodeId>,
+    pub(crate) reachable: BTreeSet<NodeId>,
+
+    pub(crate) last_role: Role,
+    pub(crate) rng: Rng,
+    pub(crate) wake: MonoTime,
+    pub(crate) out: VecDeque<Output>,
+}
+
+#[derive(Debug)]
+pub(crate) enum State {
+    Idle,
+    Following(Following),
+    Primary(Box<Primary>),
+}
+
+impl Member {
+    /// A member as its disk remembers it. Reads the register before anything else.
+    #[must_use]
+    pub fn new(now: MonoTime, config: MemberConfig, start: MemberStart) -> Self {
+        let durable = start.log.last().lsn;
+        let mut rng = Rng::new(start.seed);
+        let round = Round::read(
+            now,
+            &start.witnesses,
+            rng.id(),
+            config.round_retry,
+            config.mistakes,
+        );
+        let mut member = Self {
+            config,
+            me: start.me,
+            volume: start.volume,
+            lineage: start.lineage,
+            witnesses: start.witnesses,
+            journal: Journal::new(durable, start.sealed),
+            commit: start.commit.min(durable),
+            log: start.log,
+            sealed: start.sealed,
+            state: State::Idle,
+            doubt: start.doubt,
+            damaged: start.damaged,
+            rebuilding: start.rebuilding,
+            failed: false,
+            register: None,
+            seal_waiters: Vec::new(),
+            round: Some(round),
+            released: Epoch::ZERO,
+            lease_epoch: Epoch::ZERO,
+            lease_until: MonoTime::ZERO,
+            silent: Vec::new(),
+            reachable: BTreeSet::new(),
+
+            last_role: Role::Idle,
+            rng,
+            wake: now,
+            out: VecDeque::new(),
+        };
+        member.close(now);
+        member
+    }
+
+    /// Takes one event.
+    pub fn handle(&mut self, now: MonoTime, input: Input) {
+        match input {
+            Input::Message(envelope) => self.handle_message(now, envelope),
+            Input::Register { from, body } => self.handle_register(now, from, body),
+            Input::Persisted(op) => self.journal.complete(op),
+            Input::StorageFailed => self.handle_storage_failed(),
+            Input::Propose { count } => self.handle_propose(now, count),
+            Input::Read { id } => self.handle_read(now, id),
+            Input::Lease {
+                epoch,
+                until,
+                silent,
+            } => self.handle_lease(epoch, until, silent),
+            Input::Handover { to } => self.handle_handover(now, to),
+            Input::Recycled { through } => self.log.advance_base(through.min(self.commit)),
+            Input::CopyInstalled { base } => self.handle_copy_installed(base),
+            Input::Rebuilt => self.rebuilding = false,
+
+            Input::LinkUp { node } => {
+                self.reachable.insert(node);
+            }
+            Input::LinkLost { node } => {
+                self.reachable.remove(&node);
+                self.handle_link_lost(node);
+            }
+            Input::Tick => {}
+        }
+        self.close(now);
+    }
+
+    /// The next thing to do. Drain after every `handle`.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.out.pop_front()
+    }
+
+    /// When to call `handle` with `Tick`, at the latest.
+    #[must_use]
+    pub fn next_deadline(&self) -> MonoTime {
+        self.wake
+    }
+
+    fn handle_message(&mut self, now: MonoTime, envelope: MemberEnvelope) {
+        if envelope.volume != self.volume || envelope.lineage != self.lineage || self.failed {
+            return;
+        }
+        let from = envelope.from;
+        match envelope.body {
+            MemberMessage::Append(append) => self.handle_append(now, from, &append),
+            MemberMessage::Ack(ack) => self.handle_ack(now, from, ack),
+            MemberMessage::Mismatch {
+                epoch,
+                instance,
+                hint,
+            } => {
+                self.handle_mismatch(now, from, epoch, instance, hint);
+            }
+            MemberMessage::Refused {
+                epoch,
+                sealed,
+                reason,
+            } => {
+                self.handle_refused(from, epoch, sealed, reason);
+            }
+            MemberMessage::Confirm { epoch, round } => self.handle_confirm(from, epoch, round),
+            MemberMessage::Confirmed {
+                epoch,
+                instance,
+                round,
+            } => {
+                self.handle_confirmed(now, from, epoch, instance, round);
+            }
+            MemberMessage::Seal { epoch } => self.handle_seal(from, epoch),
+            MemberMessage::Decided(register) => self.learn(now, register),
+            MemberMessage::NoCopy => self.handle_no_copy(now, from),
+            // Answers to witnesses.
+            MemberMessage::Sealed(_) | MemberMessage::SealRefused { .. } => {}
+        }
+    }
+
+    fn handle_register(&mut self, now: MonoTime, from: NodeId, body: RegisterMessage) {
+        if let Some(round) = &mut self.round
+            && let Some(result) = round.handle(now, from, body.clone())
+        {
+            self.round = None;
+            if let RoundResult::Decided(register) | RoundResult::Conflict(register) = result {
+                self.learn(now, register);
+            }
+        }
+        self.handle_change_answer(now, from, body);
+    }
+
+    /// Acts on a register value that is decided.
+    pub(crate) fn learn(&mut self, now: MonoTime, register: Box<Register>) {
+        if register.lineage != self.lineage {
+            return;
+        }
+        if let Some(known) = &self.register
+            && (known.epoch, known.version) >= (register.epoch, register.version)
+            && !(known.id == register.id && matches!(self.state, State::Idle))
+        {
+            return;
+        }
+        self.register = Some(register.clone());
+        self.out.push_back(Output::Decided(register.clone()));
+        if let State::Primary(primary) = &self.state {
+            let ours = register.primary == self.me && register.epoch == primary.epoch;
+            if register.epoch > primary.epoch || (register.epoch == primary.epoch && !ours) {
+                self.step_down();
+            }
+        }
+        self.maybe_become_primary(now);
+    }
+
+    fn handle_storage_failed(&mut self) {
+        self.failed = true;
+        self.step_down();
+        self.state = State::Idle;
+    }
+
+    fn handle_lease(&mut self, epoch: Epoch, until: MonoTime, silent: Vec<NodeId>) {
+        self.silent = silent;
+        if epoch > self.lease_epoch {
+            self.lease_epoch = epoch;
+            self.lease_until = until;
+        } else if epoch == self.lease_epoch {
+            self.lease_until = self.lease_until.max(until);
+        }
+    }
+
+    fn handle_copy_installed(&mut self, base: LogPoint) {
+        assert!(
+            !matches!(self.state, State::Primary(_)),
+            "a primary's own copy is never replaced"
+        );
+        self.log = EpochRuns::empty(base);
+        self.journal.reset(base.lsn);
+        self.commit = self.commit.max(base.lsn);
+        self.rebuilding = true;
+        self.damaged = false;
+        self.doubt = None;
+        self.state = State::Idle;
+    }
+
+    /// What always holds afterwards: commit, acks, answers that waited for the disk, deadlines.
+    fn close(&mut self, now: MonoTime) {
+        self.wake = MonoTime::MAX;
+        self.close_round(now);
+        self.close_seals();
+        match self.state {
+            State::Primary(_) => self.close_primary(now),
+            State::Following(_) => self.close_replica(now),
+            State::Idle => self.maybe_become_primary(now),
+        }
+        self.close_role();
+        self.check_invariants();
+    }
+
+    fn close_round(&mut self, now: MonoTime) {
+        if let Some(round) = &mut self.round {
+            round.tick(now);
+            while let Some((to, message)) = round.poll_send() {
+                self.out.push_back(Output::SendRegister { to, message });
+            }
+            self.wake = self.wake.min(round.deadline());
+        }
+    }
+
+    fn close_role(&mut self) {
+        let role = self.role();
+        if role != self.last_role {
+            self.last_role = role;
+            self.out.push_back(Output::Role(role));
+        }
+    }
+
+    fn check_invariants(&self) {
+        assert!(
+            self.sealed >= self.journal.sealed(),
+            "sealed {} below the disk's {}",
+            self.sealed,
+            self.journal.sealed()
+        );
+        assert!(
+            self.commit <= self.log.last().lsn,
+            "commit {} above the end {} of the log",
+            self.commit,
+            self.log.last()
+        );
+        if let State::Primary(primary) = &self.state {
+            debug_assert!(primary.start <= self.log.last().lsn);
+        }
+    }
+
+    /// Gives up the primary role of the present epoch, for good.
+    pub(crate) fn step_down(&mut self) {
+        if let State::Primary(primary) = std::mem::replace(&mut self.state, State::Idle) {
+            for id in primary.reads.ids() {
+                self.out.push_back(Output::ReadRefused { id });
+            }
+        }
+    }
+
+    pub(crate) fn wake_at(&mut self, at: MonoTime) {
+        self.wake = self.wake.min(at);
+    }
+
+    pub(crate) fn send(&mut self, to: NodeId, message: MemberMessage) {
+        self.out.push_back(Output::Send { to, message });
+    }
+
+    pub(crate) fn raise_commit(&mut self, lsn: Lsn) {
+        if lsn > self.commit {
+            self.commit = lsn;
+            self.out.push_back(Output::Committed { lsn });
+        }
+    }
+
+    pub(crate) fn copy(&self) -> CopyId {
+        CopyId {
+            node: self.me.node,
+            incarnation: self.me.incarnation,
+        }
+    }
+
+    /// Why this copy takes no appends, if it does not.
+    pub(crate) fn refusal(&self) -> Option<RefuseReason> {
+        if self.failed {
+            Some(RefuseReason::Failed)
+        } else if self.damaged && !self.config.mistakes.has(Mistake::DamageCountsAsSight) {
+            Some(RefuseReason::Damaged)
+        } else {
+            None
+        }
+    }
+}
+
+/// What others may know.
+impl Member {
+    /// The role.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        if self.failed || self.damaged {
+            return Role::Failed;
+        }
+        match &self.state {
+            State::Idle => Role::Idle,
+            State::Following(following) => Role::Replica {
+                epoch: following.epoch,
+                primary: following.primary.node,
+            },
+            State::Primary(primary) => {
+                let epoch = primary.epoch;
+                if primary.handover.is_some() {
+                    Role::Draining { epoch }
+                } else if self.commit >= primary.start {
+                    Role::Primary { epoch }
+                } else {
+                    Role::Starting { epoch }
+                }
+            }
+        }
+    }
+
+    /// Whether `Propose` would be taken in.
+    #[must_use]
+    pub fn accepts(&self) -> bool {
+        matches!(self.role(), Role::Primary { .. })
+    }
+
+    /// The commit point.
+    #[must_use]
+    pub fn commit(&self) -> Lsn {
+        self.commit
+    }
+
+    /// Last entry of the log, durable or not.
+    #[must_use]
+    pub fn last(&self) -> LogPoint {
+        self.log.last()
+    }
+
+    /// Durable up to here.
+    #[must_use]
+    pub fn durable(&self) -> Lsn {
+        self.journal.durable().lsn()
+    }
+
+    /// Greatest epoch sealed, durably.
+    #[must_use]
+    pub fn sealed(&self) -> Epoch {
+        self.journal.sealed()
+    }
+
+    /// The epochs of the log.
+    #[must_use]
+    pub fn log(&self) -> &EpochRuns {
+        &self.log
+    }
+
+    /// This process and copy.
+    #[must_use]
+    pub fn id(&self) -> PrimaryId {
+        self.me
+    }
+
+    /// This copy's incarnation.
+    #[must_use]
+    pub fn incarnation(&self) -> Incarnation {
+        self.me.incarnation
+    }
+
+    /// The volume's history.
+    #[must_use]
+    pub fn lineage(&self) -> Lineage {
+        self.lineage
+    }
+
+    /// Last decided register value seen here.
+    #[must_use]
+    pub fn register(&self) -> Option<&Register> {
+        self.register.as_deref()
+    }
+
+    /// Whether writes are on their way to the disk.
+    #[must_use]
+    pub fn has_pending_writes(&self) -> bool {
+        !self.journal.is_idle()
+    }
+
+    /// Whether the image is being replaced.
+    #[must_use]
+    pub fn is_rebuilding(&self) -> bool {
+        self.rebuilding
+    }
+
+    /// Where this copy is sealed, if nobody acts in that epoch as far as it knows.
+    #[must_use]
+    pub fn orphaned(&self) -> Option<Epoch> {
+        match &self.state {
+            State::Idle if !self.failed => Some(self.journal.sealed()),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! The proposer's side of the register: CASPaxos (Rystsov 2018, arXiv:1802.07000), one round at a time.
+//!
+//! A read writes back what it found, so that only a decided value is acted upon. Compare-and-set compares the random
+//! `id` of the value, never its version. A round goes on, with ever higher ballots, until its outcome is known.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use mainstay_types::{Instance, MonoTime, NodeId, Register, RegisterId};
+
+use crate::message::{ABSENT, Ballot, RegisterMessage, RoundResult};
+use crate::mistakes::{Mistake, Mistakes};
+use crate::quorum::majority;
+use crate::rng::Rng;
+
+/// What a round wants.
+#[derive(Debug, Clone)]
+enum Goal {
+    Read,
+    Swap {
+        expect: RegisterId,
+        expect_version: u64,
+        new: Box<Register>,
+    },
+}
+
+#[derive(Debug, Clone)]
+enum Phase {
+    Prepare {
+        answers: BTreeMap<NodeId, Option<(Ballot, Box<Register>)>>,
+    },
+    Accept {
+        value: Box<Register>,
+        acks: BTreeSet<NodeId>,
+    },
+    /// Lost to a higher ballot: waits before the next try.
+    Waiting,
+}
+
+/// One read or compare-and-set of one register.
+///
+/// Feed it every answer; drain [`Round::poll_send`] after each call; call [`Round::tick`] at [`Round::deadline`].
+/// Safe to drop at any time: the outcome is then unknown, and a later read settles it.
+#[derive(Debug, Clone)]
+pub struct Round {
+    witnesses: Vec<NodeId>,
+    goal: Goal,
+    ballot: Ballot,
+    phase: Phase,
+    /// Greatest counter seen in any answer.
+    seen: u64,
+    rng: Rng,
+    retry: Duration,
+    deadline: MonoTime,
+    out: Vec<(NodeId, RegisterMessage)>,
+    mistakes: Mistakes,
+}
+
+impl Round {
+    /// Finds the decided value.
+    #[must_use]
+    pub fn read(
+        now: MonoTime,
+        witnesses: &[NodeId],
+        seed: u64,
+        retry: Duration,
+        mistakes: Mistakes,
+    ) -> Self {
+        Self::start(now, witnesses, seed, retry, mistakes, Goal::Read)
+    }
+
+    /// Replaces the value with id `expect` by `new`. `ABSENT` expects that there is none.
+    #[must_use]
+    pub fn swap(
+        now: MonoTime,
+        witnesses: &[NodeId],
+        seed: u64,
+        retry: Duration,
+        mistakes: Mistakes,
+        expect: RegisterId,
+        new: Register,
+    ) -> Self {
+        let goal = Goal::Swap {
+            expect,
+            expect_version: new.version.saturating_sub(1),
+            new: Box::new(new),
+        };
+        Self::start(now, witnesses, seed, retry, mistakes, goal)
+    }
+
+    fn start(
+        now: MonoTime,
+        witnesses: &[NodeId],
+        seed: u64,
+        retry: Duration,
+        mistakes: Mistakes,
+        goal: Goal,
+    ) -> Self {
+        let mut rng = Rng::new(seed);
+        let ballot = Ballot {
+            counter: 0,
+            proposer: Instance(rng.id()),
+        };
+        let mut round = Self {
+            witnesses: witnesses.to_vec(),
+            goal,
+            ballot,
+            phase: Phase::Waiting,
+            seen: 0,
+            rng,
+            retry,
+            deadline: now,
+            out: Vec::new(),
+            mistakes,
+        };
+        round.prepare(now);
+        round
+    }
+
+    /// The next message to send.
+    pub fn poll_send(&mut self) -> Option<(NodeId, RegisterMessage)> {
+        self.out.pop()
+    }
+
+    /// When to call [`Round::tick`].
+    #[must_use]
+    pub fn deadline(&self) -> MonoTime {
+        self.deadline
+    }
+
+    /// Repeats what got no answer, or tries again after a lost ballot.
+    pub fn tick(&mut self, now: MonoTime) {
+        if now >= self.deadline {
+            // A new ballot rather than the old messages again: a ballot carries one value, and answers that were
+            // lost must not be mixed with those of another try.
+            self.prepare(now);
+        }
+    }
+
+    /// Takes a witness's answer; returns the result once it is known.
+    pub fn handle(
+        &mut self,
+        now: MonoTime,
+        from: NodeId,
+        message: RegisterMessage,
+    ) -> Option<RoundResult> {
+        if !self.witnesses.contains(&from) {
+            return None;
+        }
+        match message {
+            RegisterMessage::Promised { ballot, accepted } => {
+                self.handle_promised(now, from, ballot, accepted)
+            }
+            RegisterMessage::Accepted { ballot } => self.handle_accepted(from, ballot),
+            RegisterMessage::Rejected { ballot, promised } => {
+                self.handle_rejected(now, ballot, promised);
+                None
+            }
+            RegisterMessage::Prepare { .. } | RegisterMessage::Accept { .. } => None,
+        }
+    }
+
+    fn handle_promised(
+        &mut self,
+        now: MonoTime,
+        from: NodeId,
+        ballot: Ballot,
+        accepted: Option<(Ballot, Box<Register>)>,
+    ) -> Option<RoundResult> {
+        let needed = majority(self.witnesses.len());
+        let Phase::Prepare { answers } = &mut self.phase else {
+            return None;
+        };
+        if ballot != self.ballot {
+            return None;
+        }
+        answers.insert(from, accepted);
+        if answers.len() < needed {
+            return None;
+        }
+        let found = answers
+            .values()
+            .flatten()
+            .max_by_key(|(ballot, _)| *ballot)
+            .map(|(_, value)| value.clone());
+        if self.mistakes.has(Mistake::RegisterByNumber)
+            && let (Goal::Read, Some(found)) = (&self.goal, &found)
+        {
+            return Some(RoundResult::Decided(found.clone()));
+        }
+        let value = match (&self.goal, found) {
+            (Goal::Read, None) => return Some(RoundResult::Absent),
+            (Goal::Swap { expect, new, .. }, None) if *expect == ABSENT => new.clone(),
+            // Nothing is there, so what was expected is not: as absent as a read would find it.
+            (Goal::Swap { .. }, None) => return Some(RoundResult::Absent),
+            (Goal::Swap { expect, new, .. }, Some(found)) if found.id == *expect => new.clone(),
+            (
+                Goal::Swap {
+                    expect_version,
+                    new,
+                    ..
+                },
+                Some(found),
+            ) if self.mistakes.has(Mistake::RegisterByNumber)
+                && found.version == *expect_version =>
+            {
+                new.clone()
+            }
+            (_, Some(found)) => found,
+        };
+        self.accept(now, value);
+        None
+    }
+
+    fn handle_accepted(&mut self, from: NodeId, ballot: Ballot) -> Option<RoundResult> {
+        let needed = majority(self.witnesses.len());
+        let Phase::Accept { value, acks } = &mut self.phase else {
+            return None;
+        };
+        if ballot != self.ballot {
+            return None;
+        }
+        acks.insert(from);
+        if acks.len() < needed {
+            return None;
+        }
+        let value = value.clone();
+        Some(match &self.goal {
+            Goal::Swap { new, .. } if new.id != value.id => RoundResult::Conflict(value),
+            _ => RoundResult::Decided(value),
+        })
+    }
+
+    fn handle_rejected(&mut self, now: MonoTime, ballot: Ballot, promised: Ballot) {
+        self.seen = self.seen.max(promised.counter);
+        if ballot == self.ballot && !matches!(self.phase, Phase::Waiting) {
+            self.phase = Phase::Waiting;
+            self.deadline = now + self.rng.jitter(self.retry / 4);
+        }
+    }
+
+    fn prepare(&mut self, now: MonoTime) {
+        self.seen = self.seen.max(self.ballot.counter) + 1;
+        self.ballot.counter = self.seen;
+        self.phase = Phase::Prepare {
+            answers: BTreeMap::new(),
+        };
+        self.deadline = now + self.rng.jitter(self.retry);
+        self.broadcast(&RegisterMessage::Prepare {
+            ballot: self.ballot,
+        });
+    }
+
+    fn accept(&mut self, now: MonoTime, value: Box<Register>) {
+        let message = RegisterMessage::Accept {
+            ballot: self.ballot,
+            value: value.clone(),
+        };
+        self.phase = Phase::Accept {
+            value,
+            acks: BTreeSet::new(),
+        };
+        self.deadline = now + self.rng.jitter(self.retry);
+        self.broadcast(&message);
+    }
+
+    fn broadcast(&mut self, message: &RegisterMessage) {
+        self.out.clear();
+        self.out.extend(
+            self.witnesses
+                .iter()
+                .rev()
+                .map(|witness| (*witness, message.clone())),
+        );
+    }
+}

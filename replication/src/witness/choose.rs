@@ -1,0 +1,221 @@
+//! The choice of a new primary: rules R6.4, R6.5 and the fold of R6.7. Pure, and tested over every small case.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mainstay_types::{Epoch, LogPoint, Member, MemberKind, NodeId, PrimaryId, Register, VolumeId};
+
+use crate::message::{CopyId, SealAnswer, SuspectReason};
+use crate::mistakes::{Mistake, Mistakes};
+use crate::quorum::sight;
+
+/// Seal answers by the copy that gave them, with its process instance.
+pub(super) type Answers = BTreeMap<CopyId, (PrimaryId, SealAnswer)>;
+
+/// The record that a promotion leaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The epoch that was ended.
+    pub from_epoch: Epoch,
+    /// Who acted in it.
+    pub from: PrimaryId,
+    /// The new epoch.
+    pub epoch: Epoch,
+    /// Who acts in it.
+    pub primary: PrimaryId,
+    /// Why.
+    pub reason: SuspectReason,
+    /// End of the chosen log: every acknowledged write lies at or below it.
+    pub cut: LogPoint,
+    /// Durable end of the log of each member that answered.
+    pub answers: Vec<(NodeId, LogPoint)>,
+    /// Registered members that did not answer.
+    pub silent: Vec<NodeId>,
+}
+
+/// What the answers allow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// Not every committed entry is in sight yet.
+    Blind { answers: usize, needed: usize },
+    /// This one, with this end of the log.
+    Chosen {
+        primary: PrimaryId,
+        cut: LogPoint,
+        /// Registered members whose intact answers count.
+        counted: usize,
+    },
+}
+
+/// Chooses among the answers of registered members at one epoch, without those of `avoid` if the others suffice: any
+/// set that has everything committed in sight is as good as a larger one.
+pub(super) fn choose(
+    register: &Register,
+    answers: &Answers,
+    prefer: Option<NodeId>,
+    avoid: &BTreeSet<NodeId>,
+    mistakes: Mistakes,
+) -> Choice {
+    if avoid
+        .iter()
+        .any(|node| answers.keys().any(|copy| copy.node == *node))
+    {
+        let mut others = answers.clone();
+        others.retain(|copy, _| !avoid.contains(&copy.node));
+        let choice = choose_among(register, &others, prefer, mistakes);
+        if matches!(choice, Choice::Chosen { .. }) {
+            return choice;
+        }
+    }
+    choose_among(register, answers, prefer, mistakes)
+}
+
+fn choose_among(
+    register: &Register,
+    answers: &Answers,
+    prefer: Option<NodeId>,
+    mistakes: Mistakes,
+) -> Choice {
+    let any_copy = mistakes.has(Mistake::IncarnationIgnored);
+    let registered = |copy: &CopyId| {
+        register
+            .members
+            .iter()
+            .find(|m| m.node == copy.node && (any_copy || m.incarnation == copy.incarnation))
+    };
+    let known: Vec<(&Member, &PrimaryId, &SealAnswer)> = answers
+        .iter()
+        .filter_map(|(copy, (id, answer))| registered(copy).map(|member| (member, id, answer)))
+        .collect();
+    let all_answered = known.len() == register.members.len();
+    let damage_counts = mistakes.has(Mistake::DamageCountsAsSight);
+    let sound = |answer: &SealAnswer| (!answer.damaged || damage_counts) && !answer.rebuilding;
+    let clear = |answer: &SealAnswer| sound(answer) && answer.doubt.is_none();
+    let clear_end = known
+        .iter()
+        .filter(|(_, _, a)| clear(a))
+        .map(|(_, _, a)| a.last)
+        .max();
+    let counts = |answer: &SealAnswer| {
+        // H12: a batch in doubt may have been acknowledged. Another log that reaches beyond it settles that; so does
+        // the word of every registered member that it does not have it.
+        let settled = answer.doubt.is_some_and(|doubt| {
+            doubt.to.is_some_and(|to| {
+                clear_end.is_some_and(|end| end.lsn >= to && end.epoch >= answer.last.epoch)
+            })
+        });
+        sound(answer) && (answer.doubt.is_none() || settled || all_answered)
+    };
+    let counted: Vec<_> = known
+        .iter()
+        .filter(|(_, _, answer)| counts(answer))
+        .collect();
+    let needed = sight(register.members.len(), register.quorum());
+    let blind = Choice::Blind {
+        answers: counted.len(),
+        needed,
+    };
+    if counted.len() < needed {
+        return blind;
+    }
+    let by_lsn = mistakes.has(Mistake::ChoiceByLsnAlone);
+    let key = |point: LogPoint| {
+        if by_lsn {
+            (Epoch::ZERO, point.lsn)
+        } else {
+            (point.epoch, point.lsn)
+        }
+    };
+    let Some(cut) = counted
+        .iter()
+        .map(|(_, _, answer)| answer.last)
+        .max_by_key(|point| key(*point))
+    else {
+        return blind;
+    };
+    let order = |node: NodeId| {
+        register
+            .policy
+            .placement
+            .iter()
+            .position(|n| *n == node)
+            .unwrap_or(usize::MAX)
+    };
+    let best = counted
+        .iter()
+        .filter(|(member, _, answer)| member.kind == MemberKind::Full && answer.last == cut)
+        .min_by_key(|(member, _, answer)| {
+            (
+                Some(member.node) != prefer,
+                std::cmp::Reverse(answer.reachable.len()),
+                order(member.node),
+            )
+        });
+    match best {
+        Some((_, id, _)) => Choice::Chosen {
+            primary: **id,
+            cut,
+            counted: counted.len(),
+        },
+        None => blind,
+    }
+}
+
+/// Members and ack quorum of the new epoch: those of the old one, or, if too few answered to commit anything, folded
+/// to copies that hold the chosen end itself (C3).
+pub(super) fn fold(
+    register: &Register,
+    answers: &Answers,
+    cut: LogPoint,
+    mistakes: Mistakes,
+) -> (Vec<Member>, u32) {
+    let answered = |m: &Member| {
+        answers.get(&CopyId {
+            node: m.node,
+            incarnation: m.incarnation,
+        })
+    };
+    let alive = register
+        .members
+        .iter()
+        .filter(|m| answered(m).is_some())
+        .count();
+    let unchanged = (register.members.clone(), register.ack_quorum);
+    if mistakes.has(Mistake::PromotionDropsSilent) {
+        let kept: Vec<Member> = register
+            .members
+            .iter()
+            .filter(|m| answered(m).is_some())
+            .copied()
+            .collect();
+        let quorum = u32::try_from(register.policy.ack.quorum(kept.len())).unwrap_or(u32::MAX);
+        return (kept, quorum);
+    }
+    if alive >= register.quorum() {
+        return unchanged;
+    }
+    let holding: Vec<Member> = register
+        .members
+        .iter()
+        .filter(|m| {
+            answered(m).is_some_and(|(_, a)| {
+                a.last == cut && !a.damaged && !a.rebuilding && a.doubt.is_none()
+            })
+        })
+        .copied()
+        .collect();
+    let full = holding
+        .iter()
+        .filter(|m| m.kind == MemberKind::Full)
+        .count();
+    let quorum = register.policy.ack.quorum(holding.len());
+    let min = usize::try_from(register.policy.min_copies)
+        .unwrap_or(usize::MAX)
+        .max(1);
+    if full >= min && quorum <= holding.len() && !holding.is_empty() {
+        (holding, u32::try_from(quorum).unwrap_or(u32::MAX))
+    } else {
+        unchanged
+    }
+}

@@ -1,0 +1,594 @@
+//! Drives one promotion: rule R6. Any witness may, several may at once, and any of them may die anywhere in between.
+//!
+//! Before anything is done, a majority of the witnesses must see the same reason: one that merely hears nothing
+//! deposes nobody. Then read and fence, seal, choose, compare-and-set, announce.
+
+use std::collections::BTreeSet;
+
+use mainstay_types::{Epoch, MonoTime, NodeId, PrimaryId, Register, RegisterId, VolumeId};
+
+use super::choose::{Answers, Certificate, Choice, choose, fold};
+use super::{Witness, WitnessEvent};
+use crate::message::{
+    CopyId, MemberMessage, Message, RegisterMessage, RoundResult, SealAnswer, SuspectReason,
+    WitnessMessage,
+};
+use crate::mistakes::Mistake;
+use crate::quorum::majority;
+use crate::register::Round;
+
+/// One attempt to give a volume a new primary.
+#[derive(Debug)]
+pub(super) struct Coordinator {
+    /// The epoch to be ended, as this witness's register copy has it.
+    epoch: Epoch,
+    reason: SuspectReason,
+    step: Step,
+    /// What got no answer is asked again then.
+    resend: MonoTime,
+    /// The attempt is given up then.
+    give_up: MonoTime,
+    prefer: Option<NodeId>,
+    /// Whether `PromotionWaits` was reported.
+    reported: bool,
+}
+
+#[derive(Debug)]
+enum Step {
+    /// Waits its turn among the witnesses.
+    Waiting { until: MonoTime },
+    /// Asks the others whether they see it, too.
+    Suspecting { agreed: BTreeSet<NodeId> },
+    /// Reads the register and fences the lease, side by side.
+    Fencing {
+        read: Option<Box<Register>>,
+        round: Option<Round>,
+        fenced: BTreeSet<NodeId>,
+    },
+    /// Seals the members.
+    Sealing {
+        register: Box<Register>,
+        epoch: Epoch,
+        answers: Answers,
+        choose_at: Option<MonoTime>,
+    },
+    /// Writes the new value.
+    Swapping {
+        round: Round,
+        certificate: Box<Certificate>,
+    },
+    /// Tells the new primary until it claims its lease.
+    Announcing { register: Box<Register> },
+}
+
+impl Witness {
+    /// Starts, continues and ends attempts.
+    pub(super) fn close_coordinators(&mut self, now: MonoTime) {
+        for volume in self.records.keys().copied().collect::<Vec<_>>() {
+            match self.coordinators.remove(&volume) {
+                Some(coordinator) => self.drive(now, volume, coordinator),
+                None => self.maybe_start(now, volume),
+            }
+        }
+    }
+
+    fn maybe_start(&mut self, now: MonoTime, volume: VolumeId) {
+        let Some(reason) = self.reason(now, volume) else {
+            let due = self.reason_due(now, volume);
+            if due > now {
+                self.wake_at(due);
+            }
+            return;
+        };
+        let Some(epoch) = self.accepted(volume).map(|register| register.epoch) else {
+            return;
+        };
+        let prefer = self.grants.get(&volume).and_then(|grants| grants.prefer);
+        let delay = self.config.stagger * self.rank(volume, epoch);
+        let coordinator = Coordinator {
+            epoch,
+            reason,
+            step: Step::Waiting { until: now + delay },
+            resend: now,
+            give_up: now + delay + self.config.attempt,
+            prefer,
+            reported: false,
+        };
+        self.drive(now, volume, coordinator);
+    }
+
+    /// Turns among the witnesses, another one first for each volume and epoch.
+    fn rank(&self, volume: VolumeId, epoch: Epoch) -> u32 {
+        let count = self.witnesses.len() as u64;
+        let own = self
+            .witnesses
+            .iter()
+            .position(|w| *w == self.me)
+            .unwrap_or(0) as u64;
+        u32::try_from((own + volume.0 % count + epoch.0 % count) % count).unwrap_or(0)
+    }
+
+    fn drive(&mut self, now: MonoTime, volume: VolumeId, mut coordinator: Coordinator) {
+        let copy_epoch = self
+            .accepted(volume)
+            .map_or(Epoch::ZERO, |register| register.epoch);
+        let announcing = matches!(coordinator.step, Step::Announcing { .. });
+        let overtaken =
+            copy_epoch > coordinator.epoch && !matches!(coordinator.step, Step::Swapping { .. });
+        if !announcing
+            && (overtaken || now >= coordinator.give_up || self.reason(now, volume).is_none())
+        {
+            // Start over, if there is still a reason: with jitter, so that two witnesses do not meet for ever.
+            if !overtaken && now >= coordinator.give_up && self.reason(now, volume).is_some() {
+                let until = now + self.rng.jitter(self.config.stagger);
+                coordinator.step = Step::Waiting { until };
+                coordinator.give_up = until + self.config.attempt;
+            } else {
+                let due = self.reason_due(now, volume);
+                if due > now {
+                    self.wake_at(due);
+                }
+                return;
+            }
+        }
+        if self.step(now, volume, &mut coordinator) {
+            self.wake_at(coordinator.give_up.min(coordinator.resend));
+            if let Step::Waiting { until } = coordinator.step {
+                self.wake_at(until);
+            }
+            self.coordinators.insert(volume, coordinator);
+        }
+    }
+
+    /// One step. False if the attempt has ended.
+    fn step(&mut self, now: MonoTime, volume: VolumeId, c: &mut Coordinator) -> bool {
+        let resend = now >= c.resend;
+        if resend {
+            c.resend = now + self.config.retry;
+        }
+        match &mut c.step {
+            Step::Waiting { until } => {
+                if now >= *until {
+                    c.step = Step::Suspecting {
+                        agreed: BTreeSet::new(),
+                    };
+                    c.resend = now;
+                    return self.step(now, volume, c);
+                }
+                true
+            }
+            Step::Suspecting { agreed } => {
+                if agreed.len() >= majority(self.witnesses.len()) {
+                    self.start_fencing(now, volume, c);
+                } else if resend {
+                    // The others may hear of it a moment later.
+                    c.resend = now + self.config.retry / 5;
+                    let message = WitnessMessage::Suspect {
+                        volume,
+                        epoch: c.epoch,
+                        reason: c.reason,
+                    };
+                    self.broadcast(&message);
+                }
+                true
+            }
+            Step::Fencing { .. } => self.step_fencing(now, volume, c, resend),
+            Step::Sealing { .. } => self.step_sealing(now, volume, c, resend),
+            Step::Swapping { round, .. } => {
+                round.tick(now);
+                let mut sends = Vec::new();
+                while let Some(send) = round.poll_send() {
+                    sends.push(send);
+                }
+                c.resend = round.deadline();
+                self.send_round(volume, sends);
+                true
+            }
+            Step::Announcing { register } => {
+                let claimed = self
+                    .grants
+                    .get(&volume)
+                    .is_some_and(|g| g.epoch > register.epoch || g.granted);
+                if claimed || now >= c.give_up {
+                    return false;
+                }
+                if resend {
+                    let register = register.clone();
+                    self.announce(volume, &register);
+                }
+                true
+            }
+        }
+    }
+
+    fn start_fencing(&mut self, now: MonoTime, volume: VolumeId, c: &mut Coordinator) {
+        let (epoch, reason) = (c.epoch, c.reason);
+        self.out.push_back(super::WitnessOutput::Event(
+            WitnessEvent::PromotionStarted {
+                volume,
+                epoch,
+                reason,
+            },
+        ));
+        let (seed, retry, mistakes) = (self.rng.id(), self.config.retry * 2, self.config.mistakes);
+        let round = Round::read(now, &self.witnesses, seed, retry, mistakes);
+        c.step = Step::Fencing {
+            read: None,
+            round: Some(round),
+            fenced: BTreeSet::new(),
+        };
+        c.resend = now;
+        self.step(now, volume, c);
+    }
+
+    fn step_fencing(
+        &mut self,
+        now: MonoTime,
+        volume: VolumeId,
+        c: &mut Coordinator,
+        resend: bool,
+    ) -> bool {
+        let Step::Fencing {
+            read,
+            round,
+            fenced,
+        } = &mut c.step
+        else {
+            return true;
+        };
+        let mut sends = Vec::new();
+        if let Some(round) = round {
+            round.tick(now);
+            while let Some(send) = round.poll_send() {
+                sends.push(send);
+            }
+            c.resend = c.resend.min(round.deadline());
+        }
+        let ready = match read {
+            Some(register) if register.epoch != c.epoch || register.deleted => return false,
+            Some(register) if fenced.len() >= majority(self.witnesses.len()) => {
+                Some(register.clone())
+            }
+            _ => None,
+        };
+        self.send_round(volume, sends);
+        if let Some(register) = ready {
+            let sealed = self.greatest_seal(volume, &register);
+            self.start_sealing(now, volume, c, register, sealed);
+        } else if resend {
+            self.broadcast(&WitnessMessage::Fence {
+                volume,
+                epoch: c.epoch,
+            });
+        }
+        true
+    }
+
+    /// Greatest seal that a member has reported.
+    fn greatest_seal(&self, volume: VolumeId, register: &Register) -> Epoch {
+        let members = register
+            .members
+            .iter()
+            .filter_map(|member| self.nodes.get(&member.node));
+        members
+            .filter_map(|seen| seen.orphans.get(&volume))
+            .copied()
+            .max()
+            .unwrap_or(Epoch::ZERO)
+    }
+
+    fn start_sealing(
+        &mut self,
+        now: MonoTime,
+        volume: VolumeId,
+        c: &mut Coordinator,
+        register: Box<Register>,
+        sealed: Epoch,
+    ) {
+        let epoch = register.epoch.max(sealed).next();
+        c.step = Step::Sealing {
+            register,
+            epoch,
+            answers: Answers::new(),
+            choose_at: None,
+        };
+        c.resend = now;
+        self.step(now, volume, c);
+    }
+
+    fn step_sealing(
+        &mut self,
+        now: MonoTime,
+        volume: VolumeId,
+        c: &mut Coordinator,
+        resend: bool,
+    ) -> bool {
+        let Step::Sealing {
+            register,
+            epoch,
+            answers,
+            choose_at,
+        } = &mut c.step
+        else {
+            return true;
+        };
+        let (register, epoch) = (register.clone(), *epoch);
+        let prefer = c.prefer.or_else(|| {
+            // An orphaned fence or seal says nothing against the present primary.
+            (c.reason != SuspectReason::LeaseGone).then_some(register.primary.node)
+        });
+        let avoid = self.unwell(volume, &register);
+        match choose(&register, answers, prefer, &avoid, self.config.mistakes) {
+            Choice::Blind {
+                answers: counted,
+                needed,
+            } => {
+                if !c.reported && now + self.config.attempt / 2 >= c.give_up {
+                    c.reported = true;
+                    let silent = missing(&register, answers);
+                    self.out
+                        .push_back(super::WitnessOutput::Event(WitnessEvent::PromotionWaits {
+                            volume,
+                            epoch,
+                            answers: counted,
+                            needed,
+                            missing: silent,
+                        }));
+                }
+            }
+            Choice::Chosen {
+                primary,
+                cut,
+                counted,
+            } => {
+                let at = *choose_at.get_or_insert(now + self.config.grace);
+                let all = answers.len() >= register.members.len();
+                let enough =
+                    counted >= register.quorum() && prefer.is_none_or(|node| node == primary.node);
+                if all || enough || now >= at {
+                    let answers = answers.clone();
+                    self.start_swapping(now, volume, c, &register, epoch, primary, cut, &answers);
+                    return true;
+                }
+                self.wake_at(at);
+            }
+        }
+        if resend {
+            let nodes: BTreeSet<NodeId> =
+                register.members.iter().map(|member| member.node).collect();
+            for node in nodes {
+                self.send_member(node, &register, volume, MemberMessage::Seal { epoch });
+            }
+        }
+        true
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one value is built from all of these, once"
+    )]
+    fn start_swapping(
+        &mut self,
+        now: MonoTime,
+        volume: VolumeId,
+        c: &mut Coordinator,
+        register: &Register,
+        epoch: Epoch,
+        primary: PrimaryId,
+        cut: mainstay_types::LogPoint,
+        answers: &Answers,
+    ) {
+        let (members, ack_quorum) = fold(register, answers, cut, self.config.mistakes);
+        let next = Register {
+            id: RegisterId(self.rng.id()),
+            version: register.version + 1,
+            epoch,
+            primary,
+            members,
+            ack_quorum,
+            cut,
+            ..register.clone()
+        };
+        let certificate = Box::new(Certificate {
+            volume,
+            from_epoch: register.epoch,
+            from: register.primary,
+            epoch,
+            primary,
+            reason: c.reason,
+            cut,
+            answers: answers
+                .values()
+                .map(|(id, answer)| (id.node, answer.last))
+                .collect(),
+            silent: missing(register, answers),
+        });
+        let (seed, retry, mistakes) = (self.rng.id(), self.config.retry * 2, self.config.mistakes);
+        let round = Round::swap(
+            now,
+            &self.witnesses,
+            seed,
+            retry,
+            mistakes,
+            register.id,
+            next,
+        );
+        c.step = Step::Swapping { round, certificate };
+        c.resend = now;
+        self.step(now, volume, c);
+    }
+
+    fn announce(&mut self, volume: VolumeId, register: &Register) {
+        let nodes: BTreeSet<NodeId> = register
+            .members
+            .iter()
+            .map(|m| m.node)
+            .chain(register.policy.placement.iter().copied())
+            .collect();
+        for node in nodes {
+            self.send_member(
+                node,
+                register,
+                volume,
+                MemberMessage::Decided(Box::new(register.clone())),
+            );
+        }
+    }
+
+    fn broadcast(&mut self, message: &WitnessMessage) {
+        for witness in self.witnesses.clone() {
+            self.send(witness, Message::Witness(message.clone()));
+        }
+    }
+
+    fn send_round(&mut self, volume: VolumeId, sends: Vec<(NodeId, RegisterMessage)>) {
+        for (to, body) in sends {
+            self.send(to, Message::Register { volume, body });
+        }
+    }
+}
+
+/// Answers.
+impl Witness {
+    pub(super) fn handle_suspected(
+        &mut self,
+        from: NodeId,
+        volume: VolumeId,
+        epoch: Epoch,
+        agree: bool,
+    ) {
+        if let Some(c) = self.coordinators.get_mut(&volume)
+            && c.epoch == epoch
+            && let Step::Suspecting { agreed } = &mut c.step
+            && self.witnesses.contains(&from)
+        {
+            if agree {
+                agreed.insert(from);
+            } else {
+                agreed.remove(&from);
+            }
+        }
+    }
+
+    pub(super) fn handle_fenced(&mut self, from: NodeId, volume: VolumeId, epoch: Epoch) {
+        if let Some(c) = self.coordinators.get_mut(&volume)
+            && c.epoch == epoch
+            && let Step::Fencing { fenced, .. } = &mut c.step
+            && self.witnesses.contains(&from)
+        {
+            fenced.insert(from);
+        }
+    }
+
+    pub(super) fn handle_round_answer(
+        &mut self,
+        now: MonoTime,
+        from: NodeId,
+        volume: VolumeId,
+        body: RegisterMessage,
+    ) {
+        let Some(c) = self.coordinators.get_mut(&volume) else {
+            return;
+        };
+        match &mut c.step {
+            Step::Fencing { read, round, .. } => {
+                let Some(result) = round
+                    .as_mut()
+                    .and_then(|round| round.handle(now, from, body))
+                else {
+                    return;
+                };
+                *round = None;
+                match result {
+                    RoundResult::Decided(register) | RoundResult::Conflict(register) => {
+                        *read = Some(register)
+                    }
+                    RoundResult::Absent => {}
+                }
+            }
+            Step::Swapping { round, certificate } => {
+                let Some(result) = round.handle(now, from, body) else {
+                    return;
+                };
+                let certificate = certificate.clone();
+                match result {
+                    RoundResult::Decided(register) => {
+                        c.epoch = register.epoch;
+                        c.give_up = now + self.config.lease;
+                        c.resend = now;
+                        c.step = Step::Announcing { register };
+                        self.out
+                            .push_back(super::WitnessOutput::Event(WitnessEvent::Promoted(
+                                certificate,
+                            )));
+                    }
+                    // The loser of a race is harmless.
+                    RoundResult::Conflict(_) | RoundResult::Absent => {
+                        self.coordinators.remove(&volume);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn handle_sealed(&mut self, volume: VolumeId, from: PrimaryId, answer: SealAnswer) {
+        // The answer of a process that is known to have ended still tells what its copy holds, but nobody is left to
+        // act; the process that comes after it will answer for the same copy.
+        if self.dead.contains(&from.instance) {
+            return;
+        }
+        if let Some(c) = self.coordinators.get_mut(&volume)
+            && let Step::Sealing { epoch, answers, .. } = &mut c.step
+            && *epoch == answer.epoch
+        {
+            answers.insert(
+                CopyId {
+                    node: from.node,
+                    incarnation: from.incarnation,
+                },
+                (from, answer),
+            );
+        }
+    }
+
+    /// Somebody sealed higher: answers at the lower epoch count for nothing, so all are asked again.
+    pub(super) fn handle_seal_refused(
+        &mut self,
+        now: MonoTime,
+        volume: VolumeId,
+        asked: Epoch,
+        sealed: Epoch,
+    ) {
+        if let Some(c) = self.coordinators.get_mut(&volume)
+            && let Step::Sealing {
+                epoch,
+                answers,
+                choose_at,
+                ..
+            } = &mut c.step
+            && *epoch == asked
+            && sealed >= asked
+            && !self.config.mistakes.has(Mistake::OrphansIgnored)
+        {
+            *epoch = sealed.next();
+            answers.clear();
+            *choose_at = None;
+            c.resend = now;
+        }
+    }
+}
+
+fn missing(register: &Register, answers: &Answers) -> Vec<NodeId> {
+    register
+        .members
+        .iter()
+        .filter(|m| {
+            !answers.contains_key(&CopyId {
+                node: m.node,
+                incarnation: m.incarnation,
+            })
+        })
+        .map(|m| m.node)
+        .collect()
+}

@@ -1,0 +1,347 @@
+//! One witness: dispatch and closing pass. Registers, grants and fences are kept here; promotions are driven here.
+//!
+//! Rules that hold across this side:
+//! * A promise, an accepted value and a fence are durable before they are answered: the answer waits in `after` for
+//!   the write it depends on.
+//! * Grants live in memory only. A restarted witness has forgotten them, so it waits out the longest lease ever
+//!   configured before it fences (M2).
+//! * A witness holds no user data and never vouches for how fresh a copy is.
+
+mod acceptor;
+mod choose;
+mod coordinator;
+mod grants;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use mainstay_types::{Epoch, Instance, MonoTime, NodeId, PrimaryId, Register, VolumeId};
+
+use crate::config::LeaseConfig;
+use crate::journal::OpId;
+use crate::message::{
+    Ballot, MemberEnvelope, MemberMessage, Message, RegisterMessage, SuspectReason, WitnessMessage,
+};
+use crate::rng::Rng;
+
+pub use choose::Certificate;
+use coordinator::Coordinator;
+use grants::{Grants, NodeSeen};
+
+/// What a witness keeps of one volume, durably.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WitnessRecord {
+    /// No ballot below this one is answered.
+    pub promised: Ballot,
+    /// The value accepted last, with its ballot.
+    pub accepted: Option<(Ballot, Box<Register>)>,
+    /// No lease is granted for this epoch or an older one.
+    pub fenced: Epoch,
+}
+
+/// What the store said at the start.
+#[derive(Debug, Clone)]
+pub struct WitnessStart {
+    /// This node.
+    pub node: NodeId,
+    /// This process.
+    pub instance: Instance,
+    /// All witnesses, this one among them.
+    pub witnesses: Vec<NodeId>,
+    /// What was kept.
+    pub records: BTreeMap<VolumeId, WitnessRecord>,
+    /// For ids and jitter.
+    pub seed: u64,
+}
+
+/// What happens to a witness.
+#[derive(Debug, Clone)]
+pub enum WitnessInput {
+    /// Something arrived.
+    Message {
+        /// From this node.
+        from: NodeId,
+        /// The message.
+        message: Message,
+    },
+    /// Every write up to this one survived a completed sync.
+    Persisted(OpId),
+    /// Time passed.
+    Tick,
+}
+
+/// What the driver must do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum WitnessOutput {
+    /// Store the record, replacing the one before; answer with `Persisted`. In order.
+    Persist {
+        /// Its name.
+        op: OpId,
+        /// Which volume.
+        volume: VolumeId,
+        /// What to keep.
+        record: WitnessRecord,
+    },
+    /// Send to a node; safe right now.
+    Send {
+        /// The node.
+        to: NodeId,
+        /// The message.
+        message: Message,
+    },
+    /// Something that an operator wants to know.
+    Event(WitnessEvent),
+}
+
+/// For the cluster's event log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WitnessEvent {
+    /// This witness began to replace a primary.
+    PromotionStarted {
+        /// The volume.
+        volume: VolumeId,
+        /// The epoch to be ended.
+        epoch: Epoch,
+        /// Why.
+        reason: SuspectReason,
+    },
+    /// Too few members answered to see every committed entry.
+    PromotionWaits {
+        /// The volume.
+        volume: VolumeId,
+        /// The epoch tried.
+        epoch: Epoch,
+        /// Answers that count.
+        answers: usize,
+        /// Answers needed.
+        needed: usize,
+        /// Registered members that could still complete it.
+        missing: Vec<NodeId>,
+    },
+    /// The register names a new primary.
+    Promoted(Box<Certificate>),
+}
+
+/// One witness.
+#[derive(Debug)]
+pub struct Witness {
+    config: LeaseConfig,
+    me: NodeId,
+    instance: Instance,
+    witnesses: Vec<NodeId>,
+    records: BTreeMap<VolumeId, WitnessRecord>,
+    grants: BTreeMap<VolumeId, Grants>,
+    nodes: BTreeMap<NodeId, NodeSeen>,
+    /// Processes that their supervisors saw end.
+    dead: BTreeSet<Instance>,
+    /// Planted mistake only: nodes whose release was taken by name.
+    dead_nodes: BTreeSet<NodeId>,
+    /// Before this time nothing is fenced.
+    quiet_until: MonoTime,
+    coordinators: BTreeMap<VolumeId, Coordinator>,
+    next_op: OpId,
+    /// Messages that wait for a write.
+    after: VecDeque<(OpId, NodeId, Message)>,
+    /// Messages of this witness to itself.
+    loopback: VecDeque<Message>,
+    rng: Rng,
+    wake: MonoTime,
+    out: VecDeque<WitnessOutput>,
+}
+
+impl Witness {
+    /// A witness as its store remembers it.
+    #[must_use]
+    pub fn new(now: MonoTime, config: LeaseConfig, start: WitnessStart) -> Self {
+        let quiet = config.lease_longest.max(config.lease);
+        let mut witness = Self {
+            quiet_until: now + quiet,
+            config,
+            me: start.node,
+            instance: start.instance,
+            witnesses: start.witnesses,
+            records: start.records,
+            grants: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            dead: BTreeSet::new(),
+            dead_nodes: BTreeSet::new(),
+            coordinators: BTreeMap::new(),
+            next_op: OpId(1),
+            after: VecDeque::new(),
+            loopback: VecDeque::new(),
+            rng: Rng::new(start.seed),
+            wake: now,
+            out: VecDeque::new(),
+        };
+        for volume in witness.records.keys().copied().collect::<Vec<_>>() {
+            witness.note_register(now, volume);
+        }
+        witness.close(now);
+        witness
+    }
+
+    /// Takes one event.
+    pub fn handle(&mut self, now: MonoTime, input: WitnessInput) {
+        match input {
+            WitnessInput::Message { from, message } => self.handle_message(now, from, message),
+            WitnessInput::Persisted(op) => self.handle_persisted(op),
+            WitnessInput::Tick => {}
+        }
+        self.close(now);
+    }
+
+    /// The next thing to do. Drain after every `handle`.
+    pub fn poll_output(&mut self) -> Option<WitnessOutput> {
+        self.out.pop_front()
+    }
+
+    /// When to call `handle` with `Tick`, at the latest.
+    #[must_use]
+    pub fn next_deadline(&self) -> MonoTime {
+        self.wake
+    }
+
+    /// What this witness accepted last for a volume. Not necessarily decided.
+    #[must_use]
+    pub fn accepted(&self, volume: VolumeId) -> Option<&Register> {
+        self.records
+            .get(&volume)?
+            .accepted
+            .as_ref()
+            .map(|(_, register)| &**register)
+    }
+
+    /// What is kept of each volume.
+    #[must_use]
+    pub fn records(&self) -> &BTreeMap<VolumeId, WitnessRecord> {
+        &self.records
+    }
+
+    fn handle_message(&mut self, now: MonoTime, from: NodeId, message: Message) {
+        match message {
+            Message::Register { volume, body } => match body {
+                RegisterMessage::Prepare { .. } | RegisterMessage::Accept { .. } => {
+                    self.handle_proposal(now, from, volume, body);
+                }
+                answer => self.handle_round_answer(now, from, volume, answer),
+            },
+            Message::Witness(body) => self.handle_witness_message(now, from, body),
+            Message::Member(envelope) => self.handle_member_answer(now, *envelope),
+        }
+    }
+
+    fn handle_witness_message(&mut self, now: MonoTime, from: NodeId, body: WitnessMessage) {
+        match body {
+            WitnessMessage::Beat(beat) => self.handle_beat(now, from, beat),
+            WitnessMessage::Release {
+                volume,
+                epoch,
+                instance,
+                prefer,
+            } => {
+                self.handle_release(now, volume, epoch, instance, prefer);
+            }
+            WitnessMessage::ReleaseInstance { node, instance } => {
+                self.handle_release_instance(node, instance)
+            }
+            WitnessMessage::Suspect {
+                volume,
+                epoch,
+                reason,
+            } => {
+                self.handle_suspect(now, from, volume, epoch, reason);
+            }
+            WitnessMessage::Suspected {
+                volume,
+                epoch,
+                agree,
+            } => {
+                self.handle_suspected(from, volume, epoch, agree);
+            }
+            WitnessMessage::Fence { volume, epoch } => self.handle_fence(from, volume, epoch),
+            WitnessMessage::Fenced { volume, epoch } => self.handle_fenced(from, volume, epoch),
+            WitnessMessage::Granted(_) => {}
+        }
+    }
+
+    fn handle_member_answer(&mut self, now: MonoTime, envelope: MemberEnvelope) {
+        match envelope.body {
+            MemberMessage::Sealed(answer) => {
+                self.handle_sealed(envelope.volume, envelope.from, answer)
+            }
+            MemberMessage::SealRefused { asked, sealed } => {
+                self.handle_seal_refused(now, envelope.volume, asked, sealed);
+            }
+            _ => {}
+        }
+    }
+
+    fn close(&mut self, now: MonoTime) {
+        self.wake = MonoTime::MAX;
+        loop {
+            self.close_grants(now);
+            self.close_coordinators(now);
+            let Some(message) = self.loopback.pop_front() else {
+                break;
+            };
+            let me = self.me;
+            self.handle_message(now, me, message);
+        }
+    }
+
+    fn send(&mut self, to: NodeId, message: Message) {
+        if to == self.me {
+            self.loopback.push_back(message);
+        } else {
+            self.out.push_back(WitnessOutput::Send { to, message });
+        }
+    }
+
+    fn send_member(
+        &mut self,
+        to: NodeId,
+        register: &Register,
+        volume: VolumeId,
+        body: MemberMessage,
+    ) {
+        let from = PrimaryId {
+            node: self.me,
+            incarnation: mainstay_types::Incarnation(0),
+            instance: self.instance,
+        };
+        let envelope = MemberEnvelope {
+            volume,
+            lineage: register.lineage,
+            from,
+            body,
+        };
+        self.out.push_back(WitnessOutput::Send {
+            to,
+            message: Message::Member(Box::new(envelope)),
+        });
+    }
+
+    /// Stores the record as it is now; `message` goes out once that is durable.
+    fn persist_then(&mut self, volume: VolumeId, to: NodeId, message: Message) {
+        let op = self.next_op;
+        self.next_op = OpId(op.0 + 1);
+        let record = self.records.get(&volume).cloned().unwrap_or_default();
+        self.out
+            .push_back(WitnessOutput::Persist { op, volume, record });
+        self.after.push_back((op, to, message));
+    }
+
+    fn handle_persisted(&mut self, op: OpId) {
+        while self
+            .after
+            .front()
+            .is_some_and(|(needed, _, _)| *needed <= op)
+        {
+            let (_, to, message) = self.after.pop_front().expect("front was just seen");
+            self.send(to, message);
+        }
+    }
+
+    fn wake_at(&mut self, at: MonoTime) {
+        self.wake = self.wake.min(at);
+    }
+}
