@@ -1,0 +1,321 @@
+//! The checkpoint: from memory to the files, crash-consistent at every step.
+//!
+//! ```text
+//!  1 freeze      what is applied now becomes the frozen layer; new changes go above it
+//!  2 merge       blocks changed in part are merged with their verified base, in memory
+//!  3 intent      merged blocks and new checksum pages are written aside and synced
+//!  4 overwrite   blocks, holes and checksum pages in place, then synced
+//!  5 record      the new position replaces the old one: from here on, replay starts behind it
+//! ```
+//!
+//! A crash before 3 is complete leaves the files as they were. A crash after it is finished by `open`, and whole
+//! blocks that may be torn are written again by replay, before any read is answered.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use super::intent::{Intent, Target};
+use super::overlay::{Content, Dirty, Layer};
+use super::sums::{BLOCKS_PER_PAGE, Sum, SumsPage};
+use super::{CheckpointError, Image};
+use crate::checkpoint::{Checkpoint, CheckpointFileError};
+use crate::codec::crc;
+use crate::engine::{AlignedBuf, Disk, DiskFile, PAGE, PAGE_BYTES, TRANSFER_BYTES, is_no_space};
+use crate::format::LogEnd;
+
+/// A block ready to be written: its bytes, or none for a hole.
+pub(super) type Ready = (u64, Option<Bytes>);
+
+impl<D: Disk> Image<D> {
+    /// Writes what is applied now to the files and records it, with `blob` as the caller's state at that very
+    /// position. Durable on return; gives back the position recorded. Reads and applies go on meanwhile.
+    ///
+    /// Only committed entries were applied, so a checkpoint never passes the commit point. Dropped half way, the image
+    /// is finished for this process.
+    ///
+    /// # Errors
+    /// [`CheckpointError`]. After `NoSpace` and `Corrupt` nothing is lost and it may be repeated.
+    pub async fn checkpoint(&self, blob: Bytes) -> Result<LogEnd, CheckpointError> {
+        self.check_idle()?;
+        if self.rebuilding.get() {
+            return Err(CheckpointError::Rebuilding);
+        }
+        if let Some(need) = self.fuzzy_until.get() {
+            return Err(CheckpointError::NotReplayed { need });
+        }
+        let target = self.applied.get();
+        self.busy.set(true);
+        {
+            let mut overlay = self.overlay.borrow_mut();
+            overlay.frozen = Some(std::mem::take(&mut overlay.active));
+        }
+        let result = self.flush(target, blob).await;
+        self.flushing.borrow_mut().clear();
+        match &result {
+            Ok(_) => self.overlay.borrow_mut().frozen = None,
+            Err(_) => self.overlay.borrow_mut().thaw(),
+        }
+        self.version.set(self.version.get() + 1);
+        if let Err(CheckpointError::Poisoned { reason }) = &result {
+            tracing::error!(%reason, "image finished for this process");
+            *self.poisoned.borrow_mut() = Some(reason.clone());
+        }
+        self.busy.set(false);
+        result
+    }
+
+    /// Refuses a second writer, and everything after a failure.
+    pub(super) fn check_idle(&self) -> Result<(), CheckpointError> {
+        if let Some(reason) = &*self.poisoned.borrow() {
+            return Err(CheckpointError::Poisoned {
+                reason: reason.clone(),
+            });
+        }
+        if self.busy.get() {
+            return Err(CheckpointError::Busy);
+        }
+        Ok(())
+    }
+
+    async fn flush(&self, target: LogEnd, blob: Bytes) -> Result<LogEnd, CheckpointError> {
+        let merged = self.merge_frozen().await?;
+        let (ready, pages) = self.plan_flush().await?;
+        if !ready.is_empty() {
+            self.write_intent(target, &merged, &ready, &pages)
+                .await
+                .map_err(write_error)?;
+            self.version.set(self.version.get() + 1);
+            self.flushing
+                .borrow_mut()
+                .extend(pages.iter().map(|(number, page)| (*number, page.clone())));
+            self.overwrite(&ready, &pages).await.map_err(write_error)?;
+        }
+        let checkpoint = Checkpoint {
+            applied: target,
+            rebuilding: false,
+            blob,
+        };
+        self.record.store(&checkpoint).await.map_err(record_error)?;
+        for (number, page) in pages {
+            self.cache.put(number, page);
+        }
+        let before = self.checkpointed.get();
+        assert!(
+            before.point.lsn <= target.point.lsn,
+            "checkpoint fell from {} to {}",
+            before.point,
+            target.point
+        );
+        self.checkpointed.set(target);
+        Ok(target)
+    }
+
+    /// Merges blocks changed in part with their base; returns which.
+    async fn merge_frozen(&self) -> Result<Vec<u64>, CheckpointError> {
+        let partial: Vec<_> = {
+            let overlay = self.overlay.borrow();
+            let frozen = overlay.frozen.iter().flat_map(|layer| &layer.blocks);
+            frozen
+                .filter(|(_, dirty)| matches!(dirty.content, Content::Partial(_)))
+                .map(|(block, _)| *block)
+                .collect()
+        };
+        for block in &partial {
+            let base = self.stored_block(*block).await?;
+            let mut overlay = self.overlay.borrow_mut();
+            if let Some(layer) = &mut overlay.frozen {
+                put_below(layer, *block, &base);
+            }
+        }
+        Ok(partial)
+    }
+
+    /// A block's verified bytes on disk.
+    async fn stored_block(&self, block: u64) -> Result<Vec<u8>, CheckpointError> {
+        let corrupt = CheckpointError::Corrupt { block };
+        let poison = |error: io::Error| CheckpointError::Poisoned {
+            reason: error.to_string(),
+        };
+        let page = self
+            .sums_page(block / BLOCKS_PER_PAGE)
+            .await
+            .map_err(poison)?;
+        let Some(sum) = page
+            .map(|page| page.get(block))
+            .filter(|sum| !sum.is_lost())
+        else {
+            return Err(corrupt);
+        };
+        if !sum.data {
+            return Ok(vec![0; PAGE_BYTES]);
+        }
+        let (result, buf) = self
+            .image
+            .read_at(AlignedBuf::zeroed(PAGE_BYTES), block * PAGE)
+            .await;
+        match result {
+            Ok(PAGE_BYTES) if crc(&buf) == sum.crc => Ok(buf.to_vec()),
+            Ok(_) => Err(corrupt),
+            Err(error) if error.raw_os_error() == Some(libc::EIO) => Err(corrupt),
+            Err(error) => Err(poison(error)),
+        }
+    }
+
+    /// The blocks to write, and the checksum pages as they will be.
+    async fn plan_flush(
+        &self,
+    ) -> Result<(Vec<Ready>, BTreeMap<u64, Rc<SumsPage>>), CheckpointError> {
+        let dirty: Vec<(u64, Dirty)> = {
+            let overlay = self.overlay.borrow();
+            let frozen = overlay.frozen.iter().flat_map(|layer| &layer.blocks);
+            frozen
+                .map(|(block, dirty)| (*block, dirty.clone()))
+                .collect()
+        };
+        let mut pages = BTreeMap::<u64, SumsPage>::new();
+        let mut ready = Vec::with_capacity(dirty.len());
+        for (block, dirty) in dirty {
+            let data = match dirty.content {
+                Content::Data(data) => Some(data),
+                Content::Zero => None,
+                Content::Partial(_) => return Err(CheckpointError::Corrupt { block }),
+            };
+            let number = block / BLOCKS_PER_PAGE;
+            let page = match pages.entry(number) {
+                std::collections::btree_map::Entry::Occupied(page) => page.into_mut(),
+                std::collections::btree_map::Entry::Vacant(place) => {
+                    let page = self.sums_page(number).await.map_err(|error| {
+                        CheckpointError::Poisoned {
+                            reason: error.to_string(),
+                        }
+                    })?;
+                    // Of a lost page only this block is known; the others stay corrupt until they are repaired.
+                    place.insert(page.map_or_else(SumsPage::lost, |page| (*page).clone()))
+                }
+            };
+            page.set(
+                block,
+                Sum {
+                    data: data.is_some(),
+                    crc: data.as_ref().map_or(0, |data| crc(data)),
+                    lsn: dirty.lsn,
+                },
+            );
+            ready.push((block, data));
+        }
+        let seal = |(number, mut page): (u64, SumsPage)| {
+            page.seal(self.config.lineage, number);
+            (number, Rc::new(page))
+        };
+        Ok((ready, pages.into_iter().map(seal).collect()))
+    }
+
+    async fn write_intent(
+        &self,
+        target: LogEnd,
+        merged: &[u64],
+        ready: &[Ready],
+        pages: &BTreeMap<u64, Rc<SumsPage>>,
+    ) -> io::Result<()> {
+        let sequence = self.sequence.get() + 1;
+        let blocks = ready
+            .iter()
+            .filter(|(block, _)| merged.binary_search(block).is_ok());
+        let blocks = blocks
+            .filter_map(|(block, data)| Some((Target::Block(*block), data.as_ref()?.to_vec())));
+        let sums = pages
+            .iter()
+            .map(|(number, page)| (Target::Sums(*number), page.0.to_vec()));
+        let intent = Intent {
+            sequence,
+            base: self.checkpointed.get().point.lsn,
+            target: target.point.lsn,
+            items: blocks.chain(sums).collect(),
+        };
+        let file = &self.intents[usize::from(!sequence.is_multiple_of(2))];
+        file.write_durable(intent.encode(self.config.lineage), 0)
+            .await
+            .0?;
+        self.sequence.set(sequence);
+        Ok(())
+    }
+
+    async fn overwrite(
+        &self,
+        ready: &[Ready],
+        pages: &BTreeMap<u64, Rc<SumsPage>>,
+    ) -> io::Result<()> {
+        self.write_blocks(ready).await?;
+        for (number, page) in pages {
+            self.sums
+                .write_at(AlignedBuf::padded_from(&page.0[..]), number * PAGE)
+                .await
+                .0?;
+        }
+        self.image.sync().await?;
+        self.sums.sync().await
+    }
+
+    /// Writes blocks in ascending order, neighbours together.
+    pub(super) async fn write_blocks(&self, ready: &[Ready]) -> io::Result<()> {
+        let limit = TRANSFER_BYTES / PAGE_BYTES;
+        let mut rest = ready;
+        while let Some((first, data)) = rest.first() {
+            let joins = |(index, (block, other)): &(usize, &Ready)| {
+                *block == first + *index as u64
+                    && other.is_some() == data.is_some()
+                    && *index < limit
+            };
+            let count = rest.iter().enumerate().take_while(joins).count();
+            let (run, behind) = rest.split_at(count);
+            rest = behind;
+            if data.is_none() {
+                self.image
+                    .punch_hole(first * PAGE, count as u64 * PAGE)
+                    .await?;
+                continue;
+            }
+            let mut buf = AlignedBuf::zeroed(count * PAGE_BYTES);
+            for (target, (_, data)) in buf.chunks_exact_mut(PAGE_BYTES).zip(run) {
+                target.copy_from_slice(data.as_deref().unwrap_or(&[0; PAGE_BYTES]));
+            }
+            self.image.write_at(buf, first * PAGE).await.0?;
+        }
+        Ok(())
+    }
+}
+
+/// Merges a partial block of `layer` with its base.
+fn put_below(layer: &mut Layer, block: u64, base: &[u8]) {
+    let Some(dirty) = layer.blocks.get(&block) else {
+        return;
+    };
+    let (Content::Partial(partial), lsn) = (&dirty.content, dirty.lsn) else {
+        return;
+    };
+    let mut data = base.to_vec();
+    partial.over(&mut data);
+    layer.put(block, Content::Data(data.into()), lsn);
+}
+
+pub(super) fn write_error(error: io::Error) -> CheckpointError {
+    if is_no_space(&error) {
+        CheckpointError::NoSpace(error)
+    } else {
+        CheckpointError::Poisoned {
+            reason: error.to_string(),
+        }
+    }
+}
+
+pub(super) fn record_error(error: CheckpointFileError) -> CheckpointError {
+    match error {
+        CheckpointFileError::Io { source, .. } => write_error(source),
+        other => CheckpointError::Poisoned {
+            reason: other.to_string(),
+        },
+    }
+}

@@ -1,0 +1,420 @@
+use std::rc::Rc;
+
+use mainstay_types::{Epoch, SessionId};
+use proptest::prelude::*;
+
+use super::*;
+use crate::engine::SimDisk;
+use crate::engine::sim::{Fault, OpKind};
+use crate::format::{encode_range, encode_unstamped, stamp, verify_batch};
+use crate::testing::{block_on, crash_points};
+
+const DIR: &str = "/v";
+const LINEAGE: Lineage = Lineage(0xabcd);
+const BLOCKS: u64 = 300;
+
+fn config() -> ImageConfig {
+    ImageConfig {
+        lineage: LINEAGE,
+        size_bytes: BLOCKS * PAGE,
+        sums_pages: 1,
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Write { offset: u64, len: usize, fill: u8 },
+    Zero { offset: u64, len: u64 },
+    Other,
+}
+
+/// The entries of a log, as a volume would have them.
+fn entries(ops: &[Op]) -> Vec<EntryRef> {
+    let mut end = LogEnd::ZERO;
+    let make = ops.iter().map(|op| {
+        let (kind, arg, payload) = match op {
+            Op::Write { offset, len, fill } => (EntryKind::Write, *offset, vec![*fill; *len]),
+            Op::Zero { offset, len } => (EntryKind::Trim, *offset, encode_range(*len).to_vec()),
+            Op::Other => (EntryKind::SessionOpen, 0, Vec::new()),
+        };
+        let lsn = end.point.lsn.next();
+        let mut entry = encode_unstamped(kind, SessionId(1), 1, lsn.0, arg, &payload);
+        stamp(&mut entry, LINEAGE, Epoch(1), lsn, end.crc);
+        let entry = verify_batch(LINEAGE, &entry.freeze(), end)
+            .expect("own entry")
+            .remove(0);
+        end = entry.header.end();
+        entry
+    });
+    make.collect()
+}
+
+/// What the volume holds after `ops`.
+fn model(ops: &[Op]) -> Vec<u8> {
+    let mut out = vec![0; usize::try_from(BLOCKS * PAGE).expect("small")];
+    let at = |offset: u64| usize::try_from(offset).expect("small");
+    for op in ops {
+        match op {
+            Op::Write { offset, len, fill } => out[at(*offset)..at(*offset) + len].fill(*fill),
+            Op::Zero { offset, len } => out[at(*offset)..at(*offset + len)].fill(0),
+            Op::Other => {}
+        }
+    }
+    out
+}
+
+fn create(disk: &SimDisk) -> Image<SimDisk> {
+    let made = Image::create(
+        disk.clone(),
+        Path::new(DIR),
+        config(),
+        LogEnd::ZERO,
+        Bytes::from_static(b"0"),
+    );
+    block_on(made).expect("create")
+}
+
+fn open(disk: &SimDisk) -> (Image<SimDisk>, Checkpoint) {
+    block_on(Image::open(disk.clone(), Path::new(DIR), config())).expect("open")
+}
+
+fn whole(image: &Image<SimDisk>) -> Vec<u8> {
+    let len = usize::try_from(BLOCKS * PAGE).expect("small");
+    block_on(image.read(0, len)).expect("readable").to_vec()
+}
+
+fn replay(image: &Image<SimDisk>, log: &[EntryRef]) {
+    for entry in log
+        .iter()
+        .filter(|entry| entry.header.point.lsn > image.applied().point.lsn)
+    {
+        image.apply(entry).expect("in order");
+    }
+}
+
+fn sample_ops() -> Vec<Op> {
+    vec![
+        Op::Write {
+            offset: 0,
+            len: 8192,
+            fill: 1,
+        },
+        Op::Write {
+            offset: 4096 + 100,
+            len: 50,
+            fill: 2,
+        },
+        Op::Write {
+            offset: 255 * PAGE - 10,
+            len: 20,
+            fill: 3,
+        },
+        Op::Other,
+        Op::Write {
+            offset: 10 * PAGE,
+            len: 40_960,
+            fill: 4,
+        },
+        Op::Zero {
+            offset: 11 * PAGE + 5,
+            len: 2 * PAGE,
+        },
+    ]
+}
+
+#[test]
+fn content_survives_checkpoints_and_restarts() {
+    let disk = SimDisk::immediate(1);
+    let image = create(&disk);
+    let (ops, log) = (sample_ops(), entries(&sample_ops()));
+    for (count, entry) in log.iter().enumerate() {
+        image.apply(entry).expect("in order");
+        assert_eq!(whole(&image), model(&ops[..=count]));
+        if count % 2 == 0 {
+            let blob = Bytes::from(vec![u8::try_from(count).expect("small")]);
+            block_on(image.checkpoint(blob)).expect("checkpoint");
+            assert_eq!(image.dirty_bytes(), 0);
+            assert_eq!(whole(&image), model(&ops[..=count]));
+        }
+    }
+    disk.crash();
+    let (image, checkpoint) = open(&disk);
+    assert_eq!(
+        (checkpoint.applied.point.lsn, &checkpoint.blob[..]),
+        (Lsn(5), &[4][..])
+    );
+    replay(&image, &log);
+    assert_eq!(whole(&image), model(&ops));
+    let extents = block_on(image.extents(0..3 * PAGE)).expect("extents");
+    let all = Extent {
+        offset: 0,
+        len: 2 * PAGE,
+        allocated: true,
+    };
+    assert_eq!(
+        extents,
+        [
+            all,
+            Extent {
+                offset: 2 * PAGE,
+                len: PAGE,
+                allocated: false
+            }
+        ]
+    );
+    assert_eq!(
+        block_on(image.scrub(0, BLOCKS)).expect("scrub"),
+        Vec::<u64>::new()
+    );
+}
+
+#[test]
+fn a_rotten_block_is_told_and_repaired() {
+    let disk = SimDisk::immediate(2);
+    let image = create(&disk);
+    replay(&image, &entries(&sample_ops()));
+    block_on(image.checkpoint(Bytes::new())).expect("checkpoint");
+    disk.rot(&Path::new(DIR).join("image"), 5, 1);
+    assert!(matches!(
+        block_on(image.read(0, 10)),
+        Err(ImageReadError::Corrupt { block: 0 })
+    ));
+    assert_eq!(block_on(image.scrub(0, BLOCKS)).expect("scrub"), [0]);
+    image
+        .repair_block(0, &[1; PAGE_BYTES], Lsn(1))
+        .expect("a block");
+    assert_eq!(whole(&image), model(&sample_ops()));
+    block_on(image.checkpoint(Bytes::new())).expect("checkpoint");
+    let (image, _) = open(&disk);
+    assert_eq!(whole(&image), model(&sample_ops()));
+    let longer = [sample_ops(), vec![Op::Other]].concat();
+    replay(&image, &entries(&longer));
+    block_on(image.checkpoint(Bytes::new())).expect("checkpoint");
+    // A lost page of checksums takes its blocks with it, not the others.
+    disk.rot(&Path::new(DIR).join("image.sums"), 40, 1);
+    let (image, _) = open(&disk);
+    assert!(matches!(
+        block_on(image.read(0, 10)),
+        Err(ImageReadError::Corrupt { .. })
+    ));
+    assert!(block_on(image.read(255 * PAGE, 4096)).is_ok());
+}
+
+#[test]
+fn a_partial_write_over_a_rotten_base_waits_for_repair() {
+    let disk = SimDisk::immediate(3);
+    let image = create(&disk);
+    let ops = [
+        Op::Write {
+            offset: 0,
+            len: 4096,
+            fill: 1,
+        },
+        Op::Write {
+            offset: 10,
+            len: 5,
+            fill: 2,
+        },
+    ];
+    let log = entries(&ops);
+    image.apply(&log[0]).expect("in order");
+    block_on(image.checkpoint(Bytes::new())).expect("checkpoint");
+    disk.rot(&Path::new(DIR).join("image"), 100, 1);
+    image.apply(&log[1]).expect("no base is looked at");
+    assert!(matches!(
+        block_on(image.checkpoint(Bytes::new())),
+        Err(CheckpointError::Corrupt { block: 0 })
+    ));
+    image
+        .repair_block(0, &[1; PAGE_BYTES], Lsn(1))
+        .expect("a block");
+    block_on(image.checkpoint(Bytes::new())).expect("checkpoint");
+    assert_eq!(whole(&open(&disk).0), model(&ops));
+}
+
+#[test]
+fn a_full_disk_loses_nothing_and_a_failed_sync_ends_the_image() {
+    let disk = SimDisk::immediate(4);
+    let image = create(&disk);
+    replay(&image, &entries(&sample_ops()));
+    for allowed in (0..30).map(|pages| pages * PAGE) {
+        disk.set_capacity(Some(disk.used_bytes().max(allowed)));
+        match block_on(image.checkpoint(Bytes::new())) {
+            Ok(_) => break,
+            Err(error) => assert!(matches!(error, CheckpointError::NoSpace(_)), "{error:?}"),
+        }
+        assert_eq!(whole(&image), model(&sample_ops()));
+    }
+    disk.set_capacity(None);
+    block_on(image.checkpoint(Bytes::new())).expect("room");
+    assert_eq!(whole(&image), model(&sample_ops()));
+    disk.fail_nth(OpKind::Sync, 1, Fault::Eio);
+    image
+        .repair_block(0, &[1; PAGE_BYTES], Lsn(1))
+        .expect("a block");
+    for _ in 0..2 {
+        assert!(matches!(
+            block_on(image.checkpoint(Bytes::new())),
+            Err(CheckpointError::Poisoned { .. })
+        ));
+    }
+}
+
+#[test]
+fn a_full_copy_is_equal_and_an_interrupted_one_is_refused() {
+    let donor_disk = SimDisk::immediate(5);
+    let donor = create(&donor_disk);
+    replay(&donor, &entries(&sample_ops()));
+    block_on(donor.checkpoint(Bytes::new())).expect("checkpoint");
+    let blocks = block_on(donor.export_block_range(0, BLOCKS)).expect("export");
+    assert!(blocks.len() < 20, "never-written blocks are skipped");
+
+    let disk = SimDisk::immediate(6);
+    let image = create(&disk);
+    replay(
+        &image,
+        &entries(&[Op::Write {
+            offset: 90 * PAGE,
+            len: 5000,
+            fill: 9,
+        }]),
+    );
+    block_on(image.checkpoint(Bytes::new())).expect("checkpoint");
+    block_on(image.begin_rebuild()).expect("begin");
+    block_on(image.import_blocks(&blocks[..3])).expect("import");
+    drop(image);
+    disk.crash();
+    let (image, checkpoint) = open(&disk);
+    assert!(checkpoint.rebuilding && image.is_rebuilding());
+    assert!(matches!(
+        block_on(image.read(0, 1)),
+        Err(ImageReadError::Rebuilding)
+    ));
+    block_on(image.begin_rebuild()).expect("begin again");
+    let mut bad = blocks[0].clone();
+    bad.crc ^= 1;
+    assert!(matches!(
+        block_on(image.import_blocks(&[bad])),
+        Err(CheckpointError::Import { .. })
+    ));
+    block_on(image.import_blocks(&blocks)).expect("import");
+    block_on(image.finish_rebuild(donor.applied(), Bytes::from_static(b"s"))).expect("finish");
+    disk.crash();
+    let (image, checkpoint) = open(&disk);
+    assert_eq!(
+        (checkpoint.applied, &checkpoint.blob[..]),
+        (donor.applied(), &b"s"[..])
+    );
+    assert_eq!(whole(&image), model(&sample_ops()));
+}
+
+#[test]
+fn sizes_and_ranges_that_do_not_fit_are_refused() {
+    let disk = SimDisk::immediate(7);
+    for size_bytes in [0, 1, 4095, 4097, u64::MAX] {
+        let made = Image::create(
+            disk.clone(),
+            Path::new(DIR),
+            ImageConfig {
+                size_bytes,
+                ..config()
+            },
+            LogEnd::ZERO,
+            Bytes::new(),
+        );
+        assert!(
+            matches!(block_on(made), Err(ImageOpenError::Size { .. })),
+            "{size_bytes}"
+        );
+    }
+    let image = create(&disk);
+    let end = BLOCKS * PAGE;
+    for op in [
+        Op::Write {
+            offset: end - 1,
+            len: 2,
+            fill: 1,
+        },
+        Op::Write {
+            offset: u64::MAX,
+            len: 2,
+            fill: 1,
+        },
+        Op::Zero {
+            offset: 0,
+            len: end + 1,
+        },
+        Op::Zero {
+            offset: 0,
+            len: RANGE_BYTES_MAX + 1,
+        },
+    ] {
+        let log = entries(std::slice::from_ref(&op));
+        assert!(image.apply(&log[0]).is_err(), "{op:?}");
+    }
+    assert!(block_on(image.read(end, 1)).is_err());
+    assert_eq!(image.applied(), LogEnd::ZERO);
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let offset = prop_oneof![0..8 * PAGE, 253 * PAGE..257 * PAGE];
+    let op = prop_oneof![
+        4 => (offset.clone(), 1_usize..10_000, 1_u8..).prop_map(|(offset, len, fill)| Op::Write { offset, len, fill }),
+        2 => (0_u64..8, 1_usize..3, 1_u8..).prop_map(|(block, count, fill)| Op::Write {
+            offset: block * PAGE,
+            len: count * PAGE_BYTES,
+            fill
+        }),
+        2 => (offset, 1_u64..10_000).prop_map(|(offset, len)| Op::Zero { offset, len }),
+        1 => Just(Op::Other),
+    ];
+    prop::collection::vec(op, 2..10)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// A loss of power at every await of two checkpoints: replay from the recorded position gives the same content.
+    #[test]
+    fn a_crash_in_a_checkpoint_leaves_what_replay_needs(
+        seed in 0_u64..1_000_000,
+        ops in ops(),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let log = entries(&ops);
+        let expected = model(&ops);
+        let cut = cut.index(log.len());
+        crash_points(
+            seed,
+            |disk| {
+                let image = create(disk);
+                replay(&image, &log[..cut]);
+                block_on(image.checkpoint(Bytes::new())).expect("checkpoint");
+            },
+            |disk, recorded: Rc<Cell<u64>>| {
+                let log = log.clone();
+                async move {
+                    let (image, _) = Image::open(disk, Path::new(DIR), config()).await.expect("open");
+                    let middle = usize::midpoint(cut, log.len());
+                    for stop in [middle, log.len()] {
+                        replay(&image, &log[..stop]);
+                        let end = image.checkpoint(Bytes::new()).await.expect("checkpoint");
+                        recorded.set(end.point.lsn.0);
+                    }
+                }
+            },
+            |disk, recorded| {
+                let (image, checkpoint) = open(&disk);
+                assert!(checkpoint.applied.point.lsn.0 >= recorded);
+                replay(&image, &log);
+                assert_eq!(image.fuzzy_until(), None);
+                assert!(whole(&image) == expected, "content differs");
+                // Once more, with the checkpoint that was cut short now made whole.
+                block_on(image.checkpoint(Bytes::new())).expect("checkpoint");
+                disk.crash();
+                let (image, _) = open(&disk);
+                assert!(whole(&image) == expected, "content differs after a checkpoint");
+            },
+        );
+    }
+}

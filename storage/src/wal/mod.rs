@@ -1,0 +1,683 @@
+//! The write-ahead log of one volume's copy: append, mark, cut, recycle.
+//!
+//! Rules:
+//!
+//! - [`Wal::append`] returns when its entries survive a loss of power, and only then makes a [`Durable`].
+//! - A durable byte is never written again. A cut starts a new segment that takes over from its first LSN on.
+//! - One frame is in flight at a time. Recovery depends on it.
+//! - The first failed write or sync ends the log for this process; so does dropping a call half way.
+//! - Room for a whole append is made before its first byte is written, so a full disk is an answer, not an accident.
+
+mod errors;
+mod index;
+mod reader;
+mod segment;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mainstay_types::{Incarnation, Lineage, LogPoint, Lsn};
+
+pub use errors::{CreateError, OpenError, ReadError, WalError};
+pub(crate) use index::SegmentInfo;
+pub use index::WalIndex;
+pub use reader::{ReadBatch, ReadPath, WalReader};
+use segment::{Active, activate, open_active};
+pub use segment::{PreparePlan, PreparedSegment, RecyclePlan};
+
+use crate::engine::{AlignedBuf, Disk, DiskFile, PAGE};
+use crate::format::{
+    BatchError, EntryIter, FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FrameHeader, LogEnd, SegmentHeader,
+    check_follows,
+};
+use crate::recovery::walk::recover;
+use crate::recovery::{Damage, Doubt, RecoveredLog};
+
+/// What a log is and how it is laid out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WalConfig {
+    /// Seeds every entry's CRC. Constant for the life of the log.
+    pub lineage: Lineage,
+    /// Which formatting of this copy.
+    pub incarnation: Incarnation,
+    /// Length of a segment file, at least two pages, rounded up to whole ones. A larger append gets a larger segment.
+    pub segment_bytes: u64,
+    /// Bytes of entries above which an append is split into several frames, each one durable write.
+    pub frame_bytes: usize,
+}
+
+impl WalConfig {
+    /// Segments of 16 MiB, frames of 1 MiB.
+    #[must_use]
+    pub fn new(lineage: Lineage, incarnation: Incarnation) -> Self {
+        Self {
+            lineage,
+            incarnation,
+            segment_bytes: 16 << 20,
+            frame_bytes: 1 << 20,
+        }
+    }
+}
+
+/// Proof that the log up to `end()` survived a completed sync. Only this crate makes one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "an acknowledgement is built from this"]
+pub struct Durable {
+    end: LogEnd,
+}
+
+impl Durable {
+    /// The last durable entry.
+    #[must_use]
+    pub fn point(&self) -> LogPoint {
+        self.end.point
+    }
+
+    /// The last durable entry with its header CRC.
+    #[must_use]
+    pub fn end(&self) -> LogEnd {
+        self.end
+    }
+}
+
+/// Whether the log may be written.
+#[derive(Debug)]
+enum State {
+    Ready,
+    /// A call is running. Seen by another call only if it was dropped half way.
+    Busy,
+    Poisoned(String),
+}
+
+/// The writer of a log; one a log, on one thread.
+#[derive(Debug)]
+pub struct Wal<D: Disk> {
+    disk: D,
+    dir: PathBuf,
+    config: WalConfig,
+    state: State,
+    /// None until the first append after a doubt, a cut of damage or an open without a usable tail.
+    active: Option<Active<D::File>>,
+    prepared: Option<PreparedSegment>,
+    preparing: bool,
+    /// Greatest segment number ever given out. Only rises.
+    seq_max: u64,
+    /// End of the durable log.
+    end: LogEnd,
+    /// Greatest commit point heard of. Only rises; nothing at or below it is cut.
+    commit: Lsn,
+    doubt: Option<Doubt>,
+    damage: Option<Damage>,
+    /// Superseded segments that still have files.
+    dead: Vec<u64>,
+    index: Arc<WalIndex>,
+    buf: Option<AlignedBuf>,
+}
+
+/// One frame to be written.
+struct Planned {
+    header: FrameHeader,
+    parts: Vec<Bytes>,
+    end: LogEnd,
+}
+
+impl<D: Disk> Wal<D> {
+    /// Makes a log in `dir` that begins after `start` ([`LogEnd::ZERO`] for a new volume). Durable on return.
+    ///
+    /// A crash in the middle leaves a directory that `open` may refuse; remove it and create again.
+    ///
+    /// # Errors
+    /// [`CreateError`].
+    pub async fn create(
+        disk: D,
+        dir: &Path,
+        config: WalConfig,
+        start: LogEnd,
+    ) -> Result<Self, CreateError> {
+        let fail = |source| CreateError::Io {
+            path: dir.to_owned(),
+            source,
+        };
+        disk.create_dir_all(dir).await.map_err(fail)?;
+        let names = disk.list(dir).await.map_err(fail)?;
+        if names.iter().any(|name| name.starts_with("wal-")) {
+            return Err(CreateError::Exists {
+                path: dir.to_owned(),
+            });
+        }
+        let mut wal = Self {
+            index: Arc::new(WalIndex::new(dir, config.lineage, Vec::new(), start)),
+            disk,
+            dir: dir.to_owned(),
+            config,
+            state: State::Ready,
+            active: None,
+            prepared: None,
+            preparing: false,
+            seq_max: 0,
+            end: start,
+            commit: Lsn::ZERO,
+            doubt: None,
+            damage: None,
+            dead: Vec::new(),
+            buf: None,
+        };
+        let prepared = wal.plan(0).run(&wal.disk).await.map_err(fail)?;
+        wal.activate(prepared, start).await.map_err(fail)?;
+        Ok(wal)
+    }
+
+    /// Recovers the log in `dir`. Reads all of it once; changes nothing but unfinished files.
+    ///
+    /// # Errors
+    /// [`OpenError`]. Damage is no error: it is in the answer, and what is intact stays readable.
+    pub async fn open(
+        disk: D,
+        dir: &Path,
+        config: WalConfig,
+    ) -> Result<(Self, RecoveredLog), OpenError> {
+        let fail = |source| OpenError::Io {
+            path: dir.to_owned(),
+            source,
+        };
+        let found = recover(&disk, dir, &config).await?;
+        for name in &found.temporary {
+            disk.remove(&dir.join(name)).await.map_err(fail)?;
+        }
+        let active = match found.tail {
+            Some(tail) => {
+                let opened =
+                    open_active(&disk, dir, tail.seq, tail.write_pos, tail.file_bytes).await;
+                Some(opened.map_err(fail)?)
+            }
+            None => None,
+        };
+        // What was read may have been written and not synced by a process that was killed in between: it counts as
+        // durable from now on, so it is made durable now. Everything in earlier segments was, before the next began.
+        if let Some(active) = &active {
+            active.file.sync().await.map_err(fail)?;
+            disk.sync_dir(dir).await.map_err(fail)?;
+        }
+        // A spare with a number below a used segment's cannot take over from it.
+        let used = found
+            .segments
+            .iter()
+            .map(|info| info.seq)
+            .chain(found.dead.iter().copied())
+            .max()
+            .unwrap_or(0);
+        let usable = |spare: &&(u64, u64)| spare.0 > used && found.log.damage.is_none();
+        let spare = found
+            .spares
+            .iter()
+            .filter(usable)
+            .max_by_key(|spare| spare.0)
+            .copied();
+        let mut dead = found.dead;
+        if found.log.damage.is_none() {
+            dead.extend(
+                found
+                    .spares
+                    .iter()
+                    .map(|other| other.0)
+                    .filter(|seq| spare.is_none_or(|s| s.0 != *seq)),
+            );
+        }
+        dead.sort_unstable();
+        let wal = Self {
+            index: Arc::new(WalIndex::new(
+                dir,
+                config.lineage,
+                found.segments,
+                found.end,
+            )),
+            disk,
+            dir: dir.to_owned(),
+            config,
+            state: State::Ready,
+            active,
+            prepared: spare.map(|(seq, bytes)| PreparedSegment { seq, bytes }),
+            preparing: false,
+            seq_max: found.seq_max,
+            end: found.end,
+            commit: found.log.commit_floor,
+            doubt: found.log.doubt,
+            damage: found.log.damage.clone(),
+            dead,
+            buf: None,
+        };
+        Ok((wal, found.log))
+    }
+
+    /// Appends stamped entries as one frame (several above `frame_bytes`), in one durable write each. Each `Bytes`
+    /// holds one or more whole entries; `commit` is the commit point known now.
+    ///
+    /// Durable on return. Blocks until the disk has answered. Payload CRCs are not verified again here. Dropped half
+    /// way, the log is finished for this process. After a doubt, a successful append settles it: what was in doubt
+    /// is cut.
+    ///
+    /// # Errors
+    /// [`WalError`]. After `Misfit`, `NoSpace`, `Prepare` and `Damaged` nothing was written and the log goes on; after
+    /// `Poisoned` the fate of these entries is unknown.
+    pub async fn append(&mut self, entries: &[Bytes], commit: Lsn) -> Result<Durable, WalError> {
+        self.check_writable()?;
+        let frames = self.plan_frames(entries, commit)?;
+        let total: u64 = frames
+            .iter()
+            .map(|frame| u64::from(frame.header.frame_len))
+            .sum();
+        self.state = State::Busy;
+        if !self
+            .active
+            .as_ref()
+            .is_some_and(|active| active.has_room(total))
+        {
+            self.roll(self.end, total).await?;
+        }
+        self.commit = self.commit.max(commit);
+        for frame in frames {
+            self.write_frame(frame).await?;
+        }
+        self.state = State::Ready;
+        Ok(self.durable())
+    }
+
+    /// Writes a mark behind the last frame: proof for recovery that everything before it was complete. Not synced,
+    /// and overwritten by the next frame. Does nothing where the segment is full. Call it a few milliseconds after
+    /// the last append.
+    ///
+    /// # Errors
+    /// [`WalError::Poisoned`] if the write fails.
+    pub async fn mark(&mut self, commit: Lsn) -> Result<(), WalError> {
+        self.check_writable()?;
+        let end = self.end;
+        self.commit = self.commit.max(commit);
+        let commit = self.commit;
+        let Some(active) = self.active.as_mut().filter(|active| active.has_room(PAGE)) else {
+            return Ok(());
+        };
+        let header = FrameHeader {
+            entry_count: 0,
+            frame_len: u32::try_from(PAGE).expect("a page fits 32 bits"),
+            body_len: 0,
+            first_lsn: end.point.lsn.next(),
+            lineage: self.config.lineage,
+            segment_seq: active.seq,
+            commit,
+            prev_crc: end.crc,
+        };
+        let mut buf =
+            AlignedBuf::zeroed(FRAME_HEADER_BYTES.next_multiple_of(crate::engine::PAGE_BYTES));
+        header.encode(&mut buf);
+        self.state = State::Busy;
+        let (result, _) = active.file.write_at(buf, active.write_pos).await;
+        self.finish(result)
+    }
+
+    /// Cuts every entry above `lsn`, and whatever is in doubt. Durable on return. Entries that readers hold stay.
+    ///
+    /// # Errors
+    /// [`WalError`]; `Committed` for a cut below the greatest commit point that this log was told.
+    pub async fn truncate_after(&mut self, lsn: Lsn) -> Result<Durable, WalError> {
+        self.check_writable()?;
+        if lsn < self.commit.min(self.end.point.lsn) {
+            return Err(WalError::Committed {
+                asked: lsn,
+                commit: self.commit,
+            });
+        }
+        self.cut(lsn).await
+    }
+
+    /// Cuts a damaged log to its usable end, so that it can be appended to again. Durable on return. The files stay
+    /// until they are recycled. First record that the copy is damaged: after this, the log no longer says so.
+    ///
+    /// # Errors
+    /// [`WalError`].
+    pub async fn cut_damage(&mut self) -> Result<Durable, WalError> {
+        self.check_alive()?;
+        let Some(damage) = self.damage.take() else {
+            return Ok(self.durable());
+        };
+        self.state = State::Busy;
+        let cut = self.roll(self.end, 0).await;
+        if cut.is_err() {
+            self.damage = Some(damage);
+        }
+        cut?;
+        self.state = State::Ready;
+        Ok(self.durable())
+    }
+
+    async fn cut(&mut self, lsn: Lsn) -> Result<Durable, WalError> {
+        let (first, last) = (self.first_lsn(), self.end.point.lsn);
+        if lsn > last || lsn < first.prev() {
+            return Err(WalError::OutOfRange {
+                asked: lsn,
+                first,
+                last,
+            });
+        }
+        if lsn == last && self.doubt.is_none() {
+            return Ok(self.durable());
+        }
+        let end = self.reader().end_at(lsn).await?;
+        self.state = State::Busy;
+        self.roll(end, 0).await?;
+        self.state = State::Ready;
+        Ok(self.durable())
+    }
+
+    /// The end of the durable log.
+    pub fn durable(&self) -> Durable {
+        Durable { end: self.end }
+    }
+
+    /// First LSN that the log can still hold.
+    #[must_use]
+    pub fn first_lsn(&self) -> Lsn {
+        self.index.first_lsn()
+    }
+
+    /// A doubt found at open that no cut or append has settled.
+    #[must_use]
+    pub fn doubt(&self) -> Option<Doubt> {
+        self.doubt
+    }
+
+    /// Damage found at open that was not cut.
+    #[must_use]
+    pub fn damage(&self) -> Option<&Damage> {
+        self.damage.as_ref()
+    }
+
+    /// What to run in the background so that no append has to make its own segment; none if one is ready or on its
+    /// way. Every plan must end in [`Wal::adopt`].
+    pub fn plan_prepare(&mut self) -> Option<PreparePlan> {
+        if self.prepared.is_some() || self.preparing || self.damage.is_some() {
+            return None;
+        }
+        self.preparing = true;
+        Some(self.plan(0))
+    }
+
+    /// Takes the result of a plan.
+    ///
+    /// # Errors
+    /// The preparation's own error, handed through; another plan can be made.
+    pub fn adopt(&mut self, prepared: io::Result<PreparedSegment>) -> io::Result<()> {
+        self.preparing = false;
+        let prepared = prepared?;
+        let active = self.active.as_ref().map_or(0, |active| active.seq);
+        if prepared.seq > active && self.prepared.is_none() {
+            self.prepared = Some(prepared);
+        } else {
+            // The writer could not wait and went on with a later number: this one can never follow it.
+            self.dead.push(prepared.seq);
+        }
+        Ok(())
+    }
+
+    /// Plans, runs and adopts, on this log's own disk. Durable on return.
+    ///
+    /// # Errors
+    /// [`WalError::NoSpace`] or [`WalError::Prepare`]; the log goes on.
+    pub async fn prepare_next(&mut self) -> Result<(), WalError> {
+        self.check_alive()?;
+        let Some(plan) = self.plan_prepare() else {
+            return Ok(());
+        };
+        let result = plan.run(&self.disk).await;
+        self.adopt(result).map_err(prepare_error)
+    }
+
+    /// Takes whole segments strictly below `lsn` out of the log, and superseded ones: readers no longer find them.
+    /// The segment that holds `lsn` stays. Run the plan to unlink the files.
+    pub fn plan_recycle(&mut self, lsn: Lsn) -> RecyclePlan {
+        let mut seqs = Vec::new();
+        if self.damage.is_none() {
+            let mut state = self.index.lock();
+            let keep = state
+                .segments
+                .partition_point(|info| info.first_lsn() <= lsn)
+                .saturating_sub(1);
+            seqs.extend(state.segments.drain(..keep).map(|info| info.seq));
+            seqs.append(&mut self.dead);
+            seqs.sort_unstable();
+        }
+        RecyclePlan {
+            dir: self.dir.clone(),
+            seqs,
+        }
+    }
+
+    /// Plans and runs, on this log's own disk. Returns how many files went.
+    ///
+    /// # Errors
+    /// See [`RecyclePlan::run`].
+    pub async fn recycle_below(&mut self, lsn: Lsn) -> io::Result<usize> {
+        self.plan_recycle(lsn).run(&self.disk).await
+    }
+
+    /// The shared index, for readers on other threads.
+    #[must_use]
+    pub fn index(&self) -> Arc<WalIndex> {
+        self.index.clone()
+    }
+
+    /// A reader on this log's own disk.
+    #[must_use]
+    pub fn reader(&self) -> WalReader<D> {
+        WalReader::new(self.disk.clone(), self.index.clone(), ReadPath::Pread)
+    }
+
+    fn check_alive(&mut self) -> Result<(), WalError> {
+        if let State::Busy = self.state {
+            self.state = State::Poisoned("an earlier call was dropped half way".to_owned());
+        }
+        match &self.state {
+            State::Poisoned(reason) => Err(WalError::Poisoned {
+                reason: reason.clone(),
+            }),
+            State::Ready | State::Busy => Ok(()),
+        }
+    }
+
+    fn check_writable(&mut self) -> Result<(), WalError> {
+        self.check_alive()?;
+        match &self.damage {
+            Some(damage) => Err(WalError::Damaged { from: damage.from }),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends a call with the disk's answer: a failure is for ever.
+    fn finish(&mut self, result: io::Result<()>) -> Result<(), WalError> {
+        match result {
+            Ok(()) => {
+                self.state = State::Ready;
+                Ok(())
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                tracing::error!(dir = %self.dir.display(), %reason, "log finished for this process");
+                self.state = State::Poisoned(reason.clone());
+                Err(WalError::Poisoned { reason })
+            }
+        }
+    }
+
+    fn plan(&mut self, need: u64) -> PreparePlan {
+        self.seq_max += 1;
+        let bytes = self
+            .config
+            .segment_bytes
+            .max(2 * PAGE)
+            .max(PAGE + need)
+            .next_multiple_of(PAGE);
+        PreparePlan {
+            dir: self.dir.clone(),
+            seq: self.seq_max,
+            bytes,
+        }
+    }
+
+    /// Starts a new segment behind `end`, with room for `need` bytes of frames; cuts whatever is above `end`.
+    async fn roll(&mut self, end: LogEnd, need: u64) -> Result<(), WalError> {
+        let prepared = match self.prepared.take() {
+            Some(prepared) if prepared.bytes >= PAGE + need => prepared,
+            other => {
+                self.dead.extend(other.map(|small| small.seq));
+                let plan = self.plan(need);
+                match plan.run(&self.disk).await {
+                    Ok(prepared) => prepared,
+                    Err(error) => {
+                        self.state = State::Ready;
+                        return Err(prepare_error(error));
+                    }
+                }
+            }
+        };
+        let result = self.activate(prepared, end).await;
+        self.finish(result)
+    }
+
+    async fn activate(&mut self, prepared: PreparedSegment, end: LogEnd) -> io::Result<()> {
+        let header = SegmentHeader {
+            lineage: self.config.lineage,
+            incarnation: self.config.incarnation,
+            seq: prepared.seq,
+            prev: end,
+            file_bytes: prepared.bytes,
+        };
+        self.active = Some(activate(&self.disk, &self.dir, &header).await?);
+        let mut state = self.index.lock();
+        let keep = state
+            .segments
+            .partition_point(|info| info.first_lsn() <= end.point.lsn);
+        self.dead
+            .extend(state.segments.drain(keep..).map(|info| info.seq));
+        state.segments.push(SegmentInfo::new(prepared.seq, end));
+        state.end = end;
+        self.end = end;
+        self.doubt = None;
+        Ok(())
+    }
+
+    /// Checks that the entries continue the log and splits them into frames.
+    fn plan_frames(&self, entries: &[Bytes], commit: Lsn) -> Result<Vec<Planned>, WalError> {
+        let mut end = self.end;
+        let mut frames: Vec<Planned> = Vec::new();
+        let limit = self
+            .config
+            .frame_bytes
+            .min(FRAME_BYTES_MAX - FRAME_HEADER_BYTES);
+        for bytes in entries {
+            let mut iter = EntryIter::headers_only(self.config.lineage, bytes.clone());
+            loop {
+                let offset = iter.offset();
+                let Some(item) = iter.next() else { break };
+                let entry = item.map_err(|source| BatchError::Entry { offset, source })?;
+                check_follows(end, &entry.header)?;
+                let len = entry.bytes.len();
+                let full = frames
+                    .last()
+                    .is_none_or(|frame| frame.header.body_len as usize + len > limit);
+                if full {
+                    frames.push(self.new_frame(end, commit));
+                }
+                let frame = frames.last_mut().expect("one was pushed if there was none");
+                frame.header.entry_count += 1;
+                frame.header.body_len +=
+                    u32::try_from(len).expect("an entry is below FRAME_BYTES_MAX");
+                end = entry.header.end();
+                frame.end = end;
+                frame.parts.push(entry.bytes);
+            }
+        }
+        if frames.is_empty() {
+            return Err(BatchError::Empty.into());
+        }
+        for frame in &mut frames {
+            let len = FrameHeader::frame_bytes(frame.header.body_len as usize);
+            frame.header.frame_len = u32::try_from(len).expect("at most FRAME_BYTES_MAX");
+        }
+        Ok(frames)
+    }
+
+    fn new_frame(&self, end: LogEnd, commit: Lsn) -> Planned {
+        let header = FrameHeader {
+            entry_count: 0,
+            frame_len: 0,
+            body_len: 0,
+            first_lsn: end.point.lsn.next(),
+            lineage: self.config.lineage,
+            segment_seq: 0,
+            commit: self.commit.max(commit),
+            prev_crc: end.crc,
+        };
+        Planned {
+            header,
+            parts: Vec::new(),
+            end,
+        }
+    }
+
+    async fn write_frame(&mut self, mut frame: Planned) -> Result<(), WalError> {
+        let active = self.active.as_mut().expect("the caller made room");
+        let len = frame.header.frame_len as usize;
+        let mut buf = match self.buf.take() {
+            Some(buf) if buf.capacity() >= len => buf,
+            _ => AlignedBuf::zeroed(len.max(64 << 10)),
+        };
+        buf.set_len(len);
+        frame.header.segment_seq = active.seq;
+        frame.header.encode(&mut buf);
+        let mut at = FRAME_HEADER_BYTES;
+        for part in &frame.parts {
+            buf[at..at + part.len()].copy_from_slice(part);
+            at += part.len();
+        }
+        buf[at..].fill(0);
+        let offset = active.write_pos;
+        assert!(
+            offset + len as u64 <= active.file_bytes,
+            "frame {offset}+{len} beyond {}",
+            active.file_bytes
+        );
+        let (result, buf) = active.file.write_durable(buf, offset).await;
+        if buf.capacity() <= 2 << 20 {
+            self.buf = Some(buf);
+        }
+        self.finish(result)?;
+        self.state = State::Busy;
+        let active = self.active.as_mut().expect("still there");
+        active.write_pos += len as u64;
+        assert!(
+            frame.end.point > self.end.point,
+            "log end fell from {} to {}",
+            self.end.point,
+            frame.end.point
+        );
+        self.end = frame.end;
+        let mut state = self.index.lock();
+        state.end = frame.end;
+        if let Some(info) = state.segments.last_mut() {
+            info.note(frame.header.first_lsn, offset);
+            info.end_offset = active.write_pos;
+        }
+        Ok(())
+    }
+}
+
+fn prepare_error(error: io::Error) -> WalError {
+    if crate::engine::is_no_space(&error) {
+        WalError::NoSpace(error)
+    } else {
+        WalError::Prepare(error)
+    }
+}

@@ -1,0 +1,160 @@
+//! Segment files: made in the background, put to use in the foreground, unlinked when nothing needs them.
+//!
+//! A segment is born zero-filled under a temporary name, gets its own name once the zeroes are durable, and becomes
+//! part of the log when its header is. Numbers are never used twice; gaps mean nothing, as the chain of positions
+//! and CRCs says what follows what.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::engine::{AlignedBuf, Caching, Disk, DiskFile, OpenMode};
+use crate::format::SegmentHeader;
+use crate::recovery::scan::segment_name;
+
+/// Everything needed to prepare a segment, here or on another thread.
+#[derive(Debug)]
+#[must_use = "the number is taken: run the plan and hand its result to `Wal::adopt`"]
+pub struct PreparePlan {
+    pub(super) dir: PathBuf,
+    pub(super) seq: u64,
+    pub(super) bytes: u64,
+}
+
+/// A zero-filled segment that no log uses yet. Dropping it leaves a file that the next open finds and uses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PreparedSegment {
+    pub(super) seq: u64,
+    pub(super) bytes: u64,
+}
+
+impl PreparePlan {
+    /// Writes the zeroes, gives the file its name, syncs the directory. Durable on return.
+    ///
+    /// Independent of the writer: may run on any thread while appends go on, or be dropped half way.
+    ///
+    /// # Errors
+    /// The disk's. What was written is removed again as far as the disk lets us; the log is as it was.
+    pub async fn run<D: Disk>(self, disk: &D) -> io::Result<PreparedSegment> {
+        let name = segment_name(self.seq);
+        let temporary = self.dir.join(format!("{name}.tmp"));
+        let result = self.fill(disk, &temporary, &self.dir.join(name)).await;
+        if result.is_err() {
+            // Gives space back to whoever needs it; a file that stays is removed at the next open.
+            disk.remove(&temporary).await.ok();
+        }
+        result
+    }
+
+    async fn fill<D: Disk>(
+        &self,
+        disk: &D,
+        temporary: &Path,
+        path: &Path,
+    ) -> io::Result<PreparedSegment> {
+        let file = disk
+            .open(temporary, OpenMode::CreateNew, Caching::Direct)
+            .await?;
+        file.allocate_zeroed(self.bytes).await?;
+        drop(file);
+        disk.rename(temporary, path).await?;
+        disk.sync_dir(&self.dir).await?;
+        Ok(PreparedSegment {
+            seq: self.seq,
+            bytes: self.bytes,
+        })
+    }
+}
+
+/// The segment that the writer appends to.
+#[derive(Debug)]
+pub(super) struct Active<F> {
+    pub(super) file: F,
+    pub(super) seq: u64,
+    /// Where the next frame begins.
+    ///
+    /// Invariant: a multiple of the page size; nothing durable is at or behind it but perhaps a mark.
+    pub(super) write_pos: u64,
+    pub(super) file_bytes: u64,
+}
+
+impl<F> Active<F> {
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
+        self.write_pos + bytes <= self.file_bytes
+    }
+}
+
+/// Opens a segment file for writing.
+pub(super) async fn open_active<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    seq: u64,
+    write_pos: u64,
+    file_bytes: u64,
+) -> io::Result<Active<D::File>> {
+    let file = disk
+        .open(
+            &dir.join(segment_name(seq)),
+            OpenMode::Write,
+            Caching::Direct,
+        )
+        .await?;
+    Ok(Active {
+        file,
+        seq,
+        write_pos,
+        file_bytes,
+    })
+}
+
+/// Writes the header of a prepared segment: from here on it is part of the log. Durable on return.
+pub(super) async fn activate<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    header: &SegmentHeader,
+) -> io::Result<Active<D::File>> {
+    let active = open_active(
+        disk,
+        dir,
+        header.seq,
+        crate::engine::PAGE,
+        header.file_bytes,
+    )
+    .await?;
+    let mut page = AlignedBuf::zeroed(crate::format::SEGMENT_HEADER_BYTES);
+    header.encode(&mut page);
+    active.file.write_durable(page, 0).await.0?;
+    Ok(active)
+}
+
+/// Segment files that are no longer part of the log.
+#[derive(Debug)]
+#[must_use = "the files stay until the plan runs"]
+pub struct RecyclePlan {
+    pub(super) dir: PathBuf,
+    pub(super) seqs: Vec<u64>,
+}
+
+impl RecyclePlan {
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.seqs.is_empty()
+    }
+
+    /// Unlinks the files, oldest first, each durable before the next: a crash must not leave a gap. Returns how many.
+    ///
+    /// May run on any thread while appends go on. Run plans of one log in the order they were made. Dropped half way,
+    /// the rest comes back at the next open, as part of the log.
+    ///
+    /// # Errors
+    /// The disk's; the rest comes back at the next open.
+    pub async fn run<D: Disk>(self, disk: &D) -> io::Result<usize> {
+        for seq in &self.seqs {
+            match disk.remove(&self.dir.join(segment_name(*seq))).await {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => disk.sync_dir(&self.dir).await?,
+            }
+        }
+        Ok(self.seqs.len())
+    }
+}

@@ -1,0 +1,700 @@
+use std::cell::Cell;
+use std::rc::Rc;
+
+use mainstay_types::{Epoch, SessionId};
+use proptest::prelude::*;
+
+use super::*;
+use crate::engine::SimDisk;
+use crate::engine::sim::{Fault, OpKind};
+use crate::format::{EntryKind, encode_unstamped, stamp, verify_batch};
+use crate::recovery::scan::segment_name;
+use crate::testing::{block_on, crash_points};
+
+const DIR: &str = "/v/wal";
+const LINEAGE: Lineage = Lineage(0xabcd);
+
+fn config() -> WalConfig {
+    WalConfig {
+        segment_bytes: 64 << 10,
+        ..WalConfig::new(LINEAGE, Incarnation(3))
+    }
+}
+
+/// Stamps entries behind `end`.
+fn batch(end: &mut LogEnd, epoch: u64, sizes: &[usize]) -> Vec<Bytes> {
+    let stamped = sizes.iter().map(|size| {
+        let lsn = end.point.lsn.next();
+        let payload = vec![u8::try_from(lsn.0 % 251).expect("below 251"); *size];
+        let mut entry = encode_unstamped(EntryKind::Record, SessionId(1), 2, lsn.0, 4, &payload);
+        let crc = stamp(&mut entry, LINEAGE, Epoch(epoch), lsn, end.crc);
+        *end = LogEnd {
+            point: LogPoint {
+                epoch: Epoch(epoch),
+                lsn,
+            },
+            crc,
+        };
+        entry.freeze()
+    });
+    stamped.collect()
+}
+
+fn create(disk: &SimDisk) -> Wal<SimDisk> {
+    block_on(Wal::create(
+        disk.clone(),
+        Path::new(DIR),
+        config(),
+        LogEnd::ZERO,
+    ))
+    .expect("create")
+}
+
+fn open(disk: &SimDisk) -> (Wal<SimDisk>, RecoveredLog) {
+    block_on(Wal::open(disk.clone(), Path::new(DIR), config())).expect("open")
+}
+
+/// Appends one frame with entries of these sizes.
+fn append(wal: &mut Wal<SimDisk>, sizes: &[usize]) -> LogEnd {
+    let mut end = wal.durable().end();
+    let epoch = end.point.epoch.0.max(1);
+    let entries = batch(&mut end, epoch, sizes);
+    let durable = block_on(wal.append(&entries, Lsn(0))).expect("append");
+    assert_eq!(durable.end(), end);
+    end
+}
+
+/// Reads the whole log and checks its chain.
+fn check_contents(wal: &Wal<SimDisk>) -> u64 {
+    let (first, last) = (wal.first_lsn(), wal.durable().point().lsn);
+    let reader = wal.reader();
+    let mut end = block_on(reader.end_at(first.prev())).expect("the log's beginning");
+    while end.point.lsn < last {
+        let read =
+            block_on(reader.read(end.point.lsn.next(), 3000)).expect("durable entries read back");
+        for chunk in &read.chunks {
+            let entries = verify_batch(LINEAGE, chunk, end).expect("the chain holds");
+            end = entries.last().expect("not empty").header.end();
+        }
+        assert_eq!(end, read.end);
+    }
+    assert_eq!(end, wal.durable().end());
+    last.0
+}
+
+fn segment(seq: u64) -> PathBuf {
+    Path::new(DIR).join(segment_name(seq))
+}
+
+#[test]
+fn what_was_appended_reads_back_across_segments_and_restarts() {
+    let disk = SimDisk::immediate(1);
+    let mut wal = create(&disk);
+    for round in 0..40 {
+        append(&mut wal, &[100, 0, 5000 + round]);
+        if round % 3 == 0 {
+            block_on(wal.mark(Lsn(0))).expect("mark");
+        }
+        if round % 7 == 0 {
+            block_on(wal.prepare_next()).expect("room");
+        }
+    }
+    append(&mut wal, &[300_000]);
+    append(&mut wal, &[1]);
+    assert_eq!(check_contents(&wal), 122);
+    disk.crash();
+    let (mut wal, log) = open(&disk);
+    assert_eq!(
+        (log.last.lsn, log.doubt, &log.damage),
+        (Lsn(122), None, &None)
+    );
+    assert_eq!(log.runs, [(Epoch(1), Lsn(1))]);
+    assert_eq!(check_contents(&wal), 122);
+    append(&mut wal, &[10]);
+    assert_eq!(check_contents(&wal), 123);
+}
+
+#[test]
+fn large_appends_are_split_and_still_one_answer() {
+    let disk = SimDisk::immediate(1);
+    let mut wal = create(&disk);
+    append(&mut wal, &[700_000, 700_000, 900, 16 << 20]);
+    assert_eq!(check_contents(&wal), 4);
+    disk.crash();
+    assert_eq!(open(&disk).1.last.lsn, Lsn(4));
+}
+
+#[test]
+fn cuts_take_over_and_new_entries_win() {
+    let disk = SimDisk::immediate(2);
+    let mut wal = create(&disk);
+    append(&mut wal, &[10, 10, 10]);
+    append(&mut wal, &[10, 10, 10]);
+    let mut end = block_on(wal.truncate_after(Lsn(5)))
+        .expect("cut inside a frame")
+        .end();
+    assert_eq!(end.point.lsn, Lsn(5));
+    let entries = batch(&mut end, 2, &[20, 20]);
+    block_on(wal.append(&entries, Lsn(6)))
+        .map(drop)
+        .expect("append");
+    assert!(matches!(
+        block_on(wal.truncate_after(Lsn(5))),
+        Err(WalError::Committed { .. })
+    ));
+    block_on(wal.truncate_after(Lsn(6)))
+        .map(drop)
+        .expect("cut above the commit point");
+    disk.crash();
+    let (mut wal, log) = open(&disk);
+    assert_eq!(
+        log.last,
+        LogPoint {
+            epoch: Epoch(2),
+            lsn: Lsn(6)
+        }
+    );
+    assert_eq!(log.runs, [(Epoch(1), Lsn(1)), (Epoch(2), Lsn(6))]);
+    assert_eq!(
+        (log.doubt, log.damage, log.commit_floor),
+        (None, None, Lsn(6))
+    );
+    assert_eq!(check_contents(&wal), 6);
+    append(&mut wal, &[1]);
+    assert_eq!(check_contents(&wal), 7);
+}
+
+#[test]
+fn a_log_cut_to_nothing_goes_on_from_its_beginning() {
+    let disk = SimDisk::immediate(2);
+    let start = LogEnd {
+        point: LogPoint {
+            epoch: Epoch(4),
+            lsn: Lsn(1000),
+        },
+        crc: 77,
+    };
+    let mut wal =
+        block_on(Wal::create(disk.clone(), Path::new(DIR), config(), start)).expect("create");
+    append(&mut wal, &[1, 2, 3]);
+    let end = block_on(wal.truncate_after(Lsn(1000))).expect("cut").end();
+    assert_eq!(end, start);
+    append(&mut wal, &[4]);
+    let (wal, log) = open(&disk);
+    assert_eq!((log.first_lsn, log.last.lsn), (Lsn(1001), Lsn(1001)));
+    assert_eq!(check_contents(&wal), 1001);
+}
+
+#[test]
+fn recycling_unlinks_whole_segments_and_keeps_the_one_asked_for() {
+    let disk = SimDisk::immediate(3);
+    let mut wal = create(&disk);
+    for _ in 0..30 {
+        append(&mut wal, &[9000]);
+    }
+    let reader = wal.reader();
+    assert!(block_on(wal.recycle_below(Lsn(15))).expect("unlink") > 0);
+    let first = wal.first_lsn();
+    assert!(Lsn(1) < first && first <= Lsn(15));
+    assert!(
+        matches!(block_on(reader.read(Lsn(1), 1)), Err(ReadError::BelowFirst { first: f }) if f == first)
+    );
+    assert_eq!(
+        block_on(reader.read(Lsn(15), 1)).expect("kept").first,
+        Lsn(15)
+    );
+    disk.crash();
+    let (wal, log) = open(&disk);
+    assert_eq!(
+        (log.first_lsn, log.last.lsn, log.damage),
+        (first, Lsn(30), None)
+    );
+    check_contents(&wal);
+}
+
+#[test]
+fn a_failed_write_or_sync_ends_the_log_for_this_process() {
+    for kind in [OpKind::Write, OpKind::Sync] {
+        let disk = SimDisk::immediate(4);
+        let mut wal = create(&disk);
+        let mut end = append(&mut wal, &[10]);
+        let entries = batch(&mut end, 1, &[10]);
+        disk.fail_nth(kind, 1, Fault::Eio);
+        assert!(matches!(
+            block_on(wal.append(&entries, Lsn(0))),
+            Err(WalError::Poisoned { .. })
+        ));
+        assert!(matches!(
+            block_on(wal.append(&entries, Lsn(0))),
+            Err(WalError::Poisoned { .. })
+        ));
+        assert!(matches!(
+            block_on(wal.mark(Lsn(0))),
+            Err(WalError::Poisoned { .. })
+        ));
+        assert!(matches!(
+            block_on(wal.truncate_after(Lsn(1))),
+            Err(WalError::Poisoned { .. })
+        ));
+        assert_eq!(check_contents(&wal), 1);
+    }
+}
+
+#[test]
+fn a_full_disk_is_an_answer_and_space_given_back_is_used() {
+    let disk = SimDisk::immediate(5);
+    let mut wal = create(&disk);
+    disk.set_capacity(Some(disk.used_bytes() + 8192));
+    let mut appended = 0;
+    let full = loop {
+        let mut end = wal.durable().end();
+        let entries = batch(&mut end, 1, &[9000]);
+        match block_on(wal.append(&entries, Lsn(0))) {
+            Ok(_) => appended += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(full, WalError::NoSpace(_)), "{full:?}");
+    assert_eq!(check_contents(&wal), appended);
+    assert!(matches!(
+        block_on(wal.prepare_next()),
+        Err(WalError::NoSpace(_))
+    ));
+    disk.set_capacity(None);
+    append(&mut wal, &[9000]);
+    assert_eq!(check_contents(&wal), appended + 1);
+}
+
+#[test]
+fn entries_that_do_not_continue_the_log_are_refused_and_nothing_is_written() {
+    let disk = SimDisk::immediate(6);
+    let mut wal = create(&disk);
+    let mut end = append(&mut wal, &[10]);
+    let mut gap = end;
+    gap.point.lsn = Lsn(5);
+    let mut other = end;
+    other.crc ^= 1;
+    for wrong in [&mut gap, &mut other] {
+        let entries = batch(wrong, 1, &[10]);
+        assert!(matches!(
+            block_on(wal.append(&entries, Lsn(0))),
+            Err(WalError::Misfit(_))
+        ));
+    }
+    assert!(matches!(
+        block_on(wal.append(&[], Lsn(0))),
+        Err(WalError::Misfit(BatchError::Empty))
+    ));
+    let entries = batch(&mut end, 1, &[10]);
+    block_on(wal.append(&entries, Lsn(0)))
+        .map(drop)
+        .expect("the right one");
+}
+
+#[test]
+fn a_late_preparation_is_put_aside() {
+    let disk = SimDisk::immediate(7);
+    let mut wal = create(&disk);
+    let plan = wal.plan_prepare().expect("none is ready");
+    assert!(wal.plan_prepare().is_none());
+    for _ in 0..10 {
+        append(&mut wal, &[20_000]);
+    }
+    let prepared = block_on(plan.run(&disk));
+    wal.adopt(prepared).expect("prepared");
+    append(&mut wal, &[1]);
+    let (wal, log) = open(&disk);
+    assert_eq!((log.last.lsn, log.damage), (Lsn(11), None));
+    assert_eq!(check_contents(&wal), 11);
+}
+
+#[test]
+fn a_bad_last_batch_is_in_doubt_and_a_mark_or_a_batch_behind_it_makes_it_damage() {
+    let build = |behind: &str| {
+        let disk = SimDisk::immediate(8);
+        let mut wal = create(&disk);
+        append(&mut wal, &[10]);
+        append(&mut wal, &[10, 10]);
+        match behind {
+            "mark" => block_on(wal.mark(Lsn(0))).expect("mark"),
+            "batch" => drop(append(&mut wal, &[10])),
+            _ => {}
+        }
+        disk.rot(&segment(1), 2 * PAGE + 150, 4);
+        disk
+    };
+    let (mut wal, log) = open(&build("nothing"));
+    assert_eq!(log.last.lsn, Lsn(1));
+    assert_eq!(
+        log.doubt,
+        Some(Doubt {
+            from: Lsn(2),
+            to: Some(Lsn(3))
+        })
+    );
+    assert_eq!(log.damage, None);
+    append(&mut wal, &[30]);
+    assert_eq!((wal.doubt(), check_contents(&wal)), (None, 2));
+
+    let (mut wal, log) = open(&build("mark"));
+    let damage = log.damage.expect("the mark proves that it was whole");
+    assert_eq!(
+        (damage.from, damage.proved_end, log.last.lsn),
+        (Lsn(2), None, Lsn(1))
+    );
+    assert!(matches!(
+        block_on(wal.append(&[], Lsn(0))),
+        Err(WalError::Damaged { from: Lsn(2) })
+    ));
+    block_on(wal.cut_damage()).map(drop).expect("cut");
+    append(&mut wal, &[30]);
+    assert_eq!(check_contents(&wal), 2);
+
+    let (_, log) = open(&build("batch"));
+    let damage = log.damage.expect("the next batch proves that it was whole");
+    assert_eq!(
+        (damage.from, damage.proved_end.map(|point| point.lsn)),
+        (Lsn(2), Some(Lsn(4)))
+    );
+}
+
+#[test]
+fn swapped_short_and_headless_segments_are_told() {
+    let build = || {
+        let disk = SimDisk::immediate(9);
+        let mut wal = create(&disk);
+        for _ in 0..20 {
+            append(&mut wal, &[9000]);
+        }
+        assert!(wal.index().segment_count() > 3);
+        (disk, wal)
+    };
+    let why = |disk: &SimDisk| open(disk).1.damage.map(|damage| damage.why);
+    let (disk, _) = build();
+    disk.rot(&segment(2), 20, 1);
+    assert_eq!(why(&disk), Some(crate::recovery::DamageKind::SegmentHeader));
+
+    let (disk, _) = build();
+    let bytes = disk.peek(&segment(2)).expect("there");
+    disk.plant(&segment(2), &bytes[..30_000]);
+    assert!(matches!(
+        why(&disk),
+        Some(crate::recovery::DamageKind::ShortFile | crate::recovery::DamageKind::Frame)
+    ));
+
+    let (disk, _) = build();
+    block_on(disk.remove(&segment(2))).expect("there");
+    assert_eq!(why(&disk), Some(crate::recovery::DamageKind::Chain));
+
+    let (disk, wal) = build();
+    drop(wal);
+    disk.plant(&segment(2), &disk.peek(&segment(3)).expect("there"));
+    let swapped = block_on(Wal::open(disk, Path::new(DIR), config()));
+    assert!(matches!(
+        swapped,
+        Err(OpenError::Foreign {
+            what: "segment",
+            ..
+        })
+    ));
+
+    let (disk, _) = build();
+    disk.make_unreadable(&segment(2), 8192..8193);
+    assert!(why(&disk).is_some());
+}
+
+#[test]
+fn one_seed_gives_one_history() {
+    let run = |seed| {
+        let disk = SimDisk::immediate(seed);
+        let mut wal = create(&disk);
+        append(&mut wal, &[3000]);
+        block_on(wal.mark(Lsn(0))).expect("mark");
+        disk.fail_nth(OpKind::Sync, 1, Fault::Eio);
+        let entries = batch(&mut wal.durable().end(), 1, &[9000, 9000]);
+        assert!(block_on(wal.append(&entries, Lsn(0))).is_err());
+        disk.crash();
+        disk.peek(&segment(1))
+    };
+    let histories: Vec<_> = (0..20).map(run).collect();
+    assert_eq!(histories, (0..20).map(run).collect::<Vec<_>>());
+    assert!(
+        histories.iter().any(|other| *other != histories[0]),
+        "seeds differ"
+    );
+}
+
+#[test]
+fn a_call_dropped_half_way_ends_the_log_for_this_process() {
+    let disk = SimDisk::immediate(11);
+    let mut wal = create(&disk);
+    let mut end = append(&mut wal, &[10]);
+    let entries = batch(&mut end, 1, &[10]);
+    disk.stall(OpKind::Sync);
+    {
+        let mut call = std::pin::pin!(wal.append(&entries, Lsn(0)));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(call.as_mut().poll(&mut context).is_pending());
+    }
+    disk.release();
+    assert!(matches!(
+        block_on(wal.append(&entries, Lsn(0))),
+        Err(WalError::Poisoned { .. })
+    ));
+}
+
+/// The same log on each real engine: by one written, by the other read, also through mmap.
+#[test]
+fn real_engines_share_one_format() {
+    use crate::engine::{Engine, probe_uring, run_on};
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let engines = if probe_uring() {
+        vec![Engine::Uring, Engine::Threads]
+    } else {
+        vec![Engine::Threads]
+    };
+    let mut expected = 0;
+    for engine in engines.iter().cycle().take(4) {
+        let path = dir.path().join("wal");
+        let last = run_on(*engine, |disk| async move {
+            let mut wal = if disk.exists(&path).await.expect("exists") {
+                let (wal, log) = Wal::open(disk, &path, config()).await.expect("open");
+                assert_eq!((log.doubt, log.damage), (None, None));
+                wal
+            } else {
+                Wal::create(disk, &path, config(), LogEnd::ZERO)
+                    .await
+                    .expect("create")
+            };
+            for round in 0..20 {
+                let mut end = wal.durable().end();
+                let entries = batch(&mut end, 1, &[round * 100, 9000]);
+                wal.append(&entries, Lsn(0))
+                    .await
+                    .map(drop)
+                    .expect("append");
+                wal.mark(Lsn(0)).await.expect("mark");
+            }
+            for way in [ReadPath::Pread, ReadPath::Map] {
+                let reader = WalReader::new(disk, wal.index(), way);
+                let mut end = LogEnd::ZERO;
+                while end != wal.durable().end() {
+                    let read = reader
+                        .read(end.point.lsn.next(), 50_000)
+                        .await
+                        .expect("read");
+                    for chunk in &read.chunks {
+                        end = verify_batch(LINEAGE, chunk, end)
+                            .expect("chain")
+                            .last()
+                            .expect("some")
+                            .header
+                            .end();
+                    }
+                }
+            }
+            wal.durable().point().lsn.0
+        });
+        expected += 40;
+        assert_eq!(last.expect("runtime"), expected);
+    }
+}
+
+/// Cost of one durable append; run it alone, with `--ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn measure_durable_append() {
+    use crate::engine::{Engine, probe_uring, run_on};
+    let base =
+        std::env::var_os("MAINSTAY_MEASURE_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    let engines = if probe_uring() {
+        vec![Engine::Uring, Engine::Threads]
+    } else {
+        vec![Engine::Threads]
+    };
+    for engine in engines.iter().cycle().take(4) {
+        let dir = tempfile::tempdir_in(&base).expect("temporary directory");
+        let path = dir.path().join("wal");
+        let mut micros = run_on(*engine, |disk| async move {
+            let config = WalConfig::new(LINEAGE, Incarnation(3));
+            let mut wal = Wal::create(disk, &path, config, LogEnd::ZERO)
+                .await
+                .expect("create");
+            let mut micros = Vec::new();
+            for _ in 0..2000 {
+                let mut end = wal.durable().end();
+                let entries = batch(&mut end, 1, &[4096 - 128]);
+                let start = std::time::Instant::now();
+                wal.append(&entries, Lsn(0))
+                    .await
+                    .map(drop)
+                    .expect("append");
+                micros.push(start.elapsed().as_micros());
+            }
+            micros
+        })
+        .expect("runtime");
+        micros.sort_unstable();
+        println!(
+            "{engine:?}: p50 {} us, p99 {} us",
+            micros[1000], micros[1980]
+        );
+    }
+}
+
+/// Flips each bit of a small log: never is the durable prefix shorter without a word.
+#[test]
+fn no_flipped_bit_shortens_the_log_in_silence() {
+    let disk = SimDisk::immediate(10);
+    let mut wal = create(&disk);
+    append(&mut wal, &[10]);
+    append(&mut wal, &[20, 30]);
+    append(&mut wal, &[5]);
+    let content = disk.peek(&segment(1)).expect("there");
+    let used = 4 * 4096;
+    for bit in 0..used * 8 {
+        // Bytes that are zero in the middle of padding: one in sixteen is enough.
+        if content[bit / 8] == 0 && bit % 16 != 0 && bit / 8 % 4096 > 400 {
+            continue;
+        }
+        let mut bad = content[..used].to_vec();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        bad.resize(content.len(), 0);
+        disk.plant(&segment(1), &bad);
+        match block_on(Wal::open(disk.clone(), Path::new(DIR), config())) {
+            Ok((_, log)) => assert!(
+                log.doubt.is_some() || log.damage.is_some(),
+                "bit {} of byte {}: {log:?}",
+                bit % 8,
+                bit / 8
+            ),
+            Err(error) => panic!("bit {bit}: {error}"),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Append(Vec<usize>),
+    Cut(u64),
+    Mark,
+    Prepare,
+    Recycle(u64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => prop::collection::vec(0_usize..9000, 1..4).prop_map(Step::Append),
+        1 => (0_u64..4).prop_map(Step::Cut),
+        2 => Just(Step::Mark),
+        1 => Just(Step::Prepare),
+        1 => (0_u64..6).prop_map(Step::Recycle),
+    ];
+    prop::collection::vec(step, 1..9)
+}
+
+/// What a checker knows of a log: entries by LSN, and how far it was promised.
+#[derive(Clone, Copy, Default)]
+struct Promise {
+    /// Everything up to here was durable and not asked to be cut.
+    durable: u64,
+    /// Nothing above was ever handed over.
+    handed: u64,
+    epoch: u64,
+}
+
+async fn run_steps(disk: SimDisk, steps: Vec<Step>, promise: Rc<Cell<Promise>>) {
+    let (mut wal, log) = Wal::open(disk, Path::new(DIR), config())
+        .await
+        .expect("open");
+    assert_eq!(log.damage, None);
+    let mut epoch = promise.get().epoch.max(log.last.epoch.0) + 1;
+    for step in steps {
+        let mut end = wal.durable().end();
+        match step {
+            Step::Append(sizes) => {
+                let entries = batch(&mut end, epoch, &sizes);
+                let before = promise.get();
+                promise.set(Promise {
+                    handed: end.point.lsn.0.max(before.handed),
+                    epoch,
+                    ..before
+                });
+                wal.append(&entries, Lsn(0))
+                    .await
+                    .map(drop)
+                    .expect("append");
+                promise.set(Promise {
+                    durable: end.point.lsn.0,
+                    ..promise.get()
+                });
+            }
+            Step::Cut(count) => {
+                let to = Lsn(end
+                    .point
+                    .lsn
+                    .0
+                    .saturating_sub(count)
+                    .max(wal.first_lsn().prev().0));
+                promise.set(Promise {
+                    durable: promise.get().durable.min(to.0),
+                    ..promise.get()
+                });
+                wal.truncate_after(to).await.map(drop).expect("cut");
+                epoch += 1;
+            }
+            Step::Mark => wal.mark(Lsn(0)).await.expect("mark"),
+            Step::Prepare => wal.prepare_next().await.expect("prepare"),
+            Step::Recycle(behind) => {
+                let below = Lsn(end.point.lsn.0.saturating_sub(behind));
+                wal.recycle_below(below).await.map(drop).expect("recycle");
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// A loss of power at every await of any sequence of operations, then another sequence and another loss.
+    #[test]
+    fn a_crash_anywhere_keeps_what_was_promised_and_is_never_called_damage(
+        seed in 0_u64..1_000_000,
+        first in steps(),
+        second in steps(),
+    ) {
+        crash_points(
+            seed,
+            |disk| {
+                create(disk);
+                block_on(run_steps(disk.clone(), first.clone(), Rc::default()));
+            },
+            |disk, promise| {
+                let steps = second.clone();
+                async move {
+                    let (wal, log) = Wal::open(disk.clone(), Path::new(DIR), config()).await.expect("open");
+                    drop(wal);
+                    let last = log.last.lsn.0;
+                    promise.set(Promise { durable: last, handed: last, epoch: log.last.epoch.0 });
+                    run_steps(disk, steps, promise).await;
+                }
+            },
+            |disk, promise: Promise| {
+                let (mut wal, log) = open(&disk);
+                assert_eq!(log.damage, None, "a crash is not damage");
+                assert!(log.last.lsn.0 >= promise.durable, "{} of {} promised", log.last.lsn, promise.durable);
+                if promise.handed > 0 {
+                    assert!(log.last.lsn.0 <= promise.handed, "{} of {} handed over", log.last.lsn, promise.handed);
+                }
+                if log.last.lsn >= log.first_lsn {
+                    check_contents(&wal);
+                }
+                let end = append(&mut wal, &[50]);
+                disk.crash();
+                let (wal, log) = open(&disk);
+                assert_eq!((log.last, log.doubt, log.damage), (end.point, None, None));
+                check_contents(&wal);
+            },
+        );
+    }
+}
