@@ -204,7 +204,8 @@ impl Beats {
 
     /// Takes a witness's answer.
     pub fn handle_granted(&mut self, now: MonoTime, from: NodeId, granted: Granted) {
-        let held = self.config.held();
+        let granted_for = Duration::from_millis(u64::from(granted.lease_ms));
+        let held = self.config.held(granted_for);
         let from_receipt = self.config.mistakes.has(Mistake::LeaseFromReceipt);
         let unnamed = self.config.mistakes.has(Mistake::GrantsWithoutNames);
         let tables = &self.tables;
@@ -230,7 +231,7 @@ impl Beats {
             return;
         };
         let until = if from_receipt {
-            now + self.config.lease
+            now + granted_for
         } else {
             sent + held
         };
@@ -349,6 +350,7 @@ mod tests {
             table,
             exceptions: Vec::new(),
             hearing: vec![NodeId(1)],
+            lease_ms: 800,
         }
     }
 
@@ -360,7 +362,7 @@ mod tests {
         b.handle_granted(MonoTime(950_000), NodeId(12), granted(1, 2));
         assert_eq!(
             b.lease(V, Epoch(3)),
-            MonoTime(1_000) + LeaseConfig::default().held()
+            MonoTime(1_000) + LeaseConfig::default().held(LeaseConfig::default().lease)
         );
         assert_eq!(b.lease(V, Epoch(4)), MonoTime::ZERO);
     }
@@ -386,9 +388,12 @@ mod tests {
     #[test]
     fn the_holder_counts_less_than_the_witness() {
         let config = LeaseConfig::default();
-        assert!(config.held() < config.lease);
+        assert!(config.held(config.lease) < config.lease);
         // A holder whose clock is slow by r and a witness whose clock is fast by r end together at worst.
         let (slow, fast) = (0.99, 1.01);
-        assert!(config.held().as_secs_f64() / slow <= config.lease.as_secs_f64() / fast + 1e-9);
+        assert!(
+            config.held(config.lease).as_secs_f64() / slow
+                <= config.lease.as_secs_f64() / fast + 1e-9
+        );
     }
 }

@@ -83,12 +83,13 @@ impl Default for LeaseConfig {
 }
 
 impl LeaseConfig {
-    /// What the holder may count on: h <= L (1 - r) / (1 + r), from the moment it sent the beat.
+    /// What the holder may count on of a grant that runs `granted` at the witness: h <= L (1 - r) / (1 + r), from the
+    /// moment it sent the beat.
     #[must_use]
-    pub fn held(&self) -> Duration {
+    pub fn held(&self, granted: Duration) -> Duration {
         let million = 1_000_000_u128;
         let rate = u128::from(self.rate_error_ppm).min(million);
-        let nanos = self.lease.as_nanos() * (million - rate) / (million + rate);
+        let nanos = granted.as_nanos() * (million - rate) / (million + rate);
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 }

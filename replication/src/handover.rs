@@ -1,4 +1,4 @@
-//! Planned switchover: drain, stop serving, release (DESIGN section 5).
+//! Planned switchover: drain, stop serving, release (`docs/protocol.md`).
 
 use mainstay_types::{Lsn, MonoTime, NodeId};
 

@@ -345,6 +345,8 @@ pub struct Granted {
     pub exceptions: Vec<VolumeId>,
     /// Data nodes that this witness hears.
     pub hearing: Vec<NodeId>,
+    /// How long these grants run at the witness: the holder counts no more, whatever its own configuration says.
+    pub lease_ms: u32,
 }
 
 /// A register read or compare-and-set, as its caller sees it end.

@@ -2,7 +2,7 @@
 //!
 //! Without the feature `mistakes` the set is always empty and every question is a constant `false`.
 
-/// One mistake. Each names the rule it breaks; PROTOCOL part B tells the order of events that makes it fatal.
+/// One mistake. Each names the rule it breaks; `docs/protocol.md` tells the order of events that makes it fatal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Mistake {

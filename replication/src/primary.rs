@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mainstay_types::{
-    Epoch, Incarnation, Instance, LogPoint, Lsn, MonoTime, NodeId, PrimaryId, Register,
+    Epoch, Incarnation, Instance, LogPoint, Lsn, MemberKind, MonoTime, NodeId, PrimaryId, Register,
 };
 
 use crate::handover::Handover;
@@ -200,13 +200,12 @@ impl Member {
         instance: Instance,
         hint: LogPoint,
     ) {
-        let base = self.log.base().lsn;
+        let (base, retransmit) = (self.log.base().lsn, self.config.retransmit);
         let next = self.log.probe_below(hint).next();
         let Some(progress) = self.speaker(now, from, epoch, instance) else {
             return;
         };
-        progress.become_probing(next);
-        if hint.lsn < base {
+        if progress.mismatched(now, next, retransmit) && hint.lsn < base {
             progress.feed = Feed::NeedsCopy;
             self.out.push_back(Output::NeedsCopy { node: from.node });
         }
@@ -379,6 +378,15 @@ impl Member {
         let State::Primary(primary) = &self.state else {
             return;
         };
+        // Below this number nothing is acknowledged: a new volume waits for its first replicas here.
+        let registered = &primary.register.members;
+        let full = registered
+            .iter()
+            .filter(|m| m.kind == MemberKind::Full)
+            .count();
+        if (full as u64) < u64::from(primary.register.policy.min_copies) {
+            return;
+        }
         let mut c = self.position(
             primary,
             &primary.register.members,
@@ -511,6 +519,15 @@ impl Member {
                 refused: p.refused,
             })
             .collect()
+    }
+
+    /// The epoch in which this member acts.
+    #[must_use]
+    pub fn acting_epoch(&self) -> Option<Epoch> {
+        match &self.state {
+            State::Primary(primary) => Some(primary.epoch),
+            _ => None,
+        }
     }
 
     /// The epoch in which this member acts, and for how long something has been waiting to be committed in it.

@@ -1,6 +1,7 @@
 //! What the primary knows about one other copy: how far it is, and how far it was sent.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use mainstay_types::{Incarnation, Instance, Lsn, MonoTime};
 
@@ -33,6 +34,8 @@ pub(crate) struct Progress {
     pub(crate) feed: Feed,
     in_flight: VecDeque<(Lsn, u64)>,
     in_flight_bytes: u64,
+    /// Most appends that may be on their way: one after a mismatch, and one more for each that is acknowledged.
+    window: usize,
     /// Commit point of the last append sent.
     pub(crate) commit_sent: Lsn,
     pub(crate) last_sent: MonoTime,
@@ -43,6 +46,8 @@ pub(crate) struct Progress {
     pub(crate) refused: Option<RefuseReason>,
     /// The last empty append has not been answered.
     pub(crate) probe_out: bool,
+    /// When a mismatch last started the feed over.
+    restarted: Option<MonoTime>,
 }
 
 impl Progress {
@@ -55,6 +60,7 @@ impl Progress {
             feed: Feed::Probing,
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
+            window: usize::MAX,
             commit_sent: Lsn::ZERO,
             last_sent: MonoTime::ZERO,
             last_heard: now,
@@ -62,7 +68,38 @@ impl Progress {
             rebuilding: false,
             refused: None,
             probe_out: false,
+            restarted: None,
         }
+    }
+
+    /// A copy does not hold what an append builds upon: the feed starts over from `next_send`. False if this is no
+    /// news.
+    ///
+    /// One append that is lost or overtaken makes every other one on its way mismatch. If each such answer started the
+    /// feed over, each would send the whole window again, and the answers to that would do the same: on a network that
+    /// reorders, messages would multiply without end.
+    pub(crate) fn mismatched(
+        &mut self,
+        now: MonoTime,
+        next_send: Lsn,
+        retransmit: Duration,
+    ) -> bool {
+        let stale = match self.feed {
+            // The answer to the probe that is out decides; a probe that is lost is sent again with the heartbeat.
+            Feed::Probing => self.probe_out && next_send >= self.next_send,
+            // What is on its way is given some time first.
+            Feed::Streaming => {
+                !self.in_flight.is_empty()
+                    && self.restarted.is_some_and(|at| now < at + retransmit / 10)
+            }
+            Feed::NeedsCopy => false,
+        };
+        if !stale {
+            self.restarted = Some(now);
+            self.window = 1;
+            self.become_probing(next_send);
+        }
+        !stale
     }
 
     /// Notes who answers. Another process, or another copy, vouches for nothing that the one before acknowledged.
@@ -92,6 +129,7 @@ impl Progress {
         {
             let (_, bytes) = self.in_flight.pop_front().expect("front was just seen");
             self.in_flight_bytes -= bytes;
+            self.window = self.window.saturating_add(1);
         }
         if self.in_flight.is_empty() {
             self.waiting_since = None;
@@ -128,7 +166,7 @@ impl Progress {
     }
 
     pub(crate) fn has_room(&self, bytes_max: u64) -> bool {
-        self.in_flight_bytes < bytes_max
+        self.in_flight_bytes < bytes_max && self.in_flight.len() < self.window
     }
 
     #[cfg(test)]
@@ -173,6 +211,34 @@ mod tests {
             (p.in_flight_bytes(), p.acked, p.next_send),
             (200, Lsn(4), Lsn(6))
         );
+    }
+
+    #[test]
+    fn a_window_of_mismatches_starts_the_feed_over_once() {
+        let retransmit = Duration::from_nanos(1_000);
+        let mut p = Progress::new(MonoTime(0), Lsn(1));
+        p.heard(MonoTime(1), copy(1), Instance(7));
+        p.handle_ack(MonoTime(1), ack(0));
+        for lsn in 1..10 {
+            p.sent(MonoTime(2), Lsn(lsn), 10, Lsn(0));
+        }
+        // The first was lost: the others find nothing to build upon.
+        assert!(p.mismatched(MonoTime(3), Lsn(1), retransmit));
+        p.sent(MonoTime(3), Lsn(0), 0, Lsn(0));
+        assert!(!p.mismatched(MonoTime(4), Lsn(1), retransmit));
+        p.handle_ack(MonoTime(5), ack(0));
+        p.sent(MonoTime(5), Lsn(9), 90, Lsn(0));
+        assert!(
+            !p.has_room(1_000),
+            "one at a time, until one is acknowledged"
+        );
+        assert!(!p.mismatched(MonoTime(6), Lsn(1), retransmit));
+        assert_eq!((p.feed, p.next_send), (Feed::Streaming, Lsn(10)));
+        // What lies below the probe that is out is news.
+        p.become_probing(Lsn(8));
+        p.sent(MonoTime(7), Lsn(7), 0, Lsn(0));
+        assert!(p.mismatched(MonoTime(8), Lsn(4), retransmit));
+        assert_eq!((p.feed, p.next_send), (Feed::Probing, Lsn(4)));
     }
 
     #[test]

@@ -59,10 +59,13 @@ impl Member {
         named && runs
     }
 
-    /// When the lease that this member knows of ends.
+    /// When the lease of the epoch in which this member acts ends, or ended; zero if it acts in none or had no lease yet.
     #[must_use]
     pub fn lease_until(&self) -> MonoTime {
-        self.lease_until
+        match &self.state {
+            State::Primary(primary) if primary.epoch == self.lease_epoch => self.lease_until,
+            _ => MonoTime::ZERO,
+        }
     }
 
     pub(crate) fn handle_confirm(&mut self, from: PrimaryId, epoch: Epoch, round: u64) {

@@ -5,9 +5,10 @@ use mainstay_types::{
 };
 
 use crate::member::{Member, Output, State};
-use crate::message::{RegisterMessage, RoundResult};
+use crate::message::{MemberMessage, RegisterMessage, RoundResult};
 use crate::mistakes::Mistake;
 use crate::primary::Primary;
+use crate::progress::Feed;
 use crate::register::Round;
 
 /// A change under way. From here until its outcome is known, an entry must satisfy both rules.
@@ -73,8 +74,12 @@ impl Member {
         primary.joint = None;
         primary.register = register.clone();
         self.register = Some(register.clone());
-        self.out.push_back(Output::Decided(register));
+        self.out.push_back(Output::Decided(register.clone()));
         self.follow_placement(now);
+        // Replicas need it for nothing but to tell others.
+        for node in self.peers() {
+            self.send(node, MemberMessage::Decided(register.clone()));
+        }
     }
 
     /// Drives the change under way, or finds one worth making.
@@ -227,26 +232,31 @@ impl Member {
         if replaced && !self.config.mistakes.has(Mistake::IncarnationIgnored) {
             return true;
         }
-        let held_out =
-            now >= progress.last_heard + self.config.drop_after || progress.refused.is_some();
+        // It answers, and has fallen behind what this log still holds: it cannot count for anything before a full copy.
+        let fresh = now < progress.last_heard + 5 * self.config.heartbeat;
+        let answers = fresh && progress.incarnation.is_some();
+        let lost_touch = answers && progress.feed == Feed::NeedsCopy;
+        // A refusal does not count as being heard, so a copy that refuses is dropped after the same time.
+        let held_out = lost_touch || now >= progress.last_heard + self.config.drop_after;
         // Alone, only if the witnesses do not hear it either: a cut between two healthy copies must not let one of
         // them shrink to itself (H3). A refusal is its own word.
-        let agreed = full > 2 || progress.refused.is_some() || self.silent.contains(&member.node);
+        let agreed = full > 2
+            || lost_touch
+            || progress.refused.is_some()
+            || self.silent.contains(&member.node);
         held_out && agreed
     }
 
     /// A copy that should be a member and holds everything committed.
     fn learner_to_add(&self, now: MonoTime, primary: &Primary) -> Option<RegisteredMember> {
-        if self.commit < primary.start {
-            return None;
-        }
+        let need = self.commit.max(primary.start);
         primary.progress.iter().find_map(|(node, progress)| {
             let incarnation = progress.incarnation?;
             let heard = now < progress.last_heard + self.config.drop_after;
             let ready = heard
                 && !progress.rebuilding
                 && progress.refused.is_none()
-                && progress.acked >= self.commit;
+                && progress.acked >= need;
             let member = RegisteredMember {
                 node: *node,
                 incarnation,
@@ -295,11 +305,12 @@ impl Member {
         matches!(&self.state, State::Primary(primary) if primary.joint.is_some())
     }
 
-    /// Oldest entry that some member may still need from this log: behind it, recycling costs nobody a full copy.
+    /// Oldest entry that some member may still need from this log: behind it, recycling costs nobody a full copy. Only
+    /// a primary knows; for anybody else it is zero, as the next primary's log is all that a laggard can be fed from.
     #[must_use]
     pub fn needed_from(&self) -> Lsn {
         let State::Primary(primary) = &self.state else {
-            return self.commit.next();
+            return Lsn::ZERO;
         };
         primary
             .progress

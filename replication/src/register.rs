@@ -51,6 +51,9 @@ pub struct Round {
     seen: u64,
     rng: Rng,
     retry: Duration,
+    /// Tries so far: the wait between them grows, so that proposers who are slower than `retry`, or who meet for
+    /// ever, find a gap in the end.
+    tries: u32,
     deadline: MonoTime,
     out: Vec<(NodeId, RegisterMessage)>,
     mistakes: Mistakes,
@@ -109,6 +112,7 @@ impl Round {
             seen: 0,
             rng,
             retry,
+            tries: 0,
             deadline: now,
             out: Vec::new(),
             mistakes,
@@ -235,17 +239,25 @@ impl Round {
         self.seen = self.seen.max(promised.counter);
         if ballot == self.ballot && !matches!(self.phase, Phase::Waiting) {
             self.phase = Phase::Waiting;
-            self.deadline = now + self.rng.jitter(self.retry / 4);
+            let wait = self.patience() / 4;
+            self.deadline = now + self.rng.jitter(wait);
         }
     }
 
+    /// How long one try may take; doubles every other try, up to sixteen times the first.
+    fn patience(&self) -> Duration {
+        self.retry * (1 << (self.tries / 2).min(4))
+    }
+
     fn prepare(&mut self, now: MonoTime) {
+        self.tries += 1;
+        let patience = self.patience();
         self.seen = self.seen.max(self.ballot.counter) + 1;
         self.ballot.counter = self.seen;
         self.phase = Phase::Prepare {
             answers: BTreeMap::new(),
         };
-        self.deadline = now + self.rng.jitter(self.retry);
+        self.deadline = now + self.rng.jitter(patience);
         self.broadcast(&RegisterMessage::Prepare {
             ballot: self.ballot,
         });
@@ -260,7 +272,8 @@ impl Round {
             value,
             acks: BTreeSet::new(),
         };
-        self.deadline = now + self.rng.jitter(self.retry);
+        let patience = self.patience();
+        self.deadline = now + self.rng.jitter(patience);
         self.broadcast(&message);
     }
 

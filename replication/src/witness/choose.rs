@@ -88,24 +88,14 @@ fn choose_among(
         .iter()
         .filter_map(|(copy, (id, answer))| registered(copy).map(|member| (member, id, answer)))
         .collect();
-    let all_answered = known.len() == register.members.len();
     let damage_counts = mistakes.has(Mistake::DamageCountsAsSight);
     let sound = |answer: &SealAnswer| (!answer.damaged || damage_counts) && !answer.rebuilding;
-    let clear = |answer: &SealAnswer| sound(answer) && answer.doubt.is_none();
-    let clear_end = known
-        .iter()
-        .filter(|(_, _, a)| clear(a))
-        .map(|(_, _, a)| a.last)
-        .max();
+    let all_intact =
+        known.len() == register.members.len() && known.iter().all(|(_, _, answer)| sound(answer));
     let counts = |answer: &SealAnswer| {
-        // H12: a batch in doubt may have been acknowledged. Another log that reaches beyond it settles that; so does
-        // the word of every registered member that it does not have it.
-        let settled = answer.doubt.is_some_and(|doubt| {
-            doubt.to.is_some_and(|to| {
-                clear_end.is_some_and(|end| end.lsn >= to && end.epoch >= answer.last.epoch)
-            })
-        });
-        sound(answer) && (answer.doubt.is_none() || settled || all_answered)
+        // H12: a batch in doubt may have been acknowledged, in an epoch that nothing here tells. Only the word of every
+        // registered member, each with an intact log, settles that nobody has it.
+        sound(answer) && (answer.doubt.is_none() || all_intact)
     };
     let counted: Vec<_> = known
         .iter()

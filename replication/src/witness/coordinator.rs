@@ -113,11 +113,12 @@ impl Witness {
             .accepted(volume)
             .map_or(Epoch::ZERO, |register| register.epoch);
         let announcing = matches!(coordinator.step, Step::Announcing { .. });
-        let overtaken =
-            copy_epoch > coordinator.epoch && !matches!(coordinator.step, Step::Swapping { .. });
-        if !announcing
-            && (overtaken || now >= coordinator.give_up || self.reason(now, volume).is_none())
-        {
+        // Once this witness's own acceptor has taken the new value, its register copy shows no reason any more. The
+        // round must go on until its outcome is known: nobody else would tell the new primary.
+        let swapping = matches!(coordinator.step, Step::Swapping { .. });
+        let overtaken = copy_epoch > coordinator.epoch && !swapping;
+        let settled = !swapping && self.reason(now, volume).is_none();
+        if !announcing && (overtaken || now >= coordinator.give_up || settled) {
             // Start over, if there is still a reason: with jitter, so that two witnesses do not meet for ever.
             if !overtaken && now >= coordinator.give_up && self.reason(now, volume).is_some() {
                 let until = now + self.rng.jitter(self.config.stagger);
@@ -264,15 +265,16 @@ impl Witness {
         true
     }
 
-    /// Greatest seal that a member has reported.
-    fn greatest_seal(&self, volume: VolumeId, register: &Register) -> Epoch {
-        let members = register
+    /// Greatest seal that a member has reported, or a node that should become one: a learner that was sealed by a
+    /// promotion that failed, and dropped since, refuses the present primary for ever, too.
+    pub(super) fn greatest_seal(&self, volume: VolumeId, register: &Register) -> Epoch {
+        let nodes = register
             .members
             .iter()
-            .filter_map(|member| self.nodes.get(&member.node));
-        members
-            .filter_map(|seen| seen.orphans.get(&volume))
-            .copied()
+            .map(|member| member.node)
+            .chain(register.policy.placement.iter().copied());
+        nodes
+            .filter_map(|node| self.nodes.get(&node)?.orphans.get(&volume).copied())
             .max()
             .unwrap_or(Epoch::ZERO)
     }

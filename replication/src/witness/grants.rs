@@ -87,11 +87,13 @@ impl Witness {
         }
         let hearing = self.hearing(now);
         let table = if known { beat.table } else { 0 };
+        let lease_ms = u32::try_from(self.config.lease.as_millis()).unwrap_or(0);
         let granted = Granted {
             seq: beat.seq,
             table,
             exceptions,
             hearing,
+            lease_ms,
         };
         self.send(from, Message::Witness(WitnessMessage::Granted(granted)));
     }
@@ -262,12 +264,14 @@ impl Witness {
         if grants.running.get(&holder).is_some_and(|ends| now < *ends) {
             return false;
         }
-        now >= self.lease_due(grants)
+        now >= self.lease_due(now, grants)
     }
 
     /// When a lease that never came counts as gone: a lease after the epoch was first seen, and after a start here.
-    fn lease_due(&self, grants: &Grants) -> MonoTime {
-        if grants.granted {
+    fn lease_due(&self, now: MonoTime, grants: &Grants) -> MonoTime {
+        // A witness that does not wait before it fences does not wait before it suspects, either.
+        let hasty = self.config.mistakes.has(Mistake::NoQuietTime) && now < self.quiet_until;
+        if grants.granted || hasty {
             MonoTime::ZERO
         } else {
             self.quiet_until.max(grants.epoch_since + self.config.lease)
@@ -321,10 +325,18 @@ impl Witness {
             }
             let (epoch, waiting) = grants.fencing.take().expect("seen above");
             let record = self.records.entry(volume).or_default();
+            let mut written = record.fenced >= epoch;
             record.fenced = record.fenced.max(epoch);
             for to in waiting {
                 let message = Message::Witness(WitnessMessage::Fenced { volume, epoch });
-                self.persist_then(volume, to, message);
+                // Fences are asked for again and again. Writing each down again would keep a slow store so busy that
+                // the votes queue up behind.
+                if written {
+                    self.after_persisted(to, message);
+                } else {
+                    self.persist_then(volume, to, message);
+                    written = true;
+                }
             }
         }
     }
@@ -358,14 +370,7 @@ impl Witness {
             {
                 return Some(SuspectReason::Fenced);
             }
-            let members = register
-                .members
-                .iter()
-                .filter_map(|m| self.nodes.get(&m.node));
-            if members
-                .filter_map(|seen| seen.orphans.get(&volume))
-                .any(|sealed| *sealed > register.epoch)
-            {
+            if self.greatest_seal(volume, register) > register.epoch {
                 return Some(SuspectReason::SealedAbove);
             }
         }
@@ -379,6 +384,6 @@ impl Witness {
             return MonoTime::MAX;
         };
         let ends = grants.running.values().max().copied();
-        ends.unwrap_or_else(|| self.lease_due(grants)).max(now)
+        ends.unwrap_or_else(|| self.lease_due(now, grants)).max(now)
     }
 }

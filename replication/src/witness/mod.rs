@@ -330,6 +330,17 @@ impl Witness {
         self.after.push_back((op, to, message));
     }
 
+    /// Sends once everything handed to the store so far is durable. Every write has an answer that waits for it.
+    fn after_persisted(&mut self, to: NodeId, message: Message) {
+        match self.after.back() {
+            Some((op, _, _)) => {
+                let op = *op;
+                self.after.push_back((op, to, message));
+            }
+            None => self.send(to, message),
+        }
+    }
+
     fn handle_persisted(&mut self, op: OpId) {
         while self
             .after
