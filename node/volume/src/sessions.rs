@@ -1,0 +1,284 @@
+//! The session table: what each client had committed. A function of the log's committed prefix alone (R9.1, M5).
+//!
+//! Bounded: each session keeps its newest [`RESULTS_KEPT`] results, and beyond `SESSIONS_KEPT` sessions the one that
+//! wrote least recently is forgotten, which every member finds at the same entry.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use mainstay_storage::EntryKind;
+use mainstay_storage::format::EntryRef;
+use mainstay_types::{Lsn, SessionId};
+
+/// Results kept for each session: a client must not have more unanswered.
+pub const RESULTS_KEPT: usize = 4096;
+
+/// Sessions kept.
+const SESSIONS_KEPT: usize = 10_000;
+
+/// Flag of a `SessionOpen` entry: the session writes under the present attachment.
+pub(crate) const FLAG_ATTACHED: u8 = 1;
+
+const BLOB_VERSION: u16 = 1;
+
+/// A committed mutation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Done {
+    pub(crate) seq: u64,
+    pub(crate) lsn: Lsn,
+    pub(crate) arg: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Session {
+    pub(crate) generation: u32,
+    /// Last sequence number committed.
+    pub(crate) last_seq: u64,
+    /// Last entry of the session.
+    last_lsn: Lsn,
+    /// LSN of the attachment that it writes under; zero for none.
+    pub(crate) attachment: Lsn,
+    results: VecDeque<Done>,
+}
+
+impl Session {
+    /// The lowest sequence number whose result is kept, once results have been forgotten; else none.
+    pub(crate) fn oldest_result(&self) -> Option<u64> {
+        (self.results.len() >= RESULTS_KEPT)
+            .then(|| self.results.front().map_or(0, |done| done.seq))
+    }
+
+    pub(crate) fn result(&self, seq: u64) -> Option<Done> {
+        let at = self.results.partition_point(|done| done.seq < seq);
+        self.results.get(at).copied().filter(|done| done.seq == seq)
+    }
+}
+
+/// Who holds a block volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Attached {
+    pub(crate) name: String,
+    /// LSN of its `Attach` entry.
+    pub(crate) lsn: Lsn,
+}
+
+/// A session table that does not decode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BlobError {
+    /// Fewer bytes than it says.
+    #[error("session table ends too early")]
+    Short,
+    /// Of another version of this program.
+    #[error("session table of version {found}, this program reads {BLOB_VERSION}")]
+    Version {
+        /// Found.
+        found: u16,
+    },
+    /// A name that is not UTF-8.
+    #[error("attachment name is not UTF-8")]
+    Name,
+}
+
+/// All sessions of one volume at one position of its log.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Sessions {
+    sessions: BTreeMap<SessionId, Session>,
+    /// Sessions by their last entry, for forgetting the oldest.
+    by_age: BTreeMap<Lsn, SessionId>,
+    pub(crate) attached: Option<Attached>,
+    /// Greatest timestamp of a record.
+    pub(crate) last_timestamp: u64,
+    /// Beside the sessions, because it must be as durable: an image that was copied while it changed is consistent
+    /// once the log is applied up to here.
+    pub(crate) consistent_from: Lsn,
+}
+
+impl Sessions {
+    pub(crate) fn get(&self, session: SessionId) -> Option<&Session> {
+        self.sessions.get(&session)
+    }
+
+    /// How many sessions are known.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Whether no session is known.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.sessions.is_empty()
+    }
+
+    /// Who holds the volume.
+    #[must_use]
+    pub fn attached_by(&self) -> Option<&str> {
+        self.attached
+            .as_ref()
+            .map(|attached| attached.name.as_str())
+    }
+
+    /// An image that was copied while it changed is consistent once the log is applied up to here.
+    #[must_use]
+    pub fn consistent_from(&self) -> Lsn {
+        self.consistent_from
+    }
+
+    /// Takes the next committed entry.
+    pub(crate) fn apply(&mut self, entry: &EntryRef) {
+        let header = &entry.header;
+        let lsn = header.point.lsn;
+        match header.kind {
+            EntryKind::EpochStart => {}
+            EntryKind::Attach => {
+                let name = String::from_utf8_lossy(&entry.payload()).into_owned();
+                self.attached = Some(Attached { name, lsn });
+            }
+            EntryKind::Detach => self.attached = None,
+            EntryKind::SessionOpen => {
+                let attachment = match &self.attached {
+                    Some(attached) if header.flags & FLAG_ATTACHED != 0 => attached.lsn,
+                    _ => Lsn::ZERO,
+                };
+                let session = self.touch(header.session, lsn);
+                session.generation = header.generation;
+                session.attachment = attachment;
+            }
+            EntryKind::SessionClose => self.close(header.session),
+            EntryKind::Record | EntryKind::Write | EntryKind::Trim | EntryKind::Zeroes => {
+                if header.kind == EntryKind::Record {
+                    self.last_timestamp = self.last_timestamp.max(header.arg);
+                }
+                let done = Done {
+                    seq: header.seq,
+                    lsn,
+                    arg: header.arg,
+                };
+                let session = self.touch(header.session, lsn);
+                session.last_seq = header.seq;
+                session.results.push_back(done);
+                if session.results.len() > RESULTS_KEPT {
+                    session.results.pop_front();
+                }
+            }
+        }
+    }
+
+    fn touch(&mut self, id: SessionId, lsn: Lsn) -> &mut Session {
+        if !self.sessions.contains_key(&id)
+            && self.sessions.len() >= SESSIONS_KEPT
+            && let Some((_, oldest)) = self.by_age.pop_first()
+        {
+            self.sessions.remove(&oldest);
+        }
+        let session = self.sessions.entry(id).or_default();
+        self.by_age.remove(&session.last_lsn);
+        session.last_lsn = lsn;
+        self.by_age.insert(lsn, id);
+        session
+    }
+
+    fn close(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.remove(&id) else {
+            return;
+        };
+        self.by_age.remove(&session.last_lsn);
+        let holds = |attached: &Attached| {
+            session.attachment == attached.lsn
+                && self.sessions.values().all(|s| s.attachment != attached.lsn)
+        };
+        if self.attached.as_ref().is_some_and(holds) {
+            self.attached = None;
+        }
+    }
+
+    /// The table as bytes, for a checkpoint.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        out.put_u16_le(BLOB_VERSION);
+        out.put_u64_le(self.last_timestamp);
+        out.put_u64_le(self.consistent_from.0);
+        let (lsn, name) = self
+            .attached
+            .as_ref()
+            .map_or((Lsn::ZERO, ""), |a| (a.lsn, a.name.as_str()));
+        out.put_u64_le(lsn.0);
+        out.put_u32_le(u32::try_from(name.len()).unwrap_or(0));
+        out.put_slice(name.as_bytes());
+        out.put_u32_le(u32::try_from(self.sessions.len()).expect("bounded by SESSIONS_KEPT"));
+        for (id, session) in &self.sessions {
+            out.put_u64_le(id.0);
+            out.put_u32_le(session.generation);
+            out.put_u64_le(session.last_seq);
+            out.put_u64_le(session.last_lsn.0);
+            out.put_u64_le(session.attachment.0);
+            out.put_u32_le(u32::try_from(session.results.len()).expect("bounded by RESULTS_KEPT"));
+            for done in &session.results {
+                out.put_u64_le(done.seq);
+                out.put_u64_le(done.lsn.0);
+                out.put_u64_le(done.arg);
+            }
+        }
+        out.freeze()
+    }
+
+    /// A table from bytes; an empty one from none.
+    ///
+    /// # Errors
+    /// The bytes are not a table of this version.
+    pub fn decode(blob: &Bytes) -> Result<Self, BlobError> {
+        let mut table = Self::default();
+        if blob.is_empty() {
+            return Ok(table);
+        }
+        let mut rest = blob.clone();
+        let version = take(&mut rest, 2)?.get_u16_le();
+        if version != BLOB_VERSION {
+            return Err(BlobError::Version { found: version });
+        }
+        table.last_timestamp = u64_of(&mut rest)?;
+        table.consistent_from = Lsn(u64_of(&mut rest)?);
+        let lsn = Lsn(u64_of(&mut rest)?);
+        let name_len = take(&mut rest, 4)?.get_u32_le() as usize;
+        let name =
+            String::from_utf8(take(&mut rest, name_len)?.to_vec()).map_err(|_| BlobError::Name)?;
+        table.attached = (lsn != Lsn::ZERO).then_some(Attached { name, lsn });
+        let count = take(&mut rest, 4)?.get_u32_le();
+        for _ in 0..count {
+            let id = SessionId(u64_of(&mut rest)?);
+            let session = session_of(&mut rest)?;
+            table.by_age.insert(session.last_lsn, id);
+            table.sessions.insert(id, session);
+        }
+        Ok(table)
+    }
+}
+
+fn session_of(rest: &mut Bytes) -> Result<Session, BlobError> {
+    let mut session = Session {
+        generation: take(rest, 4)?.get_u32_le(),
+        last_seq: u64_of(rest)?,
+        last_lsn: Lsn(u64_of(rest)?),
+        attachment: Lsn(u64_of(rest)?),
+        results: VecDeque::new(),
+    };
+    let results = take(rest, 4)?.get_u32_le();
+    for _ in 0..results {
+        let (seq, lsn, arg) = (u64_of(rest)?, Lsn(u64_of(rest)?), u64_of(rest)?);
+        session.results.push_back(Done { seq, lsn, arg });
+    }
+    Ok(session)
+}
+
+fn take(rest: &mut Bytes, len: usize) -> Result<Bytes, BlobError> {
+    if rest.len() < len {
+        Err(BlobError::Short)
+    } else {
+        Ok(rest.split_to(len))
+    }
+}
+
+fn u64_of(rest: &mut Bytes) -> Result<u64, BlobError> {
+    take(rest, 8).map(|mut bytes| bytes.get_u64_le())
+}

@@ -1,0 +1,458 @@
+//! One copy on disk: made, opened, and written to in the order that the volume asks for.
+//!
+//! The log (with the durable facts) and the state (image, checkpoint) are opened apart, each with its own disk
+//! handle, so that they may live on different threads: a disk that hangs under a log write must hang nothing else.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mainstay_replication::{EpochRuns, MemberStart, OpId, message::Doubt};
+use mainstay_storage::image::{CheckpointError, ExportedBlock, ImageConfig, ImageOpenError};
+use mainstay_storage::meta::MetaError;
+use mainstay_storage::wal::{CreateError, OpenError, ReadError, ReadPath, WalError, WalIndex};
+use mainstay_storage::{
+    Checkpoint, CheckpointFile, CheckpointFileError, Disk, Durable, Image, LogEnd, Meta, MetaFacts,
+    RecoveredLog, Wal, WalConfig, WalReader,
+};
+use mainstay_types::{
+    ClusterId, Epoch, Incarnation, Instance, Lineage, Lsn, NodeId, PrimaryId, VolumeKind,
+    VolumeSpec,
+};
+
+use crate::event::{WalJob, WalWrite};
+use crate::sessions::{BlobError, Sessions};
+use crate::volume::VolumeStart;
+
+/// Bytes of entries that go into one durable write.
+const BATCH_BYTES: usize = 1 << 20;
+
+/// Pages of image checksums kept in memory for each block volume: 4 KiB each, 1 MiB of volume each.
+const SUMS_PAGES: usize = 1024;
+
+/// Why a copy could not be made or opened.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// The durable facts.
+    #[error(transparent)]
+    Meta(#[from] MetaError),
+    /// A new log.
+    #[error(transparent)]
+    Create(#[from] CreateError),
+    /// An existing log.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Entries behind the checkpoint.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The block image.
+    #[error(transparent)]
+    Image(#[from] ImageOpenError),
+    /// Blocks of another member.
+    #[error(transparent)]
+    Import(#[from] CheckpointError),
+    /// The checkpoint of a log volume.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointFileError),
+    /// The session table in a checkpoint.
+    #[error(transparent)]
+    Sessions(#[from] BlobError),
+    /// Entries of a log that was verified a moment ago.
+    #[error("entries behind the checkpoint: {0}")]
+    Entry(#[from] mainstay_storage::format::EntryError),
+    /// The disk.
+    #[error("{path}")]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// What it said.
+        source: std::io::Error,
+    },
+}
+
+/// Which copy, and how its log is laid out.
+#[derive(Debug, Clone)]
+pub struct CopyConfig {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// This node.
+    pub node: NodeId,
+    /// Bytes of one preallocated segment of the log.
+    pub segment_bytes: u64,
+}
+
+/// What a recovered log tells the rest of the volume. May cross threads.
+#[derive(Debug, Clone)]
+pub struct LogFacts {
+    /// What recovery found.
+    pub recovered: RecoveredLog,
+    /// The durable facts.
+    pub facts: MetaFacts,
+    /// Where the segments lie, for readers.
+    pub index: Arc<WalIndex>,
+}
+
+/// The state that a volume's log leads to.
+#[expect(
+    missing_debug_implementations,
+    reason = "an open image prints nothing of use"
+)]
+pub enum State<D: Disk> {
+    /// Of a block volume.
+    Block(Box<Image<D>>),
+    /// Of a log volume: the log is the data; the checkpoint holds the session table.
+    Log(CheckpointFile<D>),
+}
+
+/// Makes an empty copy in `dir`, sealed at `sealed`. Durable on return; a crash before leaves nothing that opens.
+///
+/// # Errors
+/// The disk's; or the copy exists already.
+pub async fn create_copy<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    config: &CopyConfig,
+    spec: &VolumeSpec,
+    lineage: Lineage,
+    incarnation: Incarnation,
+    sealed: Epoch,
+) -> Result<(), CopyError> {
+    let io = |source| CopyError::Io {
+        path: dir.to_owned(),
+        source,
+    };
+    disk.create_dir_all(dir).await.map_err(io)?;
+    let log = wal_config(config, lineage, incarnation);
+    Wal::create(disk.clone(), dir, log, LogEnd::ZERO).await?;
+    match spec.kind {
+        VolumeKind::Block { size_bytes } => {
+            let config = ImageConfig {
+                lineage,
+                size_bytes,
+                sums_pages: SUMS_PAGES,
+            };
+            Image::create(disk.clone(), dir, config, LogEnd::ZERO, Bytes::new()).await?;
+        }
+        VolumeKind::Log => {
+            let checkpoints = CheckpointFile::new(disk.clone(), dir, lineage);
+            checkpoints.store(&Checkpoint::default()).await?;
+        }
+    }
+    // Last: a directory without facts is not a copy.
+    let facts = MetaFacts {
+        cluster: config.cluster,
+        node: config.node,
+        volume: spec.name.id(),
+        spec: spec.clone(),
+        incarnation,
+        log_lineage: lineage,
+        lineage,
+        boot_counter: 0,
+        sealed,
+        rebuilding: false,
+        damaged: None,
+        commit: Lsn::ZERO,
+    };
+    Meta::create(disk.clone(), dir, facts).await?;
+    Ok(())
+}
+
+fn wal_config(config: &CopyConfig, lineage: Lineage, incarnation: Incarnation) -> WalConfig {
+    WalConfig {
+        segment_bytes: config.segment_bytes,
+        ..WalConfig::new(lineage, incarnation)
+    }
+}
+
+/// A copy that is being received whole from another member.
+#[expect(
+    missing_debug_implementations,
+    reason = "an open image prints nothing of use"
+)]
+pub struct CopyReceiver<D: Disk> {
+    disk: D,
+    dir: PathBuf,
+    image: Image<D>,
+    base: LogEnd,
+    sessions: Sessions,
+}
+
+impl<D: Disk> CopyReceiver<D> {
+    /// Begins a copy in the empty directory `dir`: the log will go on behind `base`, with the session table `blob`.
+    ///
+    /// # Errors
+    /// The volume is no block volume, the table does not decode, or the disk failed.
+    pub async fn begin(
+        disk: &D,
+        dir: &Path,
+        spec: &VolumeSpec,
+        lineage: Lineage,
+        base: LogEnd,
+        blob: &Bytes,
+    ) -> Result<Self, CopyError> {
+        let io = |source| CopyError::Io {
+            path: dir.to_owned(),
+            source,
+        };
+        let VolumeKind::Block { size_bytes } = spec.kind else {
+            return Err(io(std::io::Error::other(
+                "only block volumes are copied whole",
+            )));
+        };
+        let sessions = Sessions::decode(blob)?;
+        disk.create_dir_all(dir).await.map_err(io)?;
+        let config = ImageConfig {
+            lineage,
+            size_bytes,
+            sums_pages: SUMS_PAGES,
+        };
+        let image = Image::create(disk.clone(), dir, config, LogEnd::ZERO, Bytes::new()).await?;
+        image.begin_rebuild().await?;
+        Ok(Self {
+            disk: disk.clone(),
+            dir: dir.to_owned(),
+            image,
+            base,
+            sessions,
+        })
+    }
+
+    /// Writes blocks of the donor.
+    ///
+    /// # Errors
+    /// A block does not verify, or the disk failed.
+    pub async fn import(&mut self, blocks: &[ExportedBlock]) -> Result<(), CopyError> {
+        Ok(self.image.import_blocks(blocks).await?)
+    }
+
+    /// Ends the copy: durable, and a copy to be opened, on return. It is marked as being rebuilt until the log is
+    /// applied up to `consistent_from`.
+    ///
+    /// # Errors
+    /// The disk's; the directory is then no copy.
+    pub async fn finish(
+        mut self,
+        config: &CopyConfig,
+        mut facts: MetaFacts,
+        consistent_from: Lsn,
+    ) -> Result<(), CopyError> {
+        self.sessions.consistent_from = consistent_from;
+        self.image
+            .finish_rebuild(self.base, self.sessions.encode())
+            .await?;
+        let log = wal_config(config, facts.log_lineage, facts.incarnation);
+        Wal::create(self.disk.clone(), &self.dir, log, self.base).await?;
+        facts.rebuilding = true;
+        facts.commit = Lsn::ZERO;
+        Meta::create(self.disk, &self.dir, facts).await?;
+        Ok(())
+    }
+}
+
+/// Opens and recovers the log of the copy in `dir`, and its durable facts.
+///
+/// # Errors
+/// There is no copy, it is another node's, or the disk failed. A damaged log opens, and says so in the facts.
+pub async fn open_log<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    config: &CopyConfig,
+) -> Result<(Wal<D>, Meta<D>, LogFacts), CopyError> {
+    let meta = Meta::open(disk.clone(), dir, config.cluster, config.node).await?;
+    let facts = meta.facts().clone();
+    let log = wal_config(config, facts.log_lineage, facts.incarnation);
+    let (wal, recovered) = Wal::open(disk.clone(), dir, log).await?;
+    let index = wal.index();
+    Ok((
+        wal,
+        meta,
+        LogFacts {
+            recovered,
+            facts,
+            index,
+        },
+    ))
+}
+
+/// Opens the state of the copy in `dir`, and reads what the volume needs to start as `instance`.
+///
+/// # Errors
+/// The state does not verify, or the disk failed.
+pub async fn open_state<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    log: &LogFacts,
+    instance: Instance,
+    witnesses: &[NodeId],
+    seed: u64,
+) -> Result<(State<D>, VolumeStart), CopyError> {
+    let facts = &log.facts;
+    let (state, checkpoint) = match facts.spec.kind {
+        VolumeKind::Block { size_bytes } => {
+            let config = ImageConfig {
+                lineage: facts.log_lineage,
+                size_bytes,
+                sums_pages: SUMS_PAGES,
+            };
+            let (image, checkpoint) = Image::open(disk.clone(), dir, config).await?;
+            (State::Block(Box::new(image)), checkpoint)
+        }
+        VolumeKind::Log => {
+            let checkpoints = CheckpointFile::new(disk.clone(), dir, facts.log_lineage);
+            let checkpoint = checkpoints.load().await?;
+            (State::Log(checkpoints), checkpoint)
+        }
+    };
+    let recovered = &log.recovered;
+    let reader = WalReader::new(disk.clone(), log.index.clone(), ReadPath::Pread);
+    let applied = checkpoint.applied.point;
+    // A log that ends before its checkpoint, or before a commit point that it once recorded, or that begins after its
+    // checkpoint, lost what was durable.
+    let lost = recovered.last.lsn < applied.lsn.max(facts.commit)
+        || applied.lsn.next() < recovered.first_lsn;
+    let damaged = recovered.damage.is_some() || facts.damaged.is_some() || lost;
+    let runs = if lost || recovered.last.lsn < recovered.first_lsn {
+        EpochRuns::empty(if lost { applied } else { recovered.last })
+    } else {
+        let base = reader.end_at(recovered.first_lsn.prev()).await?.point;
+        EpochRuns::recovered(base, recovered.runs.clone(), recovered.last.lsn)
+    };
+    let tail = if damaged {
+        Vec::new()
+    } else {
+        read_tail(&reader, facts.log_lineage, applied.lsn, recovered).await?
+    };
+    let member = MemberStart {
+        me: PrimaryId {
+            node: facts.node,
+            incarnation: facts.incarnation,
+            instance,
+        },
+        volume: facts.volume,
+        lineage: facts.lineage,
+        witnesses: witnesses.to_vec(),
+        log: runs,
+        sealed: facts.sealed,
+        // A damaged copy serves nothing and applies nothing.
+        commit: if damaged {
+            applied.lsn
+        } else {
+            applied.lsn.max(recovered.commit_floor).max(facts.commit)
+        },
+        doubt: recovered.doubt.map(|doubt| Doubt {
+            from: doubt.from,
+            to: doubt.to,
+        }),
+        damaged,
+        rebuilding: facts.rebuilding || checkpoint.rebuilding,
+        seed,
+    };
+    let sessions = Sessions::decode(&checkpoint.blob)?;
+    let start = VolumeStart {
+        member,
+        spec: facts.spec.clone(),
+        applied: checkpoint.applied,
+        sessions,
+        tail,
+    };
+    Ok((state, start))
+}
+
+async fn read_tail<D: Disk>(
+    reader: &WalReader<D>,
+    lineage: Lineage,
+    applied: Lsn,
+    recovered: &RecoveredLog,
+) -> Result<Vec<mainstay_storage::format::EntryRef>, CopyError> {
+    let mut entries = Vec::new();
+    let mut next = applied.next();
+    while next <= recovered.last.lsn {
+        let batch = reader.read(next, BATCH_BYTES).await?;
+        next = batch.end.point.lsn.next();
+        for chunk in batch.chunks {
+            for entry in mainstay_storage::format::EntryIter::headers_only(lineage, chunk) {
+                entries.push(entry?);
+            }
+        }
+    }
+    Ok(entries)
+}
+
+/// Carries out the writes at the front of `jobs`: as many consecutive appends as go into one durable write, or one
+/// cut, or one seal. Returns the last write that is durable now; none if there was nothing to do.
+///
+/// # Errors
+/// The disk's. Final for this copy in this process: nothing after it may be written.
+pub async fn carry_out<D: Disk>(
+    wal: &mut Wal<D>,
+    meta: &mut Meta<D>,
+    jobs: &mut VecDeque<WalJob>,
+) -> Result<Option<OpId>, StoreError> {
+    let Some(job) = jobs.pop_front() else {
+        return Ok(None);
+    };
+    let mut op = job.op;
+    match job.write {
+        WalWrite::Cut { after } => {
+            let _: Durable = wal.truncate_after(after).await?;
+        }
+        WalWrite::Seal { epoch } => {
+            meta.update(|facts| facts.sealed = facts.sealed.max(epoch))
+                .await?
+        }
+        WalWrite::Append {
+            mut entries,
+            mut commit,
+        } => {
+            let mut bytes: usize = entries.iter().map(Bytes::len).sum();
+            while let Some(WalJob {
+                op: next,
+                write:
+                    WalWrite::Append {
+                        entries: more,
+                        commit: later,
+                    },
+            }) = jobs.front()
+            {
+                let more_bytes: usize = more.iter().map(Bytes::len).sum();
+                if bytes + more_bytes > BATCH_BYTES {
+                    break;
+                }
+                bytes += more_bytes;
+                op = *next;
+                commit = commit.max(*later);
+                entries.extend(more.iter().cloned());
+                jobs.pop_front();
+            }
+            // The completed sync is reported by the write's name; the core turns that into its own proof.
+            match wal.append(&entries, commit).await {
+                Ok(Durable { .. }) => {}
+                Err(error @ (WalError::NoSpace(_) | WalError::Prepare(_))) => {
+                    // Nothing was written: the same write may be tried again once there is room.
+                    jobs.push_front(WalJob {
+                        op,
+                        write: WalWrite::Append { entries, commit },
+                    });
+                    return Err(StoreError::NoSpace(error.to_string()));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(Some(op))
+}
+
+/// Why a write of the log was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The disk is full. Nothing was written, nothing is lost; the write stays at the front of the jobs.
+    #[error("{0}")]
+    NoSpace(String),
+    /// The log.
+    #[error(transparent)]
+    Wal(#[from] WalError),
+    /// The durable facts.
+    #[error(transparent)]
+    Meta(#[from] MetaError),
+}
