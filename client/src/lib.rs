@@ -1,3 +1,175 @@
 //! What applications link: open a volume, read, write, flush, follow the primary.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use mainstay_client::{Client, ClientConfig};
+//!
+//! let client = Client::connect(ClientConfig::new(["10.0.0.1:7400", "10.0.0.2:7400"])).await?;
+//! let log = client.log("ledger").open().await?;
+//! let committed = log.append("first record").await?;
+//! println!("at {}", committed.lsn);
+//! # Ok(()) }
+//! ```
+//!
+//! Rules that hold for every handle:
+//!
+//! * **An answer means committed.** A mutation is answered when it is durable on as many members as the volume's policy
+//!   asks for, and what was answered survives every failover that the policy survives.
+//! * **The call fixes the order.** Mutations of one handle and its clones take effect in the order of the calls.
+//! * **Failover is not an error.** While there is no primary, requests wait; on the new one they are sent again, in order,
+//!   and each takes effect once.
+//! * **A lost answer is `Unknown`, never "failed".** It is given when the deadline passes. The request stays queued and may
+//!   still take effect; `outcome` settles it.
+//! * **Dropping a future cancels the wait, not the request.** Dropping the last handle abandons what is unanswered:
+//!   it is not a flush.
+//!
+//! Handles are cheap to clone. One background task per opened volume owns its stream and ends with the last handle. All of
+//! it needs a tokio runtime.
 
 #![forbid(unsafe_code)]
+
+mod admin;
+mod block;
+mod cluster;
+mod config;
+mod connect;
+mod driver;
+mod error;
+mod event;
+mod inflight;
+mod log;
+mod room;
+mod session;
+mod tail;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mainstay_types::{SessionId, VolumeName};
+use serde::Serialize;
+
+pub use crate::admin::{Admin, EventStream};
+pub use crate::block::{AttachOptions, BlockBuilder, BlockInfo, BlockVolume, PendingWrite};
+pub use crate::config::ClientConfig;
+pub use crate::error::{
+    AdminError, AppendError, ConnectError, OpenError, OutcomeError, ReadError, Refusal,
+    UnknownCause, WriteError,
+};
+pub use crate::event::{ClientEvent, ClientEvents};
+pub use crate::log::{
+    LogBuilder, LogPage, LogPosition, LogRecord, LogVolume, PendingAppend, ReadLimits,
+};
+pub use crate::tail::Tail;
+
+/// Plain descriptions of a cluster, as [`Admin`] returns them. All serialize.
+pub mod report {
+    pub use crate::admin::types::*;
+}
+
+/// Where and when a mutation was committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Committed {
+    /// Its position in the volume's log.
+    pub lsn: mainstay_types::Lsn,
+    /// The primary's time when it took the mutation in, microseconds since 1970. Never falls as positions rise.
+    pub timestamp_us: u64,
+}
+
+/// Names one mutation for ever: what [`WriteError::Unknown`] carries and `outcome` takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+pub struct OpId {
+    /// The session that sent it.
+    pub session: SessionId,
+    /// Its number within the session, from 1.
+    pub seq: u64,
+}
+
+impl std::fmt::Display for OpId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.session, self.seq)
+    }
+}
+
+/// What became of a mutation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It took effect, once.
+    Committed(Committed),
+    /// It did not take effect and never will.
+    Never,
+    /// It was settled, but the cluster does not remember how: too many mutations followed.
+    Forgotten,
+}
+
+/// A connection to a cluster, shared by all volumes opened through it. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Client {
+    cluster: Arc<cluster::Cluster>,
+}
+
+impl Client {
+    /// Reaches any of the configured endpoints and learns the others from it.
+    ///
+    /// All endpoints are asked at once. Waits until one answers, for at most `config.open_deadline`. Dropping the future
+    /// leaves nothing behind.
+    ///
+    /// # Errors
+    /// No endpoint is given or one is malformed, or none answered in time.
+    pub async fn connect(config: ClientConfig) -> Result<Self, ConnectError> {
+        let deadline = config.open_deadline;
+        let cluster = Arc::new(cluster::Cluster::new(config)?);
+        match tokio::time::timeout(deadline, cluster.greet()).await {
+            Ok(()) => Ok(Self { cluster }),
+            Err(_) => Err(ConnectError::Unreachable {
+                endpoints: cluster.addresses(),
+                waited: deadline,
+            }),
+        }
+    }
+
+    /// Starts to open the log volume `name`.
+    pub fn log(&self, name: &str) -> LogBuilder {
+        LogBuilder::new(Arc::clone(&self.cluster), name.to_owned())
+    }
+
+    /// Starts to open the block volume `name`.
+    pub fn block(&self, name: &str) -> BlockBuilder {
+        BlockBuilder::new(Arc::clone(&self.cluster), name.to_owned())
+    }
+
+    /// What operators ask of the cluster.
+    #[must_use]
+    pub fn admin(&self) -> Admin {
+        Admin::new(Arc::clone(&self.cluster))
+    }
+
+    /// Settles a mutation of a session that no longer has a handle, for instance one of an earlier process.
+    ///
+    /// The session is fenced first: whatever of it is still on its way can no longer commit, so the answer is final. Do
+    /// not call it for a session with a live handle; use that handle's `outcome`. Waits for at most `deadline`; dropping
+    /// the future cancels nothing but the wait.
+    ///
+    /// # Errors
+    /// The session has expired, the volume cannot be opened, or the deadline passed.
+    pub async fn outcome(
+        &self,
+        volume: &str,
+        op: OpId,
+        deadline: Duration,
+    ) -> Result<Outcome, OutcomeError> {
+        session::settle(Arc::clone(&self.cluster), volume.to_owned(), op, deadline).await
+    }
+
+    /// Connections lost, primaries found, gaps in service: everything that happens from now on. A receiver that falls
+    /// behind misses the oldest.
+    #[must_use]
+    pub fn events(&self) -> ClientEvents {
+        self.cluster.subscribe()
+    }
+}
+
+/// A volume's name, checked before anything is sent.
+fn volume_name(text: &str) -> Result<VolumeName, OpenError> {
+    text.parse().map_err(OpenError::Name)
+}

@@ -1,0 +1,658 @@
+//! Plain descriptions of a cluster. All serialize; units stand at the end of a field's name.
+
+use mainstay_types::{
+    AckRule, ClusterId, Epoch, Incarnation, Instance, Lineage, LogPoint, Lsn, MemberKind, NodeId,
+    SessionId, VolumeId, VolumeKind,
+};
+use serde::Serialize;
+
+/// A volume to create.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CreateVolume {
+    /// 1 to 64 of `a-z`, `0-9`, `-`, `_` and `.`.
+    pub name: String,
+    /// Log, or block with its size.
+    pub kind: VolumeKind,
+    /// Copies wanted; zero lets the cluster choose. Ignored if `placement` names nodes.
+    pub copies: u32,
+    /// Nodes that shall hold a copy, the preferred primary first.
+    pub placement: Vec<NodeId>,
+    /// How many durable copies commit; `None` is the default for that many copies.
+    pub ack: Option<AckRule>,
+    /// Full copies below which the membership never shrinks; zero is the default.
+    pub min_copies: u32,
+}
+
+/// What creating a volume did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Created {
+    /// The volume.
+    pub volume: VolumeStatus,
+    /// It was there before, the same.
+    pub existed: bool,
+}
+
+/// Everything about a cluster, as one node sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ClusterStatus {
+    /// Which.
+    pub cluster: ClusterId,
+    /// Who answered.
+    pub answered_by: NodeId,
+    /// When, by its clock.
+    pub unix_ms: u64,
+    /// Witnesses of which a majority decides.
+    pub witnesses: u32,
+    /// Of them, reachable.
+    pub witnesses_reachable: u32,
+    /// All nodes.
+    pub nodes: Vec<NodeStatus>,
+    /// All volumes.
+    pub volumes: Vec<VolumeStatus>,
+}
+
+/// One process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NodeStatus {
+    /// Its number.
+    pub node: NodeId,
+    /// Where it is reached.
+    pub address: String,
+    /// It holds copies.
+    pub data: bool,
+    /// It votes.
+    pub witness: bool,
+    /// Its failure zone; empty if none is configured.
+    pub zone: String,
+    /// It answered just now; if not, the rest is what was known before.
+    pub reachable: bool,
+    /// Its process; zero if unknown.
+    pub instance: Instance,
+    /// Release of its software.
+    pub release: String,
+    /// Since its start.
+    pub uptime_ms: u64,
+    /// Since something was heard of it.
+    pub silent_ms: u64,
+    /// It may be primary.
+    pub healthy: bool,
+    /// Why not, if not.
+    pub reason: String,
+    /// Its store, if it holds copies.
+    pub store: Option<StoreStatus>,
+    /// Its vote, if it is a witness.
+    pub voter: Option<VoterStatus>,
+}
+
+/// A data node's store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StoreStatus {
+    /// Size of its file system.
+    pub bytes: u64,
+    /// Free.
+    pub free_bytes: u64,
+    /// How it does I/O.
+    pub engine: String,
+    /// Median of the last syncs.
+    pub sync_p50_us: u64,
+    /// Slowest of them.
+    pub sync_max_us: u64,
+    /// Copies held.
+    pub volumes: u32,
+    /// Volumes served.
+    pub primaries: u32,
+}
+
+/// A witness's state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VoterStatus {
+    /// Left of the quiet time after its start.
+    pub quiet_ms: u64,
+    /// Registers held.
+    pub registers: u32,
+    /// Leases granted now.
+    pub grants: u32,
+}
+
+/// How a volume does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeHealth {
+    /// As many members in step as its policy asks for.
+    Ok,
+    /// Serves, with fewer.
+    Degraded,
+    /// A promotion is under way.
+    Promoting,
+    /// Does not serve.
+    Unavailable,
+    /// Said by a later release.
+    Unknown,
+}
+
+/// One volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VolumeStatus {
+    /// Its id.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: String,
+    /// What it holds.
+    pub kind: VolumeKind,
+    /// How it does.
+    pub health: VolumeHealth,
+    /// Why, if not well.
+    pub problems: Vec<String>,
+    /// It was deleted.
+    pub deleted: bool,
+    /// The epoch in force.
+    pub epoch: Epoch,
+    /// When it began; zero if unknown.
+    pub epoch_started_unix_ms: u64,
+    /// Its primary.
+    pub primary: NodeId,
+    /// The primary's process.
+    pub primary_instance: Instance,
+    /// Version of the register.
+    pub register_version: u64,
+    /// Its history.
+    pub lineage: Lineage,
+    /// How many durable copies commit.
+    pub ack: AckRule,
+    /// As a count.
+    pub ack_quorum: u32,
+    /// Full copies below which the membership never shrinks.
+    pub min_copies: u32,
+    /// Nodes that should hold a copy, the preferred primary first.
+    pub placement: Vec<NodeId>,
+    /// End of the log that the last promotion chose.
+    pub cut: LogPoint,
+    /// The node whose view the rest is.
+    pub seen_by: NodeId,
+    /// It is the primary's view.
+    pub authoritative: bool,
+    /// The primary holds its lease.
+    pub lease_held: bool,
+    /// For this much longer.
+    pub lease_remaining_ms: u64,
+    /// Witnesses whose grant runs.
+    pub lease_granted_by: Vec<NodeId>,
+    /// First entry still held.
+    pub first_lsn: Lsn,
+    /// Last entry taken in.
+    pub accepted_lsn: Lsn,
+    /// Last entry committed.
+    pub commit_lsn: Lsn,
+    /// Last entry in the block image.
+    pub applied_lsn: Lsn,
+    /// Age of the oldest entry that waits for commit.
+    pub uncommitted_age_ms: u64,
+    /// Size of the log.
+    pub wal_bytes: u64,
+    /// Its copies.
+    pub members: Vec<MemberStatus>,
+    /// Copies that catch up.
+    pub learners: Vec<LearnerStatus>,
+    /// What a membership change under way waits for; empty if there is none.
+    pub change: String,
+    /// Client sessions.
+    pub sessions: u32,
+    /// Who holds it.
+    pub attachments: Vec<AttachmentStatus>,
+    /// Promotions are delayed this much longer.
+    pub hold_down_ms: u64,
+}
+
+/// What a member does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemberRole {
+    /// Orders writes.
+    Primary,
+    /// Follows.
+    Replica,
+    /// Is behind, and fed.
+    CatchingUp,
+    /// Does not answer.
+    Silent,
+    /// Answers, and refuses.
+    Refusing,
+    /// Said by a later release.
+    Unknown,
+}
+
+/// One copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MemberStatus {
+    /// Where.
+    pub node: NodeId,
+    /// Which formatting.
+    pub incarnation: Incarnation,
+    /// Full or log.
+    pub kind: MemberKind,
+    /// What it does.
+    pub role: MemberRole,
+    /// Greatest epoch sealed.
+    pub sealed_epoch: Epoch,
+    /// Durable up to here.
+    pub durable_lsn: Lsn,
+    /// Known as committed up to here.
+    pub committed_lsn: Lsn,
+    /// Entries behind the primary.
+    pub lag_entries: u64,
+    /// In bytes.
+    pub lag_bytes: u64,
+    /// In time.
+    pub lag_ms: u64,
+    /// Since its last answer.
+    pub silent_ms: u64,
+    /// Its log is damaged.
+    pub damaged: bool,
+    /// Its image is being replaced.
+    pub rebuilding: bool,
+    /// Its last batch was unreadable at its start.
+    pub in_doubt: bool,
+    /// Why it refuses or lags.
+    pub reason: String,
+    /// Sent and not acknowledged.
+    pub bytes_in_flight: u64,
+}
+
+/// How far a learner is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LearnerPhase {
+    /// Fed from the log.
+    Log,
+    /// Fed extents of the image.
+    Image,
+    /// Content is compared.
+    Verify,
+    /// Becomes a member as soon as the register says so.
+    Ready,
+    /// Said by a later release.
+    Unknown,
+}
+
+/// A copy that does not count yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LearnerStatus {
+    /// Where.
+    pub node: NodeId,
+    /// Which formatting.
+    pub incarnation: Incarnation,
+    /// How far it is.
+    pub phase: LearnerPhase,
+    /// Durable up to here.
+    pub durable_lsn: Lsn,
+    /// Up to here it must get.
+    pub target_lsn: Lsn,
+    /// Transferred.
+    pub bytes_done: u64,
+    /// To transfer in all.
+    pub bytes_total: u64,
+    /// At this rate.
+    pub bytes_per_second: u64,
+    /// Time left, if it can be told.
+    pub eta_ms: Option<u64>,
+    /// What it waits for.
+    pub reason: String,
+}
+
+/// Who holds a block volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AttachmentStatus {
+    /// As it named itself.
+    pub name: String,
+    /// Its session.
+    pub session: SessionId,
+    /// Its generation.
+    pub generation: u64,
+    /// The entry that attached it.
+    pub since: LogPoint,
+}
+
+/// A promotion to ask for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Promote {
+    /// Which volume.
+    pub volume: String,
+    /// To whom; `None`: whoever is best.
+    pub to: Option<NodeId>,
+    /// Without the answers that prove that nothing acknowledged is lost.
+    pub force: bool,
+    /// Needed with `force`; without it the refusal says what would be lost.
+    pub accept_data_loss: bool,
+    /// Nodes stated to be off, and to stay off.
+    pub declared_off: Vec<NodeId>,
+    /// For the event log.
+    pub reason: String,
+}
+
+/// A promotion that happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Promoted {
+    /// The new epoch.
+    pub epoch: Epoch,
+    /// The new primary.
+    pub primary: NodeId,
+    /// The proof.
+    pub certificate: Option<Certificate>,
+}
+
+/// Proof of one promotion.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Certificate {
+    /// The epoch fenced.
+    pub epoch_before: Epoch,
+    /// The new one.
+    pub epoch_after: Epoch,
+    /// In force afterwards.
+    pub lineage: Lineage,
+    /// By an operator, without proof.
+    pub forced: bool,
+    /// What began it.
+    pub reason: String,
+    /// Who was primary.
+    pub primary_before: NodeId,
+    /// Who is.
+    pub primary_after: NodeId,
+    /// Its process.
+    pub instance_after: Instance,
+    /// The witness that drove it.
+    pub driven_by: NodeId,
+    /// What the witnesses answered.
+    pub fences: Vec<FenceAnswer>,
+    /// What the members answered.
+    pub seals: Vec<SealReport>,
+    /// Answers needed to see everything committed.
+    pub sight_needed: u32,
+    /// End of the log chosen.
+    pub cut: LogPoint,
+    /// The command and how it ended; empty if none is configured.
+    pub external_fence: String,
+    /// When.
+    pub began_unix_ms: u64,
+    /// How long.
+    pub took_ms: u64,
+    /// Nothing acknowledged was lost.
+    pub nothing_lost: bool,
+    /// Forced: first entry in doubt.
+    pub doubt_from: Option<Lsn>,
+    /// Forced: last one; `None` is open-ended.
+    pub doubt_to: Option<Lsn>,
+    /// Members afterwards.
+    pub members_after: Vec<NodeId>,
+    /// Ack quorum afterwards.
+    pub ack_quorum_after: u32,
+}
+
+/// A witness's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FenceAnswer {
+    /// Who.
+    pub witness: NodeId,
+    /// It grants no more leases for the old epoch.
+    pub fenced: bool,
+    /// Answered after.
+    pub after_ms: u64,
+}
+
+/// A member's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SealReport {
+    /// Who.
+    pub node: NodeId,
+    /// Which copy.
+    pub incarnation: Incarnation,
+    /// In a word.
+    pub answer: String,
+    /// End of its log.
+    pub last: LogPoint,
+    /// Answered after.
+    pub after_ms: u64,
+}
+
+/// Which events.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct EventFilter {
+    /// Only greater numbers.
+    pub since: u64,
+    /// Only of this volume.
+    pub volume: Option<String>,
+    /// Go on as they happen.
+    pub follow: bool,
+    /// The newest so many of the past; zero: all.
+    pub past_max: u32,
+}
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventKind {
+    /// Volume created.
+    VolumeCreated,
+    /// Volume deleted.
+    VolumeDeleted,
+    /// Primary lost.
+    PrimaryLost,
+    /// Promoted.
+    Promoted,
+    /// Stepped down.
+    SteppedDown,
+    /// Member added.
+    MemberAdded,
+    /// Member removed.
+    MemberRemoved,
+    /// Member silent.
+    MemberSilent,
+    /// Member back.
+    MemberBack,
+    /// Damage found.
+    DamageFound,
+    /// Repaired.
+    Repaired,
+    /// A divergent suffix was set aside.
+    BranchKept,
+    /// Rebuild started.
+    RebuildStarted,
+    /// Rebuild done.
+    RebuildDone,
+    /// Writes are acknowledged with fewer copies than asked.
+    FewerCopies,
+    /// Copies restored.
+    CopiesRestored,
+    /// Attached.
+    Attached,
+    /// Taken over.
+    TakenOver,
+    /// Disk failed.
+    DiskFailed,
+    /// Node started.
+    NodeStarted,
+    /// Node stopped.
+    NodeStopped,
+    /// Witness quorum lost.
+    WitnessQuorumLost,
+    /// Witness quorum back.
+    WitnessQuorumBack,
+    /// Promotions come too often.
+    Flapping,
+    /// Policy changed.
+    PolicyChanged,
+    /// Said by a later release.
+    Unknown,
+}
+
+/// Who should care.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// Nobody in particular.
+    Info,
+    /// Somebody should look, soon.
+    Warning,
+    /// Somebody must act.
+    Alarm,
+    /// Said by a later release.
+    Unknown,
+}
+
+/// Something that happened in the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Event {
+    /// Rises within the log of the node that was asked.
+    pub number: u64,
+    /// When.
+    pub unix_ms: u64,
+    /// Whom it is about, or who reports it.
+    pub node: NodeId,
+    /// What happened.
+    pub kind: EventKind,
+    /// Who should care.
+    pub severity: Severity,
+    /// Which volume, if any.
+    pub volume: Option<String>,
+    /// In this epoch.
+    pub epoch: Epoch,
+    /// At this position; zero if none.
+    pub lsn: Lsn,
+    /// One sentence.
+    pub message: String,
+    /// Of a promotion.
+    pub certificate: Option<Certificate>,
+}
+
+/// Whether a node works.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NodeHealth {
+    /// Which.
+    pub node: NodeId,
+    /// Its process.
+    pub instance: Instance,
+    /// Release of its software.
+    pub release: String,
+    /// Able to do what it is there for.
+    pub ready: bool,
+    /// Why not, if not.
+    pub reason: String,
+    /// Copies held.
+    pub volumes: u32,
+    /// Volumes served.
+    pub primaries: u32,
+}
+
+/// Why a promotion was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(tag = "reason", rename_all = "snake_case")]
+pub enum PromoteRefused {
+    /// The node is primary already.
+    #[error("already the primary")]
+    AlreadyPrimary,
+    /// No copy there that may become primary.
+    #[error("no member there that may become primary")]
+    NotAMember,
+    /// Durable to less than is committed.
+    #[error("durable to {have}, commit point is {need}")]
+    Behind {
+        /// What it has.
+        have: Lsn,
+        /// What is needed.
+        need: Lsn,
+    },
+    /// Damaged, rebuilding or in doubt.
+    #[error("the copy there is not intact")]
+    NotIntact,
+    /// Too few witnesses answer.
+    #[error("{votes} of {needed} witnesses")]
+    NoWitnessQuorum {
+        /// Answers.
+        votes: u32,
+        /// Answers needed.
+        needed: u32,
+    },
+    /// Too few members answer.
+    #[error("{answers} of {needed} members; {missing:?} could complete it")]
+    NoSight {
+        /// Answers.
+        answers: u32,
+        /// Answers needed.
+        needed: u32,
+        /// Members that could complete it.
+        missing: Vec<NodeId>,
+    },
+    /// An earlier epoch's lease has not ended.
+    #[error("epoch {epoch} still holds a lease for {remaining_ms} ms")]
+    LeaseHeld {
+        /// Of this epoch.
+        epoch: Epoch,
+        /// For this much longer.
+        remaining_ms: u64,
+    },
+    /// Too many promotions lately.
+    #[error("held down for {remaining_ms} ms after too many promotions")]
+    HoldDown {
+        /// For this much longer.
+        remaining_ms: u64,
+    },
+    /// The configured command did not succeed.
+    #[error("external fence: {output}")]
+    ExternalFenceFailed {
+        /// What it printed.
+        output: String,
+    },
+    /// Forced, and data loss not accepted: what it would cost.
+    #[error("would put entries from {from} on in doubt; not fenced: {not_fenced:?}")]
+    WouldLose {
+        /// First entry in doubt.
+        from: Lsn,
+        /// Last one, if anybody knows it.
+        to: Option<Lsn>,
+        /// Members neither sealed nor declared off.
+        not_fenced: Vec<NodeId>,
+    },
+    /// Another promotion came first.
+    #[error("node {primary} was promoted to epoch {epoch} meanwhile")]
+    Raced {
+        /// The new epoch.
+        epoch: Epoch,
+        /// The new primary.
+        primary: NodeId,
+    },
+    /// A reason of a later release.
+    #[error("{message}")]
+    Other {
+        /// The server's words.
+        message: String,
+    },
+}
+
+impl CreateVolume {
+    /// A volume with the cluster's defaults.
+    #[must_use]
+    pub fn new(name: impl Into<String>, kind: VolumeKind) -> Self {
+        Self {
+            name: name.into(),
+            kind,
+            copies: 0,
+            placement: Vec::new(),
+            ack: None,
+            min_copies: 0,
+        }
+    }
+}
+
+impl Promote {
+    /// A planned switchover, to whoever is best.
+    #[must_use]
+    pub fn planned(volume: impl Into<String>) -> Self {
+        Self {
+            volume: volume.into(),
+            to: None,
+            force: false,
+            accept_data_loss: false,
+            declared_off: Vec::new(),
+            reason: String::new(),
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! Block volumes: attach, read, write, trim, flush.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use mainstay_proto::v1 as pb;
+use mainstay_proto::v1::client_reply::Body;
+use mainstay_proto::v1::client_request;
+use mainstay_types::{Lsn, SessionId};
+use tokio::time::Instant;
+
+use crate::cluster::Cluster;
+use crate::inflight::Mutation;
+use crate::session::{Ended, Sent, Session, Wanted};
+use crate::{Committed, OpId, OpenError, Outcome, OutcomeError, ReadError, Refusal, WriteError};
+
+/// How to hold a block volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttachOptions {
+    /// Who holds it, for people.
+    pub name: String,
+    /// End somebody else's attachment instead of being refused: its requests that are not committed yet are void.
+    pub takeover: bool,
+}
+
+impl AttachOptions {
+    /// Holds the volume if nobody else does.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            takeover: false,
+        }
+    }
+}
+
+/// How a block volume shall be opened.
+#[derive(Debug, Clone)]
+#[must_use = "a builder opens nothing by itself"]
+pub struct BlockBuilder {
+    cluster: Arc<Cluster>,
+    wanted: Wanted,
+}
+
+impl BlockBuilder {
+    pub(crate) fn new(cluster: Arc<Cluster>, volume: String) -> Self {
+        let deadline = cluster.config.block_deadline;
+        let wanted = Wanted {
+            volume,
+            attachment: None,
+            read_only: true,
+            deadline,
+        };
+        Self { cluster, wanted }
+    }
+
+    /// Hold the volume alone, to write to it. Without this it is opened for reading.
+    pub fn attach(mut self, options: AttachOptions) -> Self {
+        self.wanted.attachment = Some(options);
+        self.wanted.read_only = false;
+        self
+    }
+
+    /// How long each request waits for its answer, instead of the configured default.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.wanted.deadline = deadline;
+        self
+    }
+
+    /// Finds the primary, opens the volume and attaches to it. Waits for at most `open_deadline`. Cancelling may leave an
+    /// attachment behind, which the same call with `takeover` replaces.
+    ///
+    /// # Errors
+    /// The volume does not exist, is a log, is held by somebody else, or no primary serves it in time.
+    pub async fn open(self) -> Result<BlockVolume, OpenError> {
+        let session = Session::open(self.cluster, self.wanted).await?;
+        let Some(pb::volume_kind::Kind::Block(block)) =
+            session.opened.kind.and_then(|kind| kind.kind)
+        else {
+            return Err(OpenError::Refused(Refusal::WrongKind));
+        };
+        let payload = session.opened.payload_bytes_max;
+        let info = BlockInfo {
+            size_bytes: block.size_bytes,
+            payload_bytes_max: if payload == 0 { u32::MAX } else { payload },
+        };
+        Ok(BlockVolume {
+            session: Arc::new(session),
+            info,
+        })
+    }
+}
+
+/// What does not change about an open block volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct BlockInfo {
+    /// Its size.
+    pub size_bytes: u64,
+    /// Greatest payload of one read or write.
+    pub payload_bytes_max: u32,
+}
+
+/// An open block volume. Clones share one attachment and one order.
+#[derive(Debug, Clone)]
+pub struct BlockVolume {
+    session: Arc<Session>,
+    info: BlockInfo,
+}
+
+impl BlockVolume {
+    /// Size and limits.
+    #[must_use]
+    pub fn info(&self) -> BlockInfo {
+        self.info
+    }
+
+    /// Waits until there is room in flight for a write of `bytes`. Changes nothing: a write that comes without waiting is
+    /// refused as overloaded if there is none.
+    pub async fn ready(&self, bytes: usize) {
+        drop(self.session.room.acquire(bytes).await);
+    }
+
+    /// Reads `len` bytes at `offset`: every change answered before the call is seen, and nothing uncommitted. Order between a
+    /// read and changes that have no answer yet is open. Cancelling is safe.
+    ///
+    /// # Errors
+    /// Beyond the end, too large, or no primary answered until the deadline.
+    pub async fn read(&self, offset: u64, len: u32) -> Result<Bytes, ReadError> {
+        self.check(offset, u64::from(len), true)
+            .map_err(ReadError::Refused)?;
+        let request = client_request::Body::Read(pb::Read { offset, len });
+        match self.session.query(request).await? {
+            Body::Data(data) if data.data.len() == len as usize => Ok(data.data),
+            _ => Err(ReadError::Misfit),
+        }
+    }
+
+    /// Writes `data` at `offset`. The *call* puts it in line: it need not be polled. Resolves when committed; a whole write
+    /// takes effect or none of it.
+    pub fn write(&self, offset: u64, data: impl Into<Bytes>) -> PendingWrite {
+        let data = data.into();
+        let len = data.len() as u64;
+        self.change(offset, len, true, Mutation::Write { offset, data })
+    }
+
+    /// Declares a range's content not needed: it reads as zeroes, its space is given back. Ordered like [`Self::write`].
+    pub fn trim(&self, offset: u64, len: u64) -> PendingWrite {
+        self.change(offset, len, false, Mutation::Trim { offset, len })
+    }
+
+    /// Makes a range read as zeroes; its space stays allocated if `keep`. Ordered like [`Self::write`].
+    pub fn write_zeroes(&self, offset: u64, len: u64, keep: bool) -> PendingWrite {
+        self.change(offset, len, false, Mutation::Zeroes { offset, len, keep })
+    }
+
+    /// Waits until every change put in line before is committed (or refused). Cancelling is safe.
+    ///
+    /// # Errors
+    /// No primary answered until the deadline.
+    pub async fn flush(&self) -> Result<Lsn, ReadError> {
+        self.session.flush().await
+    }
+
+    /// Settles a change whose outcome is unknown. Waits for at most the deadline; cancelling is safe.
+    ///
+    /// # Errors
+    /// The operation is of another session (see [`crate::Client::outcome`]), or it is not settled in time.
+    pub async fn outcome(&self, op: OpId) -> Result<Outcome, OutcomeError> {
+        self.session.outcome(op).await
+    }
+
+    /// This handle's session.
+    #[must_use]
+    pub fn session(&self) -> SessionId {
+        self.session.id
+    }
+
+    /// Detaches, for all clones, once everything put in line before is settled.
+    ///
+    /// # Errors
+    /// No primary answered until the deadline.
+    pub async fn close(self) -> Result<(), ReadError> {
+        self.session.close().await
+    }
+
+    fn change(&self, offset: u64, len: u64, payload: bool, mutation: Mutation) -> PendingWrite {
+        if let Err(refusal) = self.check(offset, len, payload) {
+            return PendingWrite::refused(self.session.op(0), refusal);
+        }
+        if self.session.id == SessionId(0) {
+            return PendingWrite::refused(self.session.op(0), Refusal::ReadOnly);
+        }
+        let Some(permit) = self.session.room.try_acquire(mutation.payload_bytes()) else {
+            return PendingWrite::refused(self.session.op(0), Refusal::Overloaded);
+        };
+        let deadline = Instant::now() + self.session.deadline;
+        let sent = self.session.submit(mutation, permit, deadline);
+        PendingWrite {
+            op: sent.op,
+            wait: Box::pin(wait(sent)),
+        }
+    }
+
+    fn check(&self, offset: u64, len: u64, payload: bool) -> Result<(), Refusal> {
+        let size_bytes = self.info.size_bytes;
+        if offset.checked_add(len).is_none_or(|end| end > size_bytes) {
+            return Err(Refusal::OutOfRange { size_bytes });
+        }
+        let bytes_max = u64::from(self.info.payload_bytes_max);
+        if payload && len > bytes_max {
+            return Err(Refusal::TooLarge { bytes_max });
+        }
+        Ok(())
+    }
+}
+
+async fn wait(sent: Sent) -> Result<Committed, WriteError> {
+    let op = sent.op;
+    sent.wait().await.map_err(|ended| match ended {
+        Ended::Refused(refusal) => WriteError::Refused(refusal),
+        Ended::Unknown(cause) => WriteError::Unknown { op, cause },
+    })
+}
+
+/// The result of one change; a future. The change is in line already; dropping this cancels the wait, not the change.
+#[must_use = "the change goes on, but only this tells how it ends"]
+pub struct PendingWrite {
+    op: OpId,
+    wait: Pin<Box<dyn Future<Output = Result<Committed, WriteError>> + Send>>,
+}
+
+impl PendingWrite {
+    fn refused(op: OpId, refusal: Refusal) -> Self {
+        let wait = Box::pin(async { Err(WriteError::Refused(refusal)) });
+        Self { op, wait }
+    }
+
+    /// Names the change for ever. Number zero if it was refused at once.
+    #[must_use]
+    pub fn op(&self) -> OpId {
+        self.op
+    }
+}
+
+impl std::fmt::Debug for PendingWrite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PendingWrite")
+            .field("op", &self.op)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Future for PendingWrite {
+    type Output = Result<Committed, WriteError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.wait.as_mut().poll(cx)
+    }
+}

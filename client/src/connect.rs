@@ -1,0 +1,292 @@
+//! From a volume's name to an open stream to its primary.
+//!
+//! Every attempt to open raises the generation, whether or not an answer came: an attempt whose answer was lost may have
+//! raised it at the primary.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mainstay_proto::MESSAGE_BYTES_MAX;
+use mainstay_proto::v1 as pb;
+use mainstay_proto::v1::client_client::ClientClient;
+use mainstay_proto::v1::client_reply::Body;
+use mainstay_proto::v1::client_request;
+use mainstay_types::{Epoch, Lsn, NodeId, SessionId};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+use crate::cluster::{Backoff, Candidate, Cluster, Located};
+use crate::{AttachOptions, Refusal};
+
+/// How long one node may take to open a volume while no newer primary is in sight. It may have to commit its `EpochStart`.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
+/// Told to the server, which answers before the client gives up.
+const PATIENCE_MS: u32 = 1500;
+/// Searches in which every node denies the volume before that is believed: a new volume's register travels for a while.
+const DENIALS_MAX: u32 = 8;
+
+/// What to open.
+#[derive(Debug, Clone)]
+pub(crate) struct Opening {
+    pub(crate) volume: String,
+    pub(crate) session: SessionId,
+    /// Of the last attempt; `None` lets the server choose.
+    pub(crate) generation: Option<u64>,
+    pub(crate) attachment: Option<AttachOptions>,
+    pub(crate) read_only: bool,
+    pub(crate) first_unanswered: u64,
+    pub(crate) create: bool,
+    /// No older epoch is ever followed.
+    pub(crate) epoch_floor: Epoch,
+}
+
+impl Opening {
+    /// A stream without a session, for reading.
+    pub(crate) fn reader(volume: String) -> Self {
+        Self {
+            volume,
+            session: SessionId(0),
+            generation: None,
+            attachment: None,
+            read_only: true,
+            first_unanswered: 1,
+            create: false,
+            epoch_floor: Epoch::ZERO,
+        }
+    }
+
+    fn request(&self) -> pb::ClientRequest {
+        let open = pb::Open {
+            volume: self.volume.clone(),
+            session: self.session.0,
+            generation: self.generation.unwrap_or(0),
+            attachment: self.attachment.as_ref().map(|attach| pb::Attachment {
+                name: attach.name.clone(),
+                takeover: attach.takeover,
+            }),
+            read_only: self.read_only,
+            first_unanswered: self.first_unanswered,
+            patience_ms: PATIENCE_MS,
+            create: self.create,
+        };
+        pb::ClientRequest {
+            tag: 0,
+            body: Some(client_request::Body::Open(open)),
+        }
+    }
+}
+
+/// An open stream.
+#[derive(Debug)]
+pub(crate) struct VolumeStream {
+    pub(crate) address: String,
+    pub(crate) node: NodeId,
+    pub(crate) epoch: Epoch,
+    pub(crate) opened: pb::Opened,
+    pub(crate) requests: mpsc::UnboundedSender<pb::ClientRequest>,
+    pub(crate) replies: tonic::Streaming<pb::ClientReply>,
+}
+
+/// Why one node did not open the volume.
+enum Failure {
+    Refused(Refusal),
+    Elsewhere(Option<Candidate>),
+    Lost(String),
+}
+
+/// Looks for the primary until it opened the volume or refuses it. `hint` is tried first. Has no deadline of its own; dropping
+/// it abandons the search. `last` receives how the latest attempt ended.
+pub(crate) async fn connect(
+    cluster: Arc<Cluster>,
+    mut opening: Opening,
+    mut hint: Option<Candidate>,
+    last: impl Fn(String),
+) -> Result<(Opening, VolumeStream), Refusal> {
+    let mut pause = Backoff::new(&cluster.config);
+    let mut denials = 0;
+    loop {
+        let found = match hint.take() {
+            Some(candidate) => Located::At(candidate),
+            None => cluster.locate(&opening.volume, opening.epoch_floor).await,
+        };
+        match found {
+            Located::At(candidate) => match attempt(&cluster, &mut opening, &candidate).await {
+                Ok(stream) => return Ok((opening, stream)),
+                Err(Failure::Refused(refusal)) => return Err(refusal),
+                Err(Failure::Elsewhere(Some(next))) if next.epoch > candidate.epoch => {
+                    last(format!(
+                        "{} was primary before {}",
+                        candidate.address, next.address
+                    ));
+                    pause.reset();
+                    hint = Some(next);
+                    continue;
+                }
+                // A redirect within one epoch is followed too, but after a pause: two nodes may point at each other.
+                Err(Failure::Elsewhere(next)) => {
+                    last(format!("{} is not the primary", candidate.address));
+                    hint = next.filter(|next| next.address != candidate.address);
+                }
+                Err(Failure::Lost(reason)) => last(format!("{}: {reason}", candidate.address)),
+            },
+            Located::Nowhere => last("no node names a primary".to_owned()),
+            Located::NoSuchVolume => {
+                denials += 1;
+                if denials >= DENIALS_MAX && opening.epoch_floor == Epoch::ZERO {
+                    return Err(Refusal::NoSuchVolume);
+                }
+                last("no node knows the volume".to_owned());
+            }
+        }
+        pause.wait().await;
+    }
+}
+
+/// Tries one node, and leaves it if a newer primary shows up meanwhile.
+async fn attempt(
+    cluster: &Cluster,
+    opening: &mut Opening,
+    candidate: &Candidate,
+) -> Result<VolumeStream, Failure> {
+    opening.generation = opening
+        .generation
+        .map(|generation| generation.saturating_add(1));
+    let floor = opening.epoch_floor.max(candidate.epoch);
+    let newer = async {
+        tokio::time::sleep(cluster.config.stall_check).await;
+        cluster.newer_than(&opening.volume, floor).await
+    };
+    let outcome = tokio::select! {
+        outcome = tokio::time::timeout(OPEN_TIMEOUT, open_at(cluster, &candidate.address, opening)) => {
+            outcome.unwrap_or_else(|_| Err(Failure::Lost("no answer".to_owned())))
+        }
+        next = newer => Err(Failure::Elsewhere(Some(next))),
+    };
+    match outcome {
+        Ok(stream) if stream.epoch < opening.epoch_floor => {
+            Err(Failure::Lost(format!("still in epoch {}", stream.epoch)))
+        }
+        Ok(stream) => {
+            opening.epoch_floor = stream.epoch;
+            opening.generation = opening
+                .generation
+                .map(|generation| generation.max(stream.opened.generation));
+            // A takeover happens once; afterwards the session holds the attachment, or somebody took it over.
+            if let Some(attachment) = &mut opening.attachment {
+                attachment.takeover = false;
+            }
+            Ok(stream)
+        }
+        Err(failure) => {
+            if matches!(failure, Failure::Lost(_)) {
+                cluster.forget_channel(&candidate.address);
+            }
+            Err(failure)
+        }
+    }
+}
+
+async fn open_at(
+    cluster: &Cluster,
+    address: &str,
+    opening: &Opening,
+) -> Result<VolumeStream, Failure> {
+    let channel = cluster
+        .channel(address)
+        .ok_or_else(|| Failure::Lost("not an address".to_owned()))?;
+    let (requests, outgoing) = mpsc::unbounded_channel();
+    requests
+        .send(opening.request())
+        .map_err(|_| Failure::Lost("stream closed".to_owned()))?;
+    let mut client = ClientClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let lost = |status: tonic::Status| Failure::Lost(status.message().to_owned());
+    let reply = client.volume(UnboundedReceiverStream::new(outgoing)).await;
+    let mut replies = reply.map_err(lost)?.into_inner();
+    let first = replies.message().await.map_err(lost)?;
+    match first.and_then(|reply| reply.body) {
+        Some(Body::Opened(opened)) => Ok(VolumeStream {
+            address: address.to_owned(),
+            node: NodeId(opened.node),
+            epoch: Epoch(opened.epoch.min(u64::MAX >> 1)),
+            opened,
+            requests,
+            replies,
+        }),
+        Some(Body::NotPrimary(not)) => Err(Failure::Elsewhere(redirect(&not))),
+        Some(Body::Refused(refused)) => match refusal(refused) {
+            Verdict::Refused(Refusal::Overloaded) => Err(Failure::Lost("overloaded".to_owned())),
+            Verdict::Refused(refusal) | Verdict::SessionOver(refusal) => {
+                Err(Failure::Refused(refusal))
+            }
+            Verdict::GoElsewhere => Err(Failure::Lost("shutting down".to_owned())),
+        },
+        Some(_) | None => Err(Failure::Lost("an answer that is none".to_owned())),
+    }
+}
+
+/// Where a node that is not the primary points.
+pub(crate) fn redirect(not: &pb::NotPrimary) -> Option<Candidate> {
+    (!not.address.is_empty()).then(|| Candidate {
+        address: not.address.clone(),
+        epoch: Epoch(not.epoch.min(u64::MAX >> 1)),
+        serving: false,
+    })
+}
+
+/// What a refusal means for the request and for its stream.
+pub(crate) enum Verdict {
+    /// The request is refused for good.
+    Refused(Refusal),
+    /// The session is over; what became of its requests cannot be told here.
+    SessionOver(Refusal),
+    /// The stream is over; the request may be sent again on another.
+    GoElsewhere,
+}
+
+pub(crate) fn refusal(refused: pb::Refused) -> Verdict {
+    use pb::refused::Reason;
+    let Some(reason) = refused.reason else {
+        let message = refused.message;
+        return Verdict::Refused(Refusal::BadRequest { message });
+    };
+    Verdict::Refused(match reason {
+        Reason::ShuttingDown(_) => return Verdict::GoElsewhere,
+        Reason::FencedGeneration(m) => {
+            return Verdict::SessionOver(Refusal::Fenced { current: m.current });
+        }
+        Reason::UnknownSession(_) => return Verdict::SessionOver(Refusal::UnknownSession),
+        Reason::AttachedElsewhere(m) => {
+            return Verdict::SessionOver(Refusal::AttachedElsewhere {
+                name: m.name,
+                session: SessionId(m.session),
+            });
+        }
+        Reason::NoSuchVolume(_) => return Verdict::SessionOver(Refusal::NoSuchVolume),
+        Reason::WrongKind(_) => Refusal::WrongKind,
+        Reason::NotAttached(_) => Refusal::NotAttached,
+        Reason::ReadOnly(_) => Refusal::ReadOnly,
+        Reason::OutOfRange(m) => Refusal::OutOfRange {
+            size_bytes: m.size_bytes,
+        },
+        Reason::TooLarge(m) => Refusal::TooLarge {
+            bytes_max: m.bytes_max,
+        },
+        Reason::NoSpace(_) => Refusal::NoSpace,
+        Reason::Trimmed(m) => Refusal::Trimmed {
+            first: Lsn(m.first_lsn),
+        },
+        Reason::Overloaded(_) => Refusal::Overloaded,
+        Reason::UnexpectedPosition(m) => Refusal::UnexpectedPosition {
+            next: Lsn(m.next_lsn),
+        },
+        Reason::RefusedBefore(_) => Refusal::RefusedBefore,
+        Reason::ResultForgotten(_) => Refusal::ResultForgotten,
+        Reason::Unreadable(_) => Refusal::Unreadable,
+        Reason::Unsupported(_) => Refusal::Unsupported,
+        Reason::SequenceGap(_) | Reason::BadRequest(_) => Refusal::BadRequest {
+            message: refused.message,
+        },
+    })
+}

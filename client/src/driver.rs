@@ -1,0 +1,446 @@
+//! The background task of one opened volume: owns its stream, its unanswered requests, and the way to the next primary.
+//!
+//! One event at a time: a command of a handle, a reply, or the clock. Nothing is awaited while one is handled. Deadlines are
+//! the callers' business: a request whose caller has gone stays queued, because its number must not be left open.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mainstay_proto::v1 as pb;
+use mainstay_proto::v1::client_reply::Body;
+use mainstay_proto::v1::client_request;
+use mainstay_types::Lsn;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::cluster::{Candidate, Cluster};
+use crate::connect::{Opening, Verdict, VolumeStream, connect, redirect, refusal};
+use crate::event::ClientEvent;
+use crate::inflight::{Failed, Inflight, Known, Mutation, MutationResult, seq_of_tag};
+use crate::room::Permit;
+use crate::{Committed, Outcome, Refusal};
+
+/// What a handle asks of its driver.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Mutate {
+        seq: u64,
+        mutation: Mutation,
+        permit: Permit,
+        reply: oneshot::Sender<MutationResult>,
+    },
+    Query {
+        body: client_request::Body,
+        permit: Option<Permit>,
+        reply: oneshot::Sender<Result<Body, Refusal>>,
+    },
+    /// What this session knows of a mutation; see `OutcomeAnswer`.
+    Outcome {
+        seq: u64,
+        reply: oneshot::Sender<OutcomeAnswer>,
+    },
+    /// The session is given up.
+    Close {
+        reply: oneshot::Sender<Result<Body, Refusal>>,
+    },
+}
+
+/// What the driver says about one mutation.
+#[derive(Debug)]
+pub(crate) enum OutcomeAnswer {
+    /// Settled.
+    Is(Outcome),
+    /// On its way: this receiver hears its result.
+    Waiting(oneshot::Receiver<MutationResult>),
+    /// Only the cluster can say.
+    AskCluster,
+}
+
+/// A request without effect; sent again on every new stream until it is answered or its caller has gone.
+#[derive(Debug)]
+struct Query {
+    body: client_request::Body,
+    reply: oneshot::Sender<Result<Body, Refusal>>,
+    sent: Option<Instant>,
+    _permit: Option<Permit>,
+}
+
+/// Why a stream is left.
+enum Exit {
+    /// Look for the primary, there first.
+    Lost {
+        reason: String,
+        hint: Option<Candidate>,
+    },
+    /// The session is over.
+    Over(Refusal),
+    /// No handle is left.
+    Abandoned,
+    /// The session was closed on request.
+    Closed,
+}
+
+/// The state behind all handles of one opened volume.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    cluster: Arc<Cluster>,
+    opening: Opening,
+    commands: mpsc::UnboundedReceiver<Command>,
+    inflight: Inflight,
+    queries: BTreeMap<u64, Query>,
+    next_query: u64,
+    /// When something was last heard of a primary.
+    last_reply: Instant,
+    close_tag: Option<u64>,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        cluster: Arc<Cluster>,
+        opening: Opening,
+        commands: mpsc::UnboundedReceiver<Command>,
+    ) -> Self {
+        Self {
+            cluster,
+            opening,
+            commands,
+            inflight: Inflight::new(),
+            queries: BTreeMap::new(),
+            next_query: 1,
+            last_reply: Instant::now(),
+            close_tag: None,
+        }
+    }
+
+    /// Serves until the last handle is gone, or the session is over and the last handle is gone.
+    pub(crate) async fn run(mut self, mut stream: VolumeStream) {
+        self.publish(|volume| ClientEvent::Opened {
+            volume,
+            node: stream.node,
+            epoch: stream.epoch,
+        });
+        let over = loop {
+            match self.serve(&mut stream).await {
+                Exit::Abandoned => return,
+                Exit::Closed => break Refusal::Closed,
+                Exit::Over(refusal) => break refusal,
+                Exit::Lost { reason, hint } => match self.reconnect(&stream, reason, hint).await {
+                    Some(Ok(next)) => stream = next,
+                    Some(Err(refusal)) => break refusal,
+                    None => return,
+                },
+            }
+        };
+        drop(stream);
+        self.refuse_all(over).await;
+    }
+
+    async fn serve(&mut self, stream: &mut VolumeStream) -> Exit {
+        let cluster = Arc::clone(&self.cluster);
+        let volume = self.opening.volume.clone();
+        let epoch = stream.epoch;
+        let stall = cluster.config.stall_check;
+        let mut tick = tokio::time::interval((stall / 3).max(Duration::from_millis(1)));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let search = cluster.newer_than(&volume, epoch);
+        tokio::pin!(search);
+        let mut stalled = false;
+        loop {
+            let exit = tokio::select! {
+                reply = stream.replies.message() => match reply {
+                    Ok(Some(reply)) => self.handle_reply(reply),
+                    Ok(None) => Some(lost("the server ended the stream")),
+                    Err(status) => Some(lost(status.message())),
+                },
+                command = self.commands.recv() => match command {
+                    Some(command) => self.handle_command(command, Some(stream)),
+                    None => Some(Exit::Abandoned),
+                },
+                _ = tick.tick() => {
+                    stalled = self.oldest_sent().is_some_and(|sent| sent.elapsed() >= stall);
+                    None
+                }
+                newer = &mut search, if stalled => {
+                    Some(Exit::Lost { reason: format!("epoch {} began", newer.epoch), hint: Some(newer) })
+                }
+            };
+            if let Some(exit) = exit {
+                return exit;
+            }
+        }
+    }
+
+    /// Finds the next primary while commands go on queueing, and sends it everything unanswered. `None`: no handle is left.
+    async fn reconnect(
+        &mut self,
+        before: &VolumeStream,
+        reason: String,
+        hint: Option<Candidate>,
+    ) -> Option<Result<VolumeStream, Refusal>> {
+        let waiting = self.inflight.unanswered() + self.queries.len();
+        let gap_from = self
+            .oldest_sent()
+            .map_or(self.last_reply, |sent| sent.max(self.last_reply));
+        self.publish(|volume| ClientEvent::ConnectionLost {
+            volume,
+            node: before.node,
+            reason,
+            waiting,
+        });
+        if hint.is_none() {
+            self.cluster.forget_channel(&before.address);
+        }
+        self.opening.first_unanswered = self.inflight.first_unanswered();
+        self.opening.create = !self.opening.read_only && !self.inflight.any_sent();
+        let search = connect(
+            Arc::clone(&self.cluster),
+            self.opening.clone(),
+            hint,
+            |reason| {
+                tracing::debug!(reason, "no primary yet");
+            },
+        );
+        tokio::pin!(search);
+        let found = loop {
+            tokio::select! {
+                found = &mut search => break found,
+                command = self.commands.recv() => {
+                    let _never = self.handle_command(command?, None);
+                }
+            }
+        };
+        Some(found.map(|(opening, stream)| {
+            self.opening = opening;
+            self.resume(before, &stream, gap_from);
+            stream
+        }))
+    }
+
+    fn resume(&mut self, before: &VolumeStream, stream: &VolumeStream, gap_from: Instant) {
+        let now = Instant::now();
+        let mut replayed = 0;
+        for request in self.inflight.send_all(now) {
+            replayed += 1;
+            send(stream, request);
+        }
+        self.queries.retain(|_, query| !query.reply.is_closed());
+        for (tag, query) in &mut self.queries {
+            query.sent = Some(now);
+            send(stream, query_request(*tag, &query.body));
+        }
+        self.last_reply = now;
+        if before.node != stream.node {
+            self.publish(|volume| ClientEvent::PrimaryChanged {
+                volume,
+                from: before.node,
+                to: stream.node,
+                epoch: stream.epoch,
+            });
+        }
+        self.publish(|volume| ClientEvent::Resumed {
+            volume,
+            node: stream.node,
+            epoch: stream.epoch,
+            gap: now - gap_from,
+            replayed,
+        });
+    }
+
+    /// Takes a command in, and sends it if there is a stream.
+    fn handle_command(&mut self, command: Command, stream: Option<&VolumeStream>) -> Option<Exit> {
+        match command {
+            Command::Mutate {
+                seq,
+                mutation,
+                permit,
+                reply,
+            } => {
+                self.inflight.push(seq, mutation, permit, reply);
+                if let Some(stream) = stream
+                    && let Some(request) = self.inflight.send_last(Instant::now())
+                {
+                    send(stream, request);
+                }
+            }
+            Command::Query {
+                body,
+                permit,
+                reply,
+            } => {
+                self.query(body, permit, reply, stream);
+            }
+            Command::Outcome { seq, reply } => {
+                let (waiter, result) = oneshot::channel();
+                let answer = match self.inflight.outcome(seq, waiter) {
+                    Known::Waiting => OutcomeAnswer::Waiting(result),
+                    Known::Settled(outcome) => OutcomeAnswer::Is(outcome),
+                    Known::Unknown => OutcomeAnswer::AskCluster,
+                };
+                let _gone = reply.send(answer);
+            }
+            Command::Close { reply } => {
+                let tag = self.query(
+                    client_request::Body::Close(pb::Close {}),
+                    None,
+                    reply,
+                    stream,
+                );
+                self.close_tag = Some(tag);
+            }
+        }
+        None
+    }
+
+    fn query(
+        &mut self,
+        body: client_request::Body,
+        permit: Option<Permit>,
+        reply: oneshot::Sender<Result<Body, Refusal>>,
+        stream: Option<&VolumeStream>,
+    ) -> u64 {
+        let tag = self.next_query << 1;
+        self.next_query += 1;
+        let sent = stream.map(|stream| {
+            send(stream, query_request(tag, &body));
+            Instant::now()
+        });
+        let query = Query {
+            body,
+            reply,
+            sent,
+            _permit: permit,
+        };
+        self.queries.insert(tag, query);
+        tag
+    }
+
+    fn handle_reply(&mut self, reply: pb::ClientReply) -> Option<Exit> {
+        self.last_reply = Instant::now();
+        let Some(body) = reply.body else {
+            return Some(lost("a reply of an unknown kind"));
+        };
+        match body {
+            Body::NotPrimary(not) => Some(Exit::Lost {
+                reason: "no longer the primary".to_owned(),
+                hint: redirect(&not),
+            }),
+            Body::CommittedBatch(batch) => {
+                for result in batch.results {
+                    self.committed(result.tag, result.lsn, result.timestamp_us);
+                }
+                None
+            }
+            Body::Committed(result) => {
+                self.committed(reply.tag, result.lsn, result.timestamp_us);
+                None
+            }
+            Body::Refused(refused) => match refusal(refused) {
+                Verdict::Refused(refusal) => {
+                    self.refused(reply.tag, refusal);
+                    None
+                }
+                Verdict::SessionOver(refusal) => Some(Exit::Over(refusal)),
+                Verdict::GoElsewhere => Some(lost("the node shuts down")),
+            },
+            other => self.answered(reply.tag, other),
+        }
+    }
+
+    fn committed(&mut self, tag: u64, lsn: u64, timestamp_us: u64) {
+        let committed = Committed {
+            lsn: Lsn(lsn),
+            timestamp_us,
+        };
+        let known = seq_of_tag(tag).is_some_and(|seq| self.inflight.complete(seq, Ok(committed)));
+        if !known {
+            tracing::debug!(tag, "commit of a request that does not wait");
+        }
+    }
+
+    fn refused(&mut self, tag: u64, refusal: Refusal) {
+        if let Some(seq) = seq_of_tag(tag) {
+            self.inflight.complete(
+                seq,
+                Err(match refusal {
+                    // It was committed: that must not be told as a refusal.
+                    Refusal::ResultForgotten => Failed::Unknown(refusal),
+                    refusal => Failed::Refused(refusal),
+                }),
+            );
+        } else if let Some(query) = self.queries.remove(&tag) {
+            let _gone = query.reply.send(Err(refusal));
+        }
+    }
+
+    fn answered(&mut self, tag: u64, body: Body) -> Option<Exit> {
+        if let Some(query) = self.queries.remove(&tag) {
+            let _gone = query.reply.send(Ok(body));
+        }
+        (self.close_tag == Some(tag)).then_some(Exit::Closed)
+    }
+
+    /// When the oldest request without an answer was sent.
+    fn oldest_sent(&self) -> Option<Instant> {
+        let mutation = self.inflight.oldest_sent();
+        // Tags rise, so the first query is the oldest.
+        let query = self
+            .queries
+            .first_key_value()
+            .and_then(|(_, query)| query.sent);
+        match (mutation, query) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// The session is over: answers everything with that until no handle is left.
+    async fn refuse_all(mut self, refusal: Refusal) {
+        if refusal != Refusal::Closed {
+            self.publish(|volume| ClientEvent::SessionEnded {
+                volume,
+                reason: refusal.to_string(),
+            });
+        }
+        self.inflight.end(&refusal);
+        for (_, query) in std::mem::take(&mut self.queries) {
+            let _gone = query.reply.send(Err(refusal.clone()));
+        }
+        while let Some(command) = self.commands.recv().await {
+            match command {
+                Command::Mutate { reply, .. } => {
+                    let _gone = reply.send(Err(Failed::Refused(refusal.clone())));
+                }
+                Command::Query { reply, .. } | Command::Close { reply } => {
+                    let _gone = reply.send(Err(refusal.clone()));
+                }
+                Command::Outcome { .. } => {
+                    self.handle_command(command, None);
+                }
+            }
+        }
+    }
+
+    fn publish(&self, event: impl FnOnce(String) -> ClientEvent) {
+        self.cluster.publish(event(self.opening.volume.clone()));
+    }
+}
+
+fn lost(reason: &str) -> Exit {
+    Exit::Lost {
+        reason: reason.to_owned(),
+        hint: None,
+    }
+}
+
+fn query_request(tag: u64, body: &client_request::Body) -> pb::ClientRequest {
+    pb::ClientRequest {
+        tag,
+        body: Some(body.clone()),
+    }
+}
+
+/// A stream that takes no more requests reports its end as a reply: nothing is lost by ignoring it here.
+fn send(stream: &VolumeStream, request: pb::ClientRequest) {
+    let _ended = stream.requests.send(request);
+}

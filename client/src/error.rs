@@ -1,0 +1,349 @@
+//! Errors, one enum per family. Three answers to a mutation are kept apart everywhere: committed, refused (it had no effect
+//! and will have none) and unknown (it may have an effect, now or later).
+
+use std::time::Duration;
+
+use mainstay_types::{Lsn, NameError, SessionId};
+
+use crate::OpId;
+
+/// No node of the cluster was reached.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The configuration names no endpoint.
+    #[error("no endpoint given")]
+    NoEndpoint,
+    /// An endpoint is not `host:port`.
+    #[error("endpoint {endpoint:?} is not host:port")]
+    BadEndpoint {
+        /// As configured.
+        endpoint: String,
+    },
+    /// None answered in time.
+    #[error("none of {endpoints:?} answered within {waited:?}")]
+    Unreachable {
+        /// All that were asked.
+        endpoints: Vec<String>,
+        /// For how long.
+        waited: Duration,
+    },
+}
+
+impl ConnectError {
+    /// Whether the same call may succeed later.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unreachable { .. })
+    }
+}
+
+/// A reason that the cluster gives for not doing something.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No such volume, or it was deleted.
+    #[error("no such volume")]
+    NoSuchVolume,
+    /// A log volume was used as a block volume, or the reverse.
+    #[error("the volume is of the other kind")]
+    WrongKind,
+    /// Another process goes on with this session.
+    #[error("another stream of this session, of generation {current}, has the floor")]
+    Fenced {
+        /// The generation in force.
+        current: u64,
+    },
+    /// Somebody else is attached, or has taken over.
+    #[error("attached by {name:?} (session {session})")]
+    AttachedElsewhere {
+        /// The holder, as it named itself.
+        name: String,
+        /// The holder's session.
+        session: SessionId,
+    },
+    /// A block volume is written only by who is attached.
+    #[error("not attached")]
+    NotAttached,
+    /// The handle was opened for reading.
+    #[error("opened read-only")]
+    ReadOnly,
+    /// The range ends beyond the volume.
+    #[error("beyond the end of the volume at {size_bytes} bytes")]
+    OutOfRange {
+        /// The volume's size.
+        size_bytes: u64,
+    },
+    /// More payload than one request may carry.
+    #[error("more than {bytes_max} bytes in one request")]
+    TooLarge {
+        /// The bound, inclusive.
+        bytes_max: u64,
+    },
+    /// The members' disks are full.
+    #[error("no space left")]
+    NoSpace,
+    /// The session has expired.
+    #[error("the session has expired")]
+    UnknownSession,
+    /// The position was trimmed.
+    #[error("trimmed; the first entry held is {first}")]
+    Trimmed {
+        /// First entry still held.
+        first: Lsn,
+    },
+    /// Too much at once, here or at the primary.
+    #[error("overloaded")]
+    Overloaded,
+    /// The conditional append did not meet its position.
+    #[error("the record would get position {next}")]
+    UnexpectedPosition {
+        /// What it would have got.
+        next: Lsn,
+    },
+    /// Refused once before, for a reason that is forgotten.
+    #[error("refused before")]
+    RefusedBefore,
+    /// Committed, so long ago that its result is no longer kept. Never given for a mutation: see [`UnknownCause::Forgotten`].
+    #[error("committed, but the result is no longer kept")]
+    ResultForgotten,
+    /// The data cannot be read where the primary is.
+    #[error("unreadable on the primary")]
+    Unreadable,
+    /// The server does not offer it.
+    #[error("not offered by this server")]
+    Unsupported,
+    /// The server calls the request senseless: client and server do not fit.
+    #[error("bad request: {message}")]
+    BadRequest {
+        /// The server's words.
+        message: String,
+    },
+    /// The handle was closed.
+    #[error("the handle is closed")]
+    Closed,
+}
+
+impl Refusal {
+    /// Whether the same request, made anew, may succeed without anything else being done.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Overloaded | Self::Unreadable)
+    }
+}
+
+/// A volume was not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The name cannot name a volume.
+    #[error(transparent)]
+    Name(NameError),
+    /// The primary refused.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// No primary was found that serves.
+    #[error("no primary serves the volume after {waited:?}: {last}")]
+    NoPrimary {
+        /// For how long it was looked for.
+        waited: Duration,
+        /// How the last try ended.
+        last: String,
+    },
+}
+
+impl OpenError {
+    /// Whether the same call may succeed later without anything else being done.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Name(_) => false,
+            Self::Refused(refusal) => refusal.is_retryable(),
+            Self::NoPrimary { .. } => true,
+        }
+    }
+}
+
+/// Why nobody can say yet what became of a mutation.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UnknownCause {
+    /// No answer in time. The request stays queued: `outcome` of the same handle waits for it.
+    #[error("no answer within {waited:?}")]
+    Deadline {
+        /// The deadline.
+        waited: Duration,
+    },
+    /// It was committed; the position is no longer known to the cluster.
+    #[error("committed, but the result is no longer kept")]
+    Forgotten,
+    /// The session ended while the request was on its way.
+    #[error("session ended: {0}")]
+    SessionEnded(Refusal),
+    /// The handle was closed, or its runtime stopped.
+    #[error("handle closed")]
+    Closed,
+}
+
+macro_rules! mutation_error {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+        pub enum $name {
+            /// It had no effect and will have none.
+            #[error("{0}")]
+            Refused(Refusal),
+            /// It may have taken effect, or still take it. `outcome(op)` settles it.
+            #[error("outcome of {op} unknown: {cause}")]
+            Unknown {
+                /// Names the mutation.
+                op: OpId,
+                /// Why nobody knows.
+                cause: UnknownCause,
+            },
+            /// There was no room for it in flight until the deadline: it was never sent.
+            #[error("no room in flight within {waited:?}")]
+            NoRoom {
+                /// The deadline.
+                waited: Duration,
+            },
+        }
+
+        impl $name {
+            /// Whether making the request anew is safe and may succeed. Never so for `Unknown`: settle it first.
+            #[must_use]
+            pub fn is_retryable(&self) -> bool {
+                match self {
+                    Self::Refused(refusal) => refusal.is_retryable(),
+                    Self::Unknown { .. } => false,
+                    Self::NoRoom { .. } => true,
+                }
+            }
+
+            /// The mutation whose outcome is unknown.
+            #[must_use]
+            pub fn unknown_op(&self) -> Option<OpId> {
+                match self {
+                    Self::Unknown { op, .. } => Some(*op),
+                    Self::Refused(_) | Self::NoRoom { .. } => None,
+                }
+            }
+        }
+    };
+}
+
+mutation_error! {
+    /// An append, or a trim of a log, was not acknowledged.
+    AppendError
+}
+mutation_error! {
+    /// A change of a block volume was not acknowledged.
+    WriteError
+}
+
+/// A read, or another request without effect, was not answered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// Refused.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// No answer in time.
+    #[error("no answer within {waited:?}")]
+    Deadline {
+        /// The deadline.
+        waited: Duration,
+    },
+    /// The primary's answer does not fit the question.
+    #[error("the server's answer does not fit the question")]
+    Misfit,
+}
+
+impl ReadError {
+    /// Whether the same read may succeed later. Reads have no effect, so repeating one is always safe.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Refused(refusal) => refusal.is_retryable(),
+            Self::Deadline { .. } => true,
+            Self::Misfit => false,
+        }
+    }
+}
+
+/// The outcome of a mutation could not be settled.
+#[derive(Debug, thiserror::Error)]
+pub enum OutcomeError {
+    /// The operation is of another session than the handle.
+    #[error("operation {op} is not of this handle's session")]
+    OtherSession {
+        /// What was asked.
+        op: OpId,
+    },
+    /// The cluster refused to say.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// The volume cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Not settled in time.
+    #[error("not settled within {waited:?}")]
+    Deadline {
+        /// The deadline.
+        waited: Duration,
+    },
+}
+
+impl OutcomeError {
+    /// Whether asking again may settle it.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::OtherSession { .. } => false,
+            Self::Refused(refusal) => refusal.is_retryable(),
+            Self::Open(error) => error.is_retryable(),
+            Self::Deadline { .. } => true,
+        }
+    }
+}
+
+/// An operator's request was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// No such volume.
+    #[error("{message}")]
+    NotFound {
+        /// The server's words.
+        message: String,
+    },
+    /// A volume of that name and another specification exists.
+    #[error("{message}")]
+    Exists {
+        /// The server's words.
+        message: String,
+    },
+    /// The request makes no sense, or cannot be carried out in the present state.
+    #[error("{message}")]
+    Invalid {
+        /// The server's words.
+        message: String,
+    },
+    /// No node could carry it out until the deadline.
+    #[error("{message}")]
+    Unavailable {
+        /// How the last try ended.
+        message: String,
+    },
+    /// The answer was lost: it may have been carried out.
+    #[error("outcome unknown: {message}")]
+    Unknown {
+        /// How the answer was lost.
+        message: String,
+    },
+    /// A promotion was refused.
+    #[error("{0}")]
+    PromoteRefused(Box<crate::report::PromoteRefused>),
+}
+
+impl AdminError {
+    /// Whether the same request may succeed later and is safe to make again.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unavailable { .. })
+    }
+}

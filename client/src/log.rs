@@ -1,0 +1,334 @@
+//! Log volumes: append, read, tail, trim.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use mainstay_proto::v1 as pb;
+use mainstay_proto::v1::client_reply::Body;
+use mainstay_proto::v1::client_request;
+use mainstay_types::{Epoch, Lsn, SessionId};
+use tokio::time::Instant;
+
+use crate::cluster::Cluster;
+use crate::inflight::Mutation;
+use crate::session::{Ended, Sent, Session, Wanted};
+use crate::tail::Tail;
+use crate::{AppendError, Committed, OpId, OpenError, Outcome, OutcomeError, ReadError, Refusal};
+
+/// How a log volume shall be opened.
+#[derive(Debug, Clone)]
+#[must_use = "a builder opens nothing by itself"]
+pub struct LogBuilder {
+    cluster: Arc<Cluster>,
+    wanted: Wanted,
+}
+
+impl LogBuilder {
+    pub(crate) fn new(cluster: Arc<Cluster>, volume: String) -> Self {
+        let deadline = cluster.config.log_deadline;
+        let wanted = Wanted {
+            volume,
+            attachment: None,
+            read_only: false,
+            deadline,
+        };
+        Self { cluster, wanted }
+    }
+
+    /// How long each request waits for its answer, instead of the configured default.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.wanted.deadline = deadline;
+        self
+    }
+
+    /// Open without a session: appends are refused, and the cluster keeps nothing about this handle.
+    pub fn read_only(mut self) -> Self {
+        self.wanted.read_only = true;
+        self
+    }
+
+    /// Finds the primary and opens the volume. Waits for at most `open_deadline`. Cancelling may leave a session behind that
+    /// expires by itself.
+    ///
+    /// # Errors
+    /// The volume does not exist, is no log, or no primary serves it in time.
+    pub async fn open(self) -> Result<LogVolume, OpenError> {
+        let session = Session::open(self.cluster, self.wanted).await?;
+        if !matches!(
+            session.opened.kind.and_then(|kind| kind.kind),
+            Some(pb::volume_kind::Kind::Log(_))
+        ) {
+            return Err(OpenError::Refused(Refusal::WrongKind));
+        }
+        Ok(LogVolume {
+            session: Arc::new(session),
+        })
+    }
+}
+
+/// A record of a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogRecord {
+    /// Its position. Positions rise and have gaps: the volume's own bookkeeping takes some.
+    pub lsn: Lsn,
+    /// The primary's time when it took the record in, microseconds since 1970.
+    pub timestamp_us: u64,
+    /// What was appended. Shares the receive buffer: copy it to keep it long.
+    pub data: Bytes,
+}
+
+/// Some records in a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogPage {
+    /// In the order of their positions.
+    pub records: Vec<LogRecord>,
+    /// Where to read on.
+    pub next: Lsn,
+    /// Nothing more was committed at that moment.
+    pub end: bool,
+}
+
+/// Bounds of one read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadLimits {
+    /// Records at most.
+    pub records_max: u32,
+    /// Their bytes at most; one record is returned in any case.
+    pub bytes_max: u32,
+}
+
+impl Default for ReadLimits {
+    fn default() -> Self {
+        Self {
+            records_max: 4096,
+            bytes_max: 1 << 20,
+        }
+    }
+}
+
+/// Where a log stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct LogPosition {
+    /// First entry still held.
+    pub first: Lsn,
+    /// One above the last committed entry: the lowest position that the next record can get.
+    pub next: Lsn,
+    /// The epoch in force.
+    pub epoch: Epoch,
+}
+
+/// An open log volume. Clones share one session and one order.
+#[derive(Debug, Clone)]
+pub struct LogVolume {
+    session: Arc<Session>,
+}
+
+impl LogVolume {
+    /// Appends one record and waits until it is committed.
+    ///
+    /// Cancelling after the first poll may leave the record on its way: use [`Self::submit`] to keep its name.
+    ///
+    /// # Errors
+    /// Refused, or unknown when the deadline passed.
+    pub async fn append(&self, record: impl Into<Bytes>) -> Result<Committed, AppendError> {
+        self.submit(record).await?.await
+    }
+
+    /// Appends one record only if it gets exactly position `expected`; see [`Self::append`].
+    ///
+    /// # Errors
+    /// `Refused(UnexpectedPosition)` if the position is taken; else as [`Self::append`].
+    pub async fn append_at(
+        &self,
+        expected: Lsn,
+        record: impl Into<Bytes>,
+    ) -> Result<Committed, AppendError> {
+        let mutation = Mutation::Append {
+            record: record.into(),
+            expected: Some(expected.0),
+        };
+        self.send(mutation).await?.await
+    }
+
+    /// Puts one record in line, and returns its pending result as soon as there is room in flight.
+    ///
+    /// The order of records is the order in which these calls return; one task that awaits each in turn gets the order of its
+    /// calls. Cancelling before it returns means that nothing was sent.
+    ///
+    /// # Errors
+    /// Refused at once because of its size, or no room until the deadline.
+    pub async fn submit(&self, record: impl Into<Bytes>) -> Result<PendingAppend, AppendError> {
+        let record = record.into();
+        let bytes_max = u64::from(self.session.opened.payload_bytes_max);
+        if bytes_max > 0 && record.len() as u64 > bytes_max {
+            return Err(AppendError::Refused(Refusal::TooLarge { bytes_max }));
+        }
+        let expected = None;
+        self.send(Mutation::Append { record, expected }).await
+    }
+
+    /// Declares entries below `first` no longer needed, and waits until that is committed.
+    ///
+    /// # Errors
+    /// As [`Self::append`].
+    pub async fn trim(&self, first: Lsn) -> Result<Committed, AppendError> {
+        self.send(Mutation::TrimLog { first: first.0 }).await?.await
+    }
+
+    async fn send(&self, mutation: Mutation) -> Result<PendingAppend, AppendError> {
+        if self.session.id == SessionId(0) {
+            return Err(AppendError::Refused(Refusal::ReadOnly));
+        }
+        let waited = self.session.deadline;
+        let deadline = Instant::now() + waited;
+        let room = self.session.room.acquire(mutation.payload_bytes());
+        let permit = tokio::time::timeout_at(deadline, room)
+            .await
+            .map_err(|_| AppendError::NoRoom { waited })?;
+        let sent = self.session.submit(mutation, permit, deadline);
+        let op = sent.op;
+        Ok(PendingAppend {
+            op,
+            wait: Box::pin(wait(sent)),
+        })
+    }
+
+    /// Reads committed records from `from` on. Cancelling is safe; failover only delays it.
+    ///
+    /// # Errors
+    /// The position was trimmed, or no primary answered until the deadline.
+    pub async fn read(&self, from: Lsn, limits: ReadLimits) -> Result<LogPage, ReadError> {
+        let request = client_request::Body::ReadLog(pb::ReadLog {
+            from_lsn: from.0,
+            max_records: limits.records_max,
+            max_bytes: limits.bytes_max,
+        });
+        match self.session.query(request).await? {
+            Body::Records(records) => Ok(page(records)),
+            _ => Err(ReadError::Misfit),
+        }
+    }
+
+    /// Every committed record from `from` on, now and as they come, across failovers, with neither gap nor repeat.
+    ///
+    /// Runs on a stream of its own: a slow reader holds back nothing but itself.
+    #[must_use = "a tail that is not polled reads nothing"]
+    pub fn tail(&self, from: Lsn) -> Tail {
+        Tail::start(
+            Arc::clone(&self.session.cluster),
+            self.session.volume.clone(),
+            from,
+        )
+    }
+
+    /// Where the log stands now: everything committed before the call is below `next`. Cancelling is safe.
+    ///
+    /// # Errors
+    /// No primary answered until the deadline.
+    pub async fn position(&self) -> Result<LogPosition, ReadError> {
+        let request = client_request::Body::Position(pb::Position {});
+        match self.session.query(request).await? {
+            Body::Position(position) => Ok(LogPosition {
+                first: Lsn(position.first_lsn),
+                next: Lsn(position.next_lsn),
+                epoch: Epoch(position.epoch),
+            }),
+            _ => Err(ReadError::Misfit),
+        }
+    }
+
+    /// Waits until every record submitted before is committed (or refused). Cancelling is safe.
+    ///
+    /// # Errors
+    /// No primary answered until the deadline.
+    pub async fn flush(&self) -> Result<Lsn, ReadError> {
+        self.session.flush().await
+    }
+
+    /// Settles an append whose outcome is unknown. Waits for at most the deadline; cancelling is safe.
+    ///
+    /// # Errors
+    /// The operation is of another session (see [`crate::Client::outcome`]), or it is not settled in time.
+    pub async fn outcome(&self, op: OpId) -> Result<Outcome, OutcomeError> {
+        self.session.outcome(op).await
+    }
+
+    /// The longest record that the cluster takes; nothing longer is ever sent.
+    #[must_use]
+    pub fn record_bytes_max(&self) -> u64 {
+        match self.session.opened.payload_bytes_max {
+            0 => u64::MAX,
+            bytes_max => u64::from(bytes_max),
+        }
+    }
+
+    /// This handle's session; with a number it names an append for ever.
+    #[must_use]
+    pub fn session(&self) -> SessionId {
+        self.session.id
+    }
+
+    /// Ends the session, for all clones, once everything submitted before is settled.
+    ///
+    /// # Errors
+    /// No primary answered until the deadline.
+    pub async fn close(self) -> Result<(), ReadError> {
+        self.session.close().await
+    }
+}
+
+async fn wait(sent: Sent) -> Result<Committed, AppendError> {
+    let op = sent.op;
+    sent.wait().await.map_err(|ended| match ended {
+        Ended::Refused(refusal) => AppendError::Refused(refusal),
+        Ended::Unknown(cause) => AppendError::Unknown { op, cause },
+    })
+}
+
+/// The result of one submitted append; a future. Dropping it cancels the wait, not the append.
+#[must_use = "the append goes on, but only this tells how it ends"]
+pub struct PendingAppend {
+    op: OpId,
+    wait: Pin<Box<dyn Future<Output = Result<Committed, AppendError>> + Send>>,
+}
+
+impl PendingAppend {
+    /// Names the append for ever.
+    #[must_use]
+    pub fn op(&self) -> OpId {
+        self.op
+    }
+}
+
+impl std::fmt::Debug for PendingAppend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PendingAppend")
+            .field("op", &self.op)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Future for PendingAppend {
+    type Output = Result<Committed, AppendError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.wait.as_mut().poll(cx)
+    }
+}
+
+pub(crate) fn page(records: pb::Records) -> LogPage {
+    let record = |record: pb::Record| LogRecord {
+        lsn: Lsn(record.lsn),
+        timestamp_us: record.timestamp_us,
+        data: record.data,
+    };
+    LogPage {
+        records: records.records.into_iter().map(record).collect(),
+        next: Lsn(records.next_lsn),
+        end: records.end,
+    }
+}

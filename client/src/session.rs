@@ -1,0 +1,329 @@
+//! What log and block handles share: the way to the driver, the numbering of mutations, deadlines.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use mainstay_proto::v1 as pb;
+use mainstay_proto::v1::client_reply::Body;
+use mainstay_proto::v1::client_request;
+use mainstay_types::{Epoch, Lsn, SessionId};
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::cluster::{Backoff, Cluster};
+use crate::connect::{Opening, VolumeStream, connect};
+use crate::driver::{Command, Driver, OutcomeAnswer};
+use crate::inflight::{Failed, Mutation, MutationResult};
+use crate::room::{Permit, Room};
+use crate::{
+    AttachOptions, Committed, OpId, OpenError, Outcome, OutcomeError, ReadError, Refusal,
+    UnknownCause, volume_name,
+};
+
+/// One opened session. Its driver ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) id: SessionId,
+    pub(crate) volume: String,
+    pub(crate) opened: pb::Opened,
+    pub(crate) deadline: Duration,
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) room: Room,
+    commands: mpsc::UnboundedSender<Command>,
+    /// Next number; the lock is held while the command is queued, so that both orders are one.
+    next_seq: Mutex<u64>,
+}
+
+/// A mutation on its way.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    pub(crate) op: OpId,
+    pub(crate) result: oneshot::Receiver<MutationResult>,
+    pub(crate) deadline: Instant,
+    pub(crate) waited: Duration,
+}
+
+/// How waiting for a mutation ended.
+pub(crate) enum Ended {
+    Refused(Refusal),
+    Unknown(UnknownCause),
+}
+
+impl Sent {
+    /// Waits for the result, until the deadline.
+    pub(crate) async fn wait(self) -> Result<Committed, Ended> {
+        match tokio::time::timeout_at(self.deadline, self.result).await {
+            Ok(Ok(Ok(committed))) => Ok(committed),
+            Ok(Ok(Err(Failed::Refused(refusal)))) => Err(Ended::Refused(refusal)),
+            Ok(Ok(Err(Failed::Unknown(Refusal::ResultForgotten)))) => {
+                Err(Ended::Unknown(UnknownCause::Forgotten))
+            }
+            Ok(Ok(Err(Failed::Unknown(refusal)))) => {
+                Err(Ended::Unknown(UnknownCause::SessionEnded(refusal)))
+            }
+            Ok(Err(_)) => Err(Ended::Unknown(UnknownCause::Closed)),
+            Err(_) => Err(Ended::Unknown(UnknownCause::Deadline {
+                waited: self.waited,
+            })),
+        }
+    }
+}
+
+/// How a session shall be opened.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    pub(crate) volume: String,
+    pub(crate) attachment: Option<AttachOptions>,
+    pub(crate) read_only: bool,
+    pub(crate) deadline: Duration,
+}
+
+impl Session {
+    pub(crate) async fn open(cluster: Arc<Cluster>, wanted: Wanted) -> Result<Self, OpenError> {
+        volume_name(&wanted.volume)?;
+        let opening = if wanted.read_only {
+            Opening::reader(wanted.volume.clone())
+        } else {
+            Opening {
+                volume: wanted.volume.clone(),
+                // Zero means "no session".
+                session: SessionId(StdRng::from_os_rng().random_range(1..=u64::MAX)),
+                generation: Some(0),
+                attachment: wanted.attachment,
+                read_only: false,
+                first_unanswered: 1,
+                create: true,
+                epoch_floor: Epoch::ZERO,
+            }
+        };
+        let waited = cluster.config.open_deadline;
+        let (opening, stream) = open_within(&cluster, opening, waited).await?;
+        let (commands, received) = mpsc::unbounded_channel();
+        let session = Self {
+            id: opening.session,
+            volume: wanted.volume,
+            opened: stream.opened,
+            deadline: wanted.deadline,
+            room: Room::new(
+                cluster.config.in_flight_requests_max,
+                cluster.config.in_flight_bytes_max,
+            ),
+            cluster: Arc::clone(&cluster),
+            commands,
+            next_seq: Mutex::new(1),
+        };
+        tokio::spawn(Driver::new(cluster, opening, received).run(stream));
+        Ok(session)
+    }
+
+    /// Queues a mutation behind all queued before. It is on its way when this returns.
+    pub(crate) fn submit(&self, mutation: Mutation, permit: Permit, deadline: Instant) -> Sent {
+        let (reply, result) = oneshot::channel();
+        let mut next = self.next_seq.lock().unwrap_or_else(PoisonError::into_inner);
+        let seq = *next;
+        *next += 1;
+        let command = Command::Mutate {
+            seq,
+            mutation,
+            permit,
+            reply,
+        };
+        // Without a driver the reply is dropped with the command, and the caller hears "unknown".
+        let _queued = self.commands.send(command);
+        drop(next);
+        Sent {
+            op: self.op(seq),
+            result,
+            deadline,
+            waited: self.deadline,
+        }
+    }
+
+    pub(crate) fn op(&self, seq: u64) -> OpId {
+        OpId {
+            session: self.id,
+            seq,
+        }
+    }
+
+    /// Asks something without effect; asked again on every new primary until the deadline.
+    pub(crate) async fn query(&self, body: client_request::Body) -> Result<Body, ReadError> {
+        let waited = self.deadline;
+        let answer = async {
+            let permit = self.room.acquire(0).await;
+            let (reply, answer) = oneshot::channel();
+            let command = Command::Query {
+                body,
+                permit: Some(permit),
+                reply,
+            };
+            let _queued = self.commands.send(command);
+            answer.await
+        };
+        match tokio::time::timeout(waited, answer).await {
+            Ok(Ok(answer)) => answer.map_err(ReadError::Refused),
+            Ok(Err(_)) => Err(ReadError::Refused(Refusal::Closed)),
+            Err(_) => Err(ReadError::Deadline { waited }),
+        }
+    }
+
+    pub(crate) async fn flush(&self) -> Result<Lsn, ReadError> {
+        match self
+            .query(client_request::Body::Flush(pb::Flush {}))
+            .await?
+        {
+            Body::Flushed(flushed) => Ok(Lsn(flushed.commit)),
+            _ => Err(ReadError::Misfit),
+        }
+    }
+
+    pub(crate) async fn close(&self) -> Result<(), ReadError> {
+        let waited = self.deadline;
+        let (reply, answer) = oneshot::channel();
+        let _queued = self.commands.send(Command::Close { reply });
+        match tokio::time::timeout(waited, answer).await {
+            Ok(Ok(Ok(Body::Closed(_))) | Err(_)) => Ok(()),
+            Ok(Ok(Ok(_))) => Err(ReadError::Misfit),
+            Ok(Ok(Err(refusal))) => Err(ReadError::Refused(refusal)),
+            Err(_) => Err(ReadError::Deadline { waited }),
+        }
+    }
+
+    pub(crate) async fn outcome(&self, op: OpId) -> Result<Outcome, OutcomeError> {
+        if op.session != self.id {
+            return Err(OutcomeError::OtherSession { op });
+        }
+        let waited = self.deadline;
+        tokio::time::timeout(waited, self.settle(op.seq))
+            .await
+            .unwrap_or(Err(OutcomeError::Deadline { waited }))
+    }
+
+    async fn settle(&self, seq: u64) -> Result<Outcome, OutcomeError> {
+        let (reply, answer) = oneshot::channel();
+        let _queued = self.commands.send(Command::Outcome { seq, reply });
+        match answer.await {
+            Ok(OutcomeAnswer::Is(outcome)) => return Ok(outcome),
+            Ok(OutcomeAnswer::Waiting(result)) => match result.await {
+                Ok(Ok(committed)) => return Ok(Outcome::Committed(committed)),
+                Ok(Err(Failed::Refused(_))) => return Ok(Outcome::Never),
+                Ok(Err(Failed::Unknown(Refusal::ResultForgotten))) => {
+                    return Ok(Outcome::Forgotten);
+                }
+                Ok(Err(Failed::Unknown(refusal))) => return Err(OutcomeError::Refused(refusal)),
+                Err(_) => return Err(OutcomeError::Refused(Refusal::Closed)),
+            },
+            Ok(OutcomeAnswer::AskCluster) => {}
+            Err(_) => return Err(OutcomeError::Refused(Refusal::Closed)),
+        }
+        let given_out = *self.next_seq.lock().unwrap_or_else(PoisonError::into_inner);
+        if seq == 0 || seq >= given_out {
+            return Ok(Outcome::Never);
+        }
+        let mut pause = Backoff::new(&self.cluster.config);
+        loop {
+            let request = client_request::Body::Outcome(pb::Outcome { seq });
+            match self.query(request).await {
+                Ok(Body::Outcome(is)) => match decided(is) {
+                    Some(outcome) => return Ok(outcome),
+                    None => pause.wait().await,
+                },
+                Ok(_) => return Err(OutcomeError::Refused(misfit())),
+                Err(ReadError::Refused(refusal)) => return Err(OutcomeError::Refused(refusal)),
+                Err(ReadError::Deadline { waited }) => {
+                    return Err(OutcomeError::Deadline { waited });
+                }
+                Err(ReadError::Misfit) => return Err(OutcomeError::Refused(misfit())),
+            }
+        }
+    }
+}
+
+/// Settles a mutation of a session without a handle; see [`crate::Client::outcome`].
+pub(crate) async fn settle(
+    cluster: Arc<Cluster>,
+    volume: String,
+    op: OpId,
+    deadline: Duration,
+) -> Result<Outcome, OutcomeError> {
+    volume_name(&volume)?;
+    let opening = Opening {
+        session: op.session,
+        read_only: false,
+        first_unanswered: op.seq.max(1),
+        ..Opening::reader(volume)
+    };
+    let search = async {
+        let mut pause = Backoff::new(&cluster.config);
+        loop {
+            let (_, mut stream) = open_within(&cluster, opening.clone(), deadline).await?;
+            if let Some(outcome) = ask_outcome(&mut stream, op.seq).await? {
+                return Ok(outcome);
+            }
+            pause.wait().await;
+        }
+    };
+    tokio::time::timeout(deadline, search)
+        .await
+        .unwrap_or(Err(OutcomeError::Deadline { waited: deadline }))
+}
+
+/// `None`: not settled, or the stream was lost.
+async fn ask_outcome(stream: &mut VolumeStream, seq: u64) -> Result<Option<Outcome>, OutcomeError> {
+    let request = pb::ClientRequest {
+        tag: 2,
+        body: Some(client_request::Body::Outcome(pb::Outcome { seq })),
+    };
+    let _ended = stream.requests.send(request);
+    let Ok(Some(reply)) = stream.replies.message().await else {
+        return Ok(None);
+    };
+    match reply.body {
+        Some(Body::Outcome(is)) => Ok(decided(is)),
+        Some(Body::Refused(refused)) => match crate::connect::refusal(refused) {
+            crate::connect::Verdict::Refused(refusal)
+            | crate::connect::Verdict::SessionOver(refusal) => Err(OutcomeError::Refused(refusal)),
+            crate::connect::Verdict::GoElsewhere => Ok(None),
+        },
+        _ => Ok(None),
+    }
+}
+
+async fn open_within(
+    cluster: &Arc<Cluster>,
+    opening: Opening,
+    waited: Duration,
+) -> Result<(Opening, VolumeStream), OpenError> {
+    let last = Mutex::new("no node answered".to_owned());
+    let note = |reason| *last.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    let found =
+        tokio::time::timeout(waited, connect(Arc::clone(cluster), opening, None, note)).await;
+    match found {
+        Ok(opened) => opened.map_err(OpenError::Refused),
+        Err(_) => Err(OpenError::NoPrimary {
+            waited,
+            last: last.into_inner().unwrap_or_else(PoisonError::into_inner),
+        }),
+    }
+}
+
+fn decided(is: pb::OutcomeIs) -> Option<Outcome> {
+    use pb::outcome_is::Outcome as Is;
+    match is.outcome? {
+        Is::Committed(m) => Some(Outcome::Committed(Committed {
+            lsn: Lsn(m.lsn),
+            timestamp_us: m.timestamp_us,
+        })),
+        Is::Never(_) => Some(Outcome::Never),
+        Is::Forgotten(_) => Some(Outcome::Forgotten),
+        Is::Pending(_) => None,
+    }
+}
+
+fn misfit() -> Refusal {
+    Refusal::BadRequest {
+        message: "the server's answer does not fit the question".to_owned(),
+    }
+}
