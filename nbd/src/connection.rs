@@ -1,0 +1,249 @@
+//! One NBD connection from greeting to goodbye, in one task.
+//!
+//! - Requests are read, judged and called strictly in arrival order; what the calls answer is left to
+//!   [`Replies`], which runs beside the reading.
+//! - Reading stops where a budget is used up, and goes on when replies have been taken.
+//! - A goodbye, an end of input between two requests and a stop of the server let requests in flight finish and
+//!   send their replies. Lost framing does not: nothing the peer sent afterwards can be trusted.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::time::timeout;
+
+use crate::budget::{Claim, ConnectionBudget, ServerBudget};
+use crate::codec::{CodecError, Request};
+use crate::export::{BlockDevice, Exports};
+use crate::handshake::{Negotiated, Negotiation};
+use crate::input::Input;
+use crate::limits::Limits;
+use crate::protocol::command;
+use crate::replies::{Call, Replies, Work};
+use crate::requests::{Operation, Refusal, Terms};
+
+/// How a connection ended when nothing went wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ConnectionEnd {
+    /// The client said goodbye (`NBD_CMD_DISC`), and every request before it was answered.
+    Disconnected,
+    /// The client ended the negotiation (`NBD_OPT_ABORT`).
+    Aborted,
+    /// The client closed between two messages. Requests in flight were finished.
+    Closed,
+    /// The client asked with `NBD_OPT_EXPORT_NAME` for an export that it cannot have.
+    NoExport,
+    /// The server was told to stop. Requests in flight were finished.
+    Stopped,
+}
+
+/// Why a connection was cut.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    /// The client broke the protocol in a way that leaves no common ground.
+    #[error("client broke the protocol")]
+    Misbehaved(#[from] CodecError),
+    /// The client took too long to choose an export.
+    #[error("handshake took too long")]
+    HandshakeTimeout,
+    /// The client sent more options than allowed.
+    #[error("too many options in one handshake")]
+    TooManyOptions,
+    /// The client announced a payload and did not send it in time.
+    #[error("payload of {bytes} bytes did not arrive in time")]
+    PayloadTimeout {
+        /// Its announced length.
+        bytes: u32,
+    },
+    /// The client did not take its replies while others waited for the memory they used.
+    #[error("replies were not taken while others waited for memory")]
+    Stalled,
+    /// Requests in flight did not finish, or their replies were not taken, before the time to drain was over.
+    #[error("requests in flight did not finish in time")]
+    DrainTimeout,
+    /// The server has no room for the connection.
+    #[error("too many connections")]
+    TooMany,
+    /// The transport failed, or ended inside a message.
+    #[error("connection failed")]
+    Io(#[from] io::Error),
+}
+
+/// What a connection needs of its server.
+pub(crate) struct Context {
+    pub(crate) exports: Arc<dyn Exports>,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) budget: Arc<ServerBudget>,
+}
+
+impl Context {
+    /// Serves one peer. `ready` is called when the handshake is over; `stop` resolves when the server stops.
+    pub(crate) async fn run<R, W>(
+        &self,
+        reader: R,
+        mut writer: W,
+        peer: SocketAddr,
+        ready: impl FnOnce(),
+        stop: impl Future<Output = ()>,
+    ) -> Result<ConnectionEnd, ConnectionError>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        tokio::pin!(stop);
+        let mut input = Input::new(reader);
+        let negotiation =
+            Negotiation::new(&mut input, &mut writer, &*self.exports, &self.limits, peer);
+        let negotiated = tokio::select! {
+            biased;
+            () = &mut stop => Negotiated::Ended(ConnectionEnd::Stopped),
+            negotiated = negotiation.run() => negotiated?,
+        };
+        let (end, mut writer) = match negotiated {
+            Negotiated::Ended(end) => (end, writer),
+            Negotiated::Transmission { device, terms } => {
+                ready();
+                tracing::debug!(%peer, export = %terms.info.name, "transmission begins");
+                self.transmit(input, writer, device, terms, stop).await?
+            }
+        };
+        // Everything is written; a peer that is gone already does not make this a failure.
+        let _ = timeout(self.limits.drain_timeout, writer.shutdown()).await;
+        Ok(end)
+    }
+
+    async fn transmit<R, W>(
+        &self,
+        input: Input<R>,
+        writer: W,
+        device: Arc<dyn BlockDevice>,
+        terms: Terms,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(ConnectionEnd, W), ConnectionError>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let (calls, received) = unbounded_channel();
+        let patience = self.limits.transfer_timeout;
+        let budget = Arc::new(ConnectionBudget::new(
+            &self.limits,
+            Arc::clone(&self.budget),
+        ));
+        let mut replies = Replies::new(
+            writer,
+            received,
+            terms.replies,
+            patience,
+            Arc::clone(&budget),
+        );
+        let requests = Requests {
+            input,
+            device: Arc::clone(&device),
+            terms,
+            budget,
+            limits: Arc::clone(&self.limits),
+            calls,
+        };
+        // Not biased: a task may do so much at a time, and a peer that always has another request would leave
+        // nothing of it to the replies.
+        let end = tokio::select! {
+            () = stop => ConnectionEnd::Stopped,
+            end = requests.read() => end?,
+            failed = replies.run() => {
+                // Replies only end by themselves when no call can come, and `requests` still lives.
+                failed?;
+                ConnectionEnd::Closed
+            }
+        };
+        timeout(self.limits.drain_timeout, replies.run())
+            .await
+            .map_err(|_| ConnectionError::DrainTimeout)??;
+        // The device lives until its last reply is out: closing it may end a session.
+        drop(device);
+        Ok((end, replies.into_writer()))
+    }
+}
+
+/// The reading half of the transmission phase.
+struct Requests<R> {
+    input: Input<R>,
+    device: Arc<dyn BlockDevice>,
+    terms: Terms,
+    budget: Arc<ConnectionBudget>,
+    limits: Arc<Limits>,
+    /// Unbounded, and bounded by the claims that every call carries.
+    calls: UnboundedSender<Call>,
+}
+
+impl<R: AsyncRead + Unpin> Requests<R> {
+    /// Reads until the peer leaves. Dropping this future inside a request means that it was never called.
+    async fn read(mut self) -> Result<ConnectionEnd, ConnectionError> {
+        while let Some(header) = self.input.message().await? {
+            let request = Request::decode(&header)?;
+            let mut claim = self.budget.request().await;
+            let work = match self.terms.judge(&request) {
+                Ok(Operation::Disconnect) => return Ok(ConnectionEnd::Disconnected),
+                Ok(operation) => self.call(operation, &mut claim).await?,
+                Err(refusal) => self.refuse(&request, refusal).await?,
+            };
+            let call = Call {
+                cookie: request.cookie,
+                work,
+                claim,
+            };
+            if self.calls.send(call).is_err() {
+                break;
+            }
+        }
+        Ok(ConnectionEnd::Closed)
+    }
+
+    async fn call(
+        &mut self,
+        operation: Operation,
+        claim: &mut Claim,
+    ) -> Result<Work, ConnectionError> {
+        Ok(match operation {
+            Operation::Read { offset, len } => {
+                self.budget.add_bytes(claim, len).await;
+                let answer = self.device.read(offset, len);
+                Work::Read {
+                    offset,
+                    len,
+                    answer,
+                }
+            }
+            Operation::Write { offset, len } => {
+                self.budget.add_bytes(claim, len).await;
+                let payload = self.input.payload(len as usize);
+                let data = timeout(self.limits.transfer_timeout, payload)
+                    .await
+                    .map_err(|_| ConnectionError::PayloadTimeout { bytes: len })??;
+                Work::Change(self.device.write(offset, data))
+            }
+            Operation::Trim { offset, len } => Work::Change(self.device.trim(offset, len)),
+            Operation::WriteZeroes { offset, len, holes } => {
+                Work::Change(self.device.write_zeroes(offset, len, holes))
+            }
+            Operation::Flush | Operation::Disconnect => Work::Change(self.device.flush()),
+        })
+    }
+
+    /// The payload of a refused write is read and dropped, so that the next request is found.
+    async fn refuse(
+        &mut self,
+        request: &Request,
+        refusal: Refusal,
+    ) -> Result<Work, ConnectionError> {
+        if request.command == command::WRITE {
+            self.input.skip(u64::from(request.length)).await?;
+        }
+        Ok(Work::Refused {
+            of_read: request.command == command::READ,
+            refusal,
+        })
+    }
+}

@@ -1,0 +1,296 @@
+//! Option haggling with one peer, up to the choice of an export.
+//!
+//! - Every wait for the peer ends at one deadline; time that [`Exports`] takes is added to it.
+//! - At most `option_bytes_max` of an option are ever held; longer ones are skipped as they arrive.
+//! - An option that is refused leaves the negotiation as it was. Only lost framing, a flag that was never
+//!   offered and a refused `EXPORT_NAME`, which has no error reply, end the connection.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::codec::{
+    ClientFlags, ExportFacts, ExportQuery, Greeting, OptionHeader, parse_name,
+    put_export_name_answer, put_option_reply, put_rep_server,
+};
+use crate::connection::{ConnectionEnd, ConnectionError};
+use crate::export::{BlockDevice, ExportInfo, Exports, OpenError};
+use crate::input::Input;
+use crate::limits::Limits;
+use crate::protocol::{option, reply};
+use crate::requests::{ReplyStyle, Terms};
+
+/// How a negotiation ended.
+pub(crate) enum Negotiated {
+    Transmission {
+        device: Arc<dyn BlockDevice>,
+        terms: Terms,
+    },
+    Ended(ConnectionEnd),
+}
+
+pub(crate) struct Negotiation<'a, R, W> {
+    input: &'a mut Input<R>,
+    writer: &'a mut W,
+    exports: &'a dyn Exports,
+    limits: &'a Limits,
+    peer: SocketAddr,
+    deadline: Instant,
+    client: ClientFlags,
+    replies: ReplyStyle,
+    out: BytesMut,
+}
+
+impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
+    pub(crate) fn new(
+        input: &'a mut Input<R>,
+        writer: &'a mut W,
+        exports: &'a dyn Exports,
+        limits: &'a Limits,
+        peer: SocketAddr,
+    ) -> Self {
+        Self {
+            input,
+            writer,
+            exports,
+            limits,
+            peer,
+            deadline: Instant::now() + limits.handshake_timeout,
+            client: ClientFlags::default(),
+            replies: ReplyStyle::Simple,
+            out: BytesMut::new(),
+        }
+    }
+
+    pub(crate) async fn run(mut self) -> Result<Negotiated, ConnectionError> {
+        self.out.extend_from_slice(&Greeting::ours().encode());
+        self.send().await?;
+        let Some(flags) = self.by_deadline(|input| input.message()).await? else {
+            return Ok(Negotiated::Ended(ConnectionEnd::Closed));
+        };
+        self.client = ClientFlags::decode(flags)?;
+        for _ in 0..self.limits.options_max {
+            let Some(header) = self.by_deadline(|input| input.message()).await? else {
+                return Ok(Negotiated::Ended(ConnectionEnd::Closed));
+            };
+            let negotiated = self.handle_option(OptionHeader::decode(&header)?).await?;
+            self.send().await?;
+            if let Some(negotiated) = negotiated {
+                return Ok(negotiated);
+            }
+        }
+        Err(ConnectionError::TooManyOptions)
+    }
+
+    /// Answers one option into `out`.
+    async fn handle_option(
+        &mut self,
+        header: OptionHeader,
+    ) -> Result<Option<Negotiated>, ConnectionError> {
+        let OptionHeader { option, length } = header;
+        if length > self.limits.option_bytes_max {
+            return self.refuse_oversized(header).await;
+        }
+        let length = length as usize;
+        let data = timeout_at(self.deadline, self.input.payload(length))
+            .await
+            .map_err(|_| ConnectionError::HandshakeTimeout)??;
+        match option {
+            option::EXPORT_NAME => return self.export_name(&data).await.map(Some),
+            option::ABORT => {
+                self.reply(option, reply::ACK, "");
+                return Ok(Some(Negotiated::Ended(ConnectionEnd::Aborted)));
+            }
+            option::LIST if data.is_empty() => self.list().await,
+            option::STRUCTURED_REPLY if data.is_empty() => {
+                self.replies = ReplyStyle::Structured;
+                self.reply(option, reply::ACK, "");
+            }
+            option::LIST | option::STRUCTURED_REPLY => {
+                self.reply(option, reply::ERR_INVALID, "this option takes no data");
+            }
+            option::INFO | option::GO => match ExportQuery::decode(&data) {
+                Ok(query) => return Ok(self.info_or_go(option, &query).await),
+                Err(error) => self.reply(option, reply::ERR_INVALID, &error.to_string()),
+            },
+            _ => self.reply(option, reply::ERR_UNSUP, "unknown option"),
+        }
+        Ok(None)
+    }
+
+    /// The reply goes out before the data comes in: a peer that waits for it need not send 4 GiB first.
+    async fn refuse_oversized(
+        &mut self,
+        header: OptionHeader,
+    ) -> Result<Option<Negotiated>, ConnectionError> {
+        if header.option == option::EXPORT_NAME {
+            return Ok(Some(Negotiated::Ended(ConnectionEnd::NoExport)));
+        }
+        self.reply(header.option, reply::ERR_TOO_BIG, "option too large");
+        self.send().await?;
+        timeout_at(self.deadline, self.input.skip(u64::from(header.length)))
+            .await
+            .map_err(|_| ConnectionError::HandshakeTimeout)??;
+        Ok(None)
+    }
+
+    async fn list(&mut self) {
+        let names = self.exports.list();
+        match self.ask(names).await {
+            Some(names) => {
+                for name in names {
+                    put_rep_server(&mut self.out, option::LIST, &name);
+                }
+                self.reply(option::LIST, reply::ACK, "");
+            }
+            None => self.reply(option::LIST, reply::ERR_POLICY, "the list took too long"),
+        }
+    }
+
+    async fn export_name(&mut self, name: &[u8]) -> Result<Negotiated, ConnectionError> {
+        let opened = match parse_name(name) {
+            Ok(name) => self.open(name).await,
+            Err(_) => Err(OpenError::Unknown),
+        };
+        Ok(match opened {
+            Ok((device, terms)) => {
+                let flags = terms.transmission_flags();
+                put_export_name_answer(&mut self.out, terms.info.size_bytes, flags, self.client);
+                Negotiated::Transmission { device, terms }
+            }
+            Err(error) => {
+                tracing::debug!(peer = %self.peer, %error, "export refused");
+                Negotiated::Ended(ConnectionEnd::NoExport)
+            }
+        })
+    }
+
+    async fn info_or_go(&mut self, option: u32, query: &ExportQuery) -> Option<Negotiated> {
+        let chosen = if option == option::GO {
+            self.open(&query.name)
+                .await
+                .map(|(device, terms)| (Some(device), terms))
+        } else {
+            self.describe(&query.name).await.map(|terms| (None, terms))
+        };
+        match chosen {
+            Ok((device, terms)) => {
+                let info = &terms.info;
+                ExportFacts {
+                    size_bytes: info.size_bytes,
+                    flags: terms.transmission_flags(),
+                    blocks: [
+                        info.block_bytes_min,
+                        info.block_bytes_preferred,
+                        info.block_bytes_max,
+                    ],
+                    name: &info.name,
+                    description: &info.description,
+                }
+                .encode(&mut self.out, option, &query.infos);
+                self.reply(option, reply::ACK, "");
+                device.map(|device| Negotiated::Transmission { device, terms })
+            }
+            Err(error) => {
+                let kind = match &error {
+                    OpenError::Unknown => reply::ERR_UNKNOWN,
+                    OpenError::Refused { .. } | OpenError::Unavailable { .. } => reply::ERR_POLICY,
+                    OpenError::ShuttingDown => reply::ERR_SHUTDOWN,
+                };
+                self.reply(option, kind, &error.to_string());
+                None
+            }
+        }
+    }
+
+    async fn open(&mut self, name: &str) -> Result<(Arc<dyn BlockDevice>, Terms), OpenError> {
+        let name = self.resolve(name).await?;
+        let opening = self.exports.open(&name, self.peer);
+        let device = self.ask(opening).await.unwrap_or_else(too_slow)?;
+        let terms = self.terms(device.info())?;
+        Ok((device, terms))
+    }
+
+    async fn describe(&mut self, name: &str) -> Result<Terms, OpenError> {
+        let name = self.resolve(name).await?;
+        let describing = self.exports.describe(&name, self.peer);
+        let info = self.ask(describing).await.unwrap_or_else(too_slow)?;
+        self.terms(info)
+    }
+
+    /// The empty name stands for the only export, if there is exactly one.
+    async fn resolve(&mut self, name: &str) -> Result<String, OpenError> {
+        if !name.is_empty() {
+            return Ok(name.to_owned());
+        }
+        let names = self.exports.list();
+        match self.ask(names).await.as_deref() {
+            Some([only]) => Ok(only.clone()),
+            Some(_) => Err(OpenError::Unknown),
+            None => too_slow(),
+        }
+    }
+
+    fn terms(&self, info: ExportInfo) -> Result<Terms, OpenError> {
+        let info = info
+            .bounded(self.limits.request_bytes_max)
+            .map_err(|error| {
+                tracing::error!(%error, "export cannot be advertised");
+                OpenError::Unavailable {
+                    reason: error.to_string(),
+                }
+            })?;
+        Ok(Terms {
+            info,
+            replies: self.replies,
+        })
+    }
+
+    /// Waits for our own side, whose time is not the peer's. `None` when it takes too long.
+    async fn ask<T>(&mut self, question: impl Future<Output = T>) -> Option<T> {
+        let asked = Instant::now();
+        let answer = timeout(self.limits.open_timeout, question).await;
+        self.deadline += asked.elapsed();
+        answer.ok()
+    }
+
+    fn reply(&mut self, option: u32, kind: u32, text: &str) {
+        put_option_reply(&mut self.out, option, kind, text.as_bytes());
+    }
+
+    async fn send(&mut self) -> Result<(), ConnectionError> {
+        let sending = async {
+            self.writer.write_all_buf(&mut self.out).await?;
+            self.writer.flush().await
+        };
+        timeout_at(self.deadline, sending)
+            .await
+            .map_err(|_| ConnectionError::HandshakeTimeout)?
+            .map_err(ConnectionError::Io)
+    }
+
+    async fn by_deadline<'s, T, F>(
+        &'s mut self,
+        read: impl FnOnce(&'s mut Input<R>) -> F,
+    ) -> Result<T, ConnectionError>
+    where
+        F: Future<Output = io::Result<T>> + 's,
+        R: 's,
+    {
+        timeout_at(self.deadline, read(self.input))
+            .await
+            .map_err(|_| ConnectionError::HandshakeTimeout)?
+            .map_err(ConnectionError::Io)
+    }
+}
+
+fn too_slow<T>() -> Result<T, OpenError> {
+    Err(OpenError::Unavailable {
+        reason: "opening took too long".to_owned(),
+    })
+}

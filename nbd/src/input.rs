@@ -1,0 +1,85 @@
+//! Reading from one peer: headers through a small buffer, payloads straight into their own.
+//!
+//! The buffer takes several pipelined headers in one read. It is kept small on purpose: what it holds of a
+//! payload has to be copied, the rest of the payload arrives where it stays.
+
+use std::io;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+const BUFFER_BYTES: usize = 1024;
+
+pub(crate) struct Input<R> {
+    reader: R,
+    buffer: BytesMut,
+}
+
+impl<R: AsyncRead + Unpin> Input<R> {
+    pub(crate) fn new(reader: R) -> Self {
+        Self {
+            reader,
+            buffer: BytesMut::with_capacity(BUFFER_BYTES),
+        }
+    }
+
+    /// The next `N` bytes, or `None` when the peer closed before the first of them. Loses nothing when cancelled.
+    pub(crate) async fn message<const N: usize>(&mut self) -> io::Result<Option<[u8; N]>> {
+        loop {
+            if let Some(message) = self.buffer.first_chunk::<N>().copied() {
+                self.buffer.advance(N);
+                return Ok(Some(message));
+            }
+            if self.fill().await? == 0 {
+                return if self.buffer.is_empty() {
+                    Ok(None)
+                } else {
+                    Err(io::ErrorKind::UnexpectedEof.into())
+                };
+            }
+        }
+    }
+
+    /// The next `len` bytes, in a buffer of exactly that size with no other handle on it.
+    ///
+    /// The caller has bounded `len`.
+    pub(crate) async fn payload(&mut self, len: usize) -> io::Result<Bytes> {
+        let mut payload = BytesMut::with_capacity(len);
+        let buffered = self.buffer.len().min(len);
+        payload.extend_from_slice(&self.buffer[..buffered]);
+        self.buffer.advance(buffered);
+        while payload.len() < len {
+            let missing = len - payload.len();
+            let mut rest = (&mut payload).limit(missing);
+            if self.reader.read_buf(&mut rest).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(payload.freeze())
+    }
+
+    /// Reads and drops the next `len` bytes, holding no more than the buffer.
+    pub(crate) async fn skip(&mut self, mut len: u64) -> io::Result<()> {
+        loop {
+            let buffered = usize::try_from(len)
+                .unwrap_or(usize::MAX)
+                .min(self.buffer.len());
+            self.buffer.advance(buffered);
+            len -= buffered as u64;
+            if len == 0 {
+                return Ok(());
+            }
+            if self.fill().await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+
+    async fn fill(&mut self) -> io::Result<usize> {
+        if self.buffer.is_empty() {
+            self.buffer.clear();
+        }
+        self.buffer.reserve(BUFFER_BYTES);
+        self.reader.read_buf(&mut self.buffer).await
+    }
+}

@@ -1,0 +1,67 @@
+//! What one server, one peer and one connection may cost.
+//!
+//! Every field bounds something a stranger could otherwise grow: memory, tasks, sockets or time. The defaults
+//! suit a node with some gigabytes of memory; tests use far smaller ones.
+
+use std::time::Duration;
+
+/// The bounds of a [`Server`](crate::Server).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Largest payload of one read or write, inclusive. Also the largest advertised block size.
+    pub request_bytes_max: u32,
+    /// Requests of one connection between arrival and the last byte of their reply.
+    pub connection_requests_max: usize,
+    /// Payload bytes of one connection, of writes in progress and of replies not taken yet. A single request
+    /// may always have all of it, so values below `request_bytes_max` are raised to that.
+    pub connection_bytes_max: usize,
+    /// Payload bytes of all connections together. Raised to `connection_bytes_max` when below it.
+    pub server_bytes_max: usize,
+    /// Payload bytes that each connection may hold beyond `server_bytes_max`, so that its small requests go on
+    /// when others have used all of that.
+    pub connection_reserve_bytes: usize,
+    /// Connections of the server; the next one is closed at once.
+    pub connections_max: usize,
+    /// Connections that have not finished their handshake.
+    pub handshakes_max: usize,
+    /// Connections of one peer: an IPv4 address, or an IPv6 network of 64 bits.
+    pub peer_connections_max: usize,
+    /// Unfinished handshakes of one peer, so that one address cannot keep all the others out.
+    pub peer_handshakes_max: usize,
+    /// Time for a handshake, not counting what [`Exports`](crate::Exports) takes.
+    pub handshake_timeout: Duration,
+    /// Time for one call of [`Exports`](crate::Exports).
+    pub open_timeout: Duration,
+    /// Options in one handshake.
+    pub options_max: u32,
+    /// Data of one option, inclusive. At least 4102 is needed for the longest legal name.
+    pub option_bytes_max: u32,
+    /// Time in which a peer must send the payload of one write, and must take one reply *while other connections
+    /// wait for memory*. Nobody is cut off for slowness that costs nobody else.
+    pub transfer_timeout: Duration,
+    /// Time for requests in flight to finish, and for their replies to be taken, after the peer said goodbye or
+    /// the server was told to stop.
+    pub drain_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            request_bytes_max: 32 << 20,
+            connection_requests_max: 256,
+            connection_bytes_max: 64 << 20,
+            server_bytes_max: 512 << 20,
+            connection_reserve_bytes: 128 << 10,
+            connections_max: 2048,
+            handshakes_max: 256,
+            peer_connections_max: 1024,
+            peer_handshakes_max: 64,
+            handshake_timeout: Duration::from_secs(10),
+            open_timeout: Duration::from_secs(30),
+            options_max: 256,
+            option_bytes_max: 64 << 10,
+            transfer_timeout: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(30),
+        }
+    }
+}

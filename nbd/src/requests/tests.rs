@@ -1,0 +1,210 @@
+//! The table of the module, line by line, and arbitrary requests against its promises.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const MIN: u32 = 512;
+const MAX: u32 = 1 << 20;
+const SIZE: u64 = 4 << 20;
+
+fn terms(access: Access, replies: ReplyStyle) -> Terms {
+    Terms {
+        info: ExportInfo {
+            name: "a".to_owned(),
+            description: String::new(),
+            size_bytes: SIZE,
+            access,
+            block_bytes_min: MIN,
+            block_bytes_preferred: 4096,
+            block_bytes_max: MAX,
+            multi_conn: MultiConn::Coherent,
+        },
+        replies,
+    }
+}
+
+fn judge(
+    terms: &Terms,
+    command: u16,
+    flags: u16,
+    offset: u64,
+    length: u32,
+) -> Result<Operation, Errno> {
+    let request = Request {
+        flags,
+        command,
+        cookie: 1,
+        offset,
+        length,
+    };
+    terms.judge(&request).map_err(|refusal| refusal.errno)
+}
+
+#[test]
+fn table_of_errors_for_a_writable_export() {
+    use command::{BLOCK_STATUS, CACHE, FLUSH, READ, TRIM, WRITE, WRITE_ZEROES};
+    let terms = terms(Access::ReadWrite, ReplyStyle::Structured);
+    let end = SIZE;
+    let cases = [
+        (READ, 0, end - 512, 512, None),
+        (READ, 0, end - 512, 1024, Some(Errno::Inval)),
+        (READ, 0, end, 512, Some(Errno::Inval)),
+        (READ, 0, u64::MAX - 511, 512, Some(Errno::Inval)),
+        (READ, 0, u64::MAX, u32::MAX, Some(Errno::Inval)),
+        (READ, 0, 0, 0, Some(Errno::Inval)),
+        (READ, 0, 1, 512, Some(Errno::Inval)),
+        (READ, 0, 0, 511, Some(Errno::Inval)),
+        (READ, 0, 0, MAX, None),
+        (READ, 0, 0, MAX + 512, Some(Errno::Inval)),
+        (READ, command_flag::DF, 0, MAX + 512, Some(Errno::Overflow)),
+        (READ, command_flag::DF | command_flag::FUA, 0, 65_536, None),
+        (READ, command_flag::NO_HOLE, 0, 512, Some(Errno::Inval)),
+        (READ, 1 << 15, 0, 512, Some(Errno::Inval)),
+        (WRITE, command_flag::FUA, end - 512, 512, None),
+        (WRITE, 0, end, 512, Some(Errno::NoSpc)),
+        (WRITE, 0, u64::MAX, 512, Some(Errno::NoSpc)),
+        (WRITE, 0, 0, 0, Some(Errno::Inval)),
+        (WRITE, 0, 0, MAX + 512, Some(Errno::Inval)),
+        (WRITE, command_flag::DF, 0, 512, Some(Errno::Inval)),
+        (TRIM, command_flag::FUA, 0, 4 << 20, None),
+        (TRIM, 0, end, 512, Some(Errno::Inval)),
+        (WRITE_ZEROES, command_flag::NO_HOLE, 0, 4 << 20, None),
+        (WRITE_ZEROES, 0, end, 512, Some(Errno::NoSpc)),
+        (
+            WRITE_ZEROES,
+            command_flag::FAST_ZERO,
+            0,
+            512,
+            Some(Errno::NotSup),
+        ),
+        (FLUSH, command_flag::FUA, 0, 0, None),
+        (FLUSH, 0, 1, 0, Some(Errno::Inval)),
+        (FLUSH, 0, 0, 512, Some(Errno::Inval)),
+        (CACHE, 0, 0, 512, Some(Errno::Inval)),
+        (BLOCK_STATUS, 0, 0, 512, Some(Errno::Inval)),
+        (0xffff, 0, 0, 512, Some(Errno::Inval)),
+    ];
+    for (command, flags, offset, length, error) in cases {
+        assert_eq!(
+            judge(&terms, command, flags, offset, length).err(),
+            error,
+            "command {command} flags {flags:#x} offset {offset} length {length}"
+        );
+    }
+}
+
+#[test]
+fn a_read_only_export_refuses_every_change() {
+    let terms = terms(Access::ReadOnly, ReplyStyle::Simple);
+    for command in [command::WRITE, command::TRIM, command::WRITE_ZEROES] {
+        assert_eq!(judge(&terms, command, 0, 0, 512), Err(Errno::Perm));
+        assert_eq!(judge(&terms, command, 0, SIZE, 512), Err(Errno::Perm));
+    }
+    assert!(judge(&terms, command::READ, 0, 0, 512).is_ok());
+    assert!(judge(&terms, command::FLUSH, 0, 0, 0).is_ok());
+}
+
+#[test]
+fn df_needs_structured_replies() {
+    let simple = terms(Access::ReadWrite, ReplyStyle::Simple);
+    assert_eq!(
+        judge(&simple, command::READ, command_flag::DF, 0, 512),
+        Err(Errno::Inval)
+    );
+    assert_eq!(simple.transmission_flags() & transmission::SEND_DF, 0);
+    let structured = terms(Access::ReadWrite, ReplyStyle::Structured);
+    assert_ne!(structured.transmission_flags() & transmission::SEND_DF, 0);
+}
+
+#[test]
+fn flags_are_honest() {
+    let mut terms = terms(Access::ReadOnly, ReplyStyle::Simple);
+    terms.info.multi_conn = MultiConn::Unsupported;
+    assert_eq!(
+        terms.transmission_flags(),
+        transmission::HAS_FLAGS
+            | transmission::READ_ONLY
+            | transmission::SEND_FLUSH
+            | transmission::SEND_FUA
+    );
+}
+
+#[test]
+fn every_device_error_has_its_number() {
+    for (error, errno) in [
+        (BlockError::Io, 5),
+        (BlockError::Invalid, 22),
+        (BlockError::NoSpace, 28),
+        (BlockError::NotPermitted, 1),
+        (BlockError::ShuttingDown, 108),
+        (BlockError::TooLarge, 75),
+        (BlockError::NotSupported, 95),
+        (BlockError::OutOfMemory, 12),
+    ] {
+        assert_eq!(Refusal::from(error).errno.code(), errno);
+    }
+}
+
+#[test]
+fn exports_that_cannot_be_advertised_are_named() {
+    use crate::export::InvalidExport;
+    let good = terms(Access::ReadWrite, ReplyStyle::Simple).info;
+    assert_eq!(good.clone().bounded(u32::MAX), Ok(good.clone()));
+    assert_eq!(
+        good.clone()
+            .bounded(10_000)
+            .map(|info| info.block_bytes_max),
+        Ok(9728)
+    );
+    let check = |change: fn(&mut ExportInfo), error| {
+        let mut info = good.clone();
+        change(&mut info);
+        assert_eq!(info.bounded(u32::MAX), Err(error));
+    };
+    check(
+        |info| info.block_bytes_min = 0,
+        InvalidExport::MinimumBlock(0),
+    );
+    check(
+        |info| info.block_bytes_min = 3,
+        InvalidExport::MinimumBlock(3),
+    );
+    check(
+        |info| info.block_bytes_preferred = 256,
+        InvalidExport::PreferredBlock(256),
+    );
+    check(
+        |info| info.block_bytes_max = 4095,
+        InvalidExport::MaximumBlock(3584),
+    );
+    check(|info| info.size_bytes += 1, InvalidExport::Size(SIZE + 1));
+    check(
+        |info| info.name = "n".repeat(4097),
+        InvalidExport::Text(4097),
+    );
+}
+
+proptest! {
+    #[test]
+    fn what_reaches_the_device_is_in_range_and_aligned(
+        command in 0_u16..9, flags in 0_u16..32,
+        offset in prop_oneof![any::<u64>(), (0_u64..20_000).prop_map(|n| n * 256)],
+        length in prop_oneof![any::<u32>(), (0_u32..20_000).prop_map(|n| n * 256)],
+        structured: bool,
+    ) {
+        let style = if structured { ReplyStyle::Structured } else { ReplyStyle::Simple };
+        let operation = judge(&terms(Access::ReadWrite, style), command, flags, offset, length);
+        match operation {
+            Ok(Operation::Read { offset, len } | Operation::Write { offset, len }) => {
+                prop_assert!(len > 0 && len <= MAX && offset + u64::from(len) <= SIZE);
+                prop_assert!(offset % 512 == 0 && len % 512 == 0);
+            }
+            Ok(Operation::Trim { offset, len } | Operation::WriteZeroes { offset, len, .. }) => {
+                prop_assert!(len > 0 && offset + u64::from(len) <= SIZE);
+                prop_assert!(offset % 512 == 0 && len % 512 == 0);
+            }
+            Ok(Operation::Flush | Operation::Disconnect) | Err(_) => {}
+        }
+    }
+}

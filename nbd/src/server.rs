@@ -1,0 +1,210 @@
+//! Accepting connections and running each in a task of its own.
+//!
+//! - A connection is admitted before anything is spent on it, and closed at once when there is no room.
+//! - A stop reaches every connection; [`Server::serve`] returns when all of them have drained.
+
+use std::fmt;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::admission::{Admission, Admitted};
+use crate::budget::ServerBudget;
+use crate::connection::{ConnectionEnd, ConnectionError, Context};
+use crate::export::Exports;
+use crate::limits::Limits;
+
+/// An NBD server over any number of listeners and streams. Clones share everything.
+#[derive(Clone)]
+pub struct Server {
+    context: Arc<Context>,
+    admission: Arc<Admission>,
+}
+
+/// What the server holds at one moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ServerStats {
+    /// Connections, in whatever phase.
+    pub connections: usize,
+    /// Connections that have not chosen an export yet.
+    pub handshakes: usize,
+    /// Connections closed at once since the start, for want of room.
+    pub refused: u64,
+    /// Payload bytes held, not counting the small reserves of the connections.
+    pub bytes_held: usize,
+}
+
+impl Server {
+    /// A server of `exports` within `limits`.
+    #[must_use]
+    pub fn new(exports: Arc<dyn Exports>, limits: Limits) -> Self {
+        let budget = Arc::new(ServerBudget::new(&limits));
+        Self {
+            context: Arc::new(Context {
+                exports,
+                limits: Arc::new(limits),
+                budget,
+            }),
+            admission: Arc::new(Admission::default()),
+        }
+    }
+
+    /// Accepts and serves until `shutdown` resolves, then closes the listener, lets requests in flight finish
+    /// (within `drain_timeout`) and returns.
+    ///
+    /// Dropping the future instead cuts every connection.
+    pub async fn serve(&self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
+        let (stop, stopped) = watch::channel(());
+        let mut connections = JoinSet::new();
+        let mut refusals = RefusalLog::default();
+        tokio::pin!(shutdown);
+        loop {
+            tokio::select! {
+                () = &mut shutdown => break,
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, peer)) => match self.admission.admit(peer.ip(), &self.context.limits) {
+                        Some(place) => {
+                            let server = self.clone();
+                            let stopped = stopped.clone();
+                            connections.spawn(async move {
+                                server.serve_tcp(stream, peer, place, stopped).await;
+                            });
+                        }
+                        None => refusals.note(peer),
+                    },
+                    Err(error) => {
+                        // Out of descriptors, mostly: accepting again at once would only burn a core.
+                        tracing::warn!(%error, "accept");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                Some(ended) = connections.join_next() => report_panic(ended),
+            }
+        }
+        drop(listener);
+        drop(stop);
+        while let Some(ended) = connections.join_next().await {
+            report_panic(ended);
+        }
+    }
+
+    /// Serves one stream of any kind, such as one with TLS around it, until it ends or `shutdown` resolves.
+    ///
+    /// # Errors
+    ///
+    /// Why the connection was cut. There is nobody left to tell but a log.
+    pub async fn serve_stream<S>(
+        &self,
+        stream: S,
+        peer: SocketAddr,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<ConnectionEnd, ConnectionError>
+    where
+        S: AsyncRead + AsyncWrite,
+    {
+        let mut place = self
+            .admission
+            .admit(peer.ip(), &self.context.limits)
+            .ok_or(ConnectionError::TooMany)?;
+        let (reader, writer) = tokio::io::split(stream);
+        let (reader, writer) = (Box::pin(reader), Box::pin(writer));
+        self.context
+            .run(reader, writer, peer, || place.handshake_done(), shutdown)
+            .await
+    }
+
+    /// What the server holds now.
+    #[must_use]
+    pub fn stats(&self) -> ServerStats {
+        let counts = self.admission.counts();
+        ServerStats {
+            connections: counts.connections,
+            handshakes: counts.handshakes,
+            refused: counts.refused,
+            bytes_held: self.context.budget.bytes_held(),
+        }
+    }
+
+    async fn serve_tcp(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        mut place: Admitted,
+        mut stopped: watch::Receiver<()>,
+    ) {
+        if let Err(error) = prepare(&stream) {
+            tracing::debug!(%peer, %error, "socket options");
+        }
+        let (reader, writer) = stream.into_split();
+        let stop = async move {
+            // Nothing is ever sent: the channel ends when the server stops.
+            while stopped.changed().await.is_ok() {}
+        };
+        let ended = self
+            .context
+            .run(reader, writer, peer, || place.handshake_done(), stop)
+            .await;
+        match ended {
+            Ok(end) => tracing::debug!(%peer, ?end, "connection ended"),
+            Err(error) => tracing::info!(%peer, %error, cause = ?error, "connection cut"),
+        }
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}
+
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Silence after which the kernel asks whether the peer still exists.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Replies leave at once; a peer that vanished without a word is noticed within some minutes.
+fn prepare(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL);
+    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}
+
+fn report_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "connection task");
+    }
+}
+
+/// Says that connections are refused, once a second at most, however many there are.
+#[derive(Default)]
+struct RefusalLog {
+    last: Option<Instant>,
+    unsaid: u64,
+}
+
+impl RefusalLog {
+    fn note(&mut self, peer: SocketAddr) {
+        self.unsaid += 1;
+        if self
+            .last
+            .is_none_or(|last| last.elapsed() >= REFUSAL_LOG_INTERVAL)
+        {
+            tracing::warn!(%peer, count = self.unsaid, "no room for another connection");
+            self.last = Some(Instant::now());
+            self.unsaid = 0;
+        }
+    }
+}

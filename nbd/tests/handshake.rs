@@ -1,0 +1,326 @@
+//! Option haggling, byte by byte, with good, bad and hostile clients.
+
+mod support;
+
+use std::time::Duration;
+
+use mainstay_nbd::codec::{CodecError, OptionHeader};
+use mainstay_nbd::memory::{FixedExports, MemoryDevice};
+use mainstay_nbd::protocol::{info, option, reply, transmission};
+use mainstay_nbd::{ConnectionEnd, ConnectionError, Limits, Server};
+use proptest::prelude::*;
+use std::sync::Arc;
+use support::{connect, server};
+use tokio::io::AsyncWriteExt;
+
+const SIZE: usize = 1 << 16;
+
+fn one() -> Server {
+    server(MemoryDevice::new("vol", SIZE), Limits::default())
+}
+
+fn two() -> Server {
+    let exports = FixedExports::new()
+        .with(MemoryDevice::new("a", SIZE))
+        .with(MemoryDevice::new("b", SIZE));
+    Server::new(Arc::new(exports), Limits::default())
+}
+
+#[tokio::test]
+async fn export_name_transcript_with_and_without_zeroes() {
+    for (flags, zeroes) in [(3_u8, 0), (1, 124)] {
+        let (mut client, served) = connect(&one(), 4096);
+        assert_eq!(&client.receive::<18>().await, b"NBDMAGICIHAVEOPT\x00\x03");
+        client.send(&[0, 0, 0, flags]).await;
+        client
+            .send(b"IHAVEOPT\x00\x00\x00\x01\x00\x00\x00\x03vol")
+            .await;
+        // Size, then flags: HAS_FLAGS, FLUSH, FUA, TRIM, WRITE_ZEROES, CAN_MULTI_CONN; DF only when structured.
+        assert_eq!(&client.receive::<10>().await, b"\0\0\0\0\0\x01\0\0\x01\x6d");
+        assert_eq!(client.receive_vec(zeroes).await, vec![0; zeroes]);
+        // A flush proves that transmission began at this very byte.
+        client
+            .send(b"\x25\x60\x95\x13\0\0\0\x03COOKIE!!\0\0\0\0\0\0\0\0\0\0\0\0")
+            .await;
+        assert_eq!(
+            &client.receive::<16>().await,
+            b"\x67\x44\x66\x98\0\0\0\0COOKIE!!"
+        );
+        client
+            .send(b"\x25\x60\x95\x13\0\0\0\x02BYE.....\0\0\0\0\0\0\0\0\0\0\0\0")
+            .await;
+        assert_eq!(client.rest().await, b"");
+        assert_eq!(
+            served.await.expect("task").expect("end"),
+            ConnectionEnd::Disconnected
+        );
+    }
+}
+
+#[tokio::test]
+async fn export_name_of_nothing_closes() {
+    for name in [
+        &b"nope"[..],
+        b"..",
+        b"a\0b",
+        b"\xff\xfe",
+        &[b'x'; 5000],
+        &[b'x'; 100_000],
+    ] {
+        let (mut client, served) = connect(&one(), 1 << 18);
+        client.greet().await;
+        client.send_option(option::EXPORT_NAME, name).await;
+        assert_eq!(client.rest().await, b"");
+        assert_eq!(
+            served.await.expect("task").expect("end"),
+            ConnectionEnd::NoExport
+        );
+    }
+}
+
+#[tokio::test]
+async fn list_names_every_export() {
+    let (mut client, _served) = connect(&two(), 4096);
+    client.greet().await;
+    let replies = client.option(option::LIST, b"").await;
+    let expected = [
+        (reply::SERVER, b"\0\0\0\x01a".to_vec()),
+        (reply::SERVER, b"\0\0\0\x01b".to_vec()),
+        (reply::ACK, vec![]),
+    ];
+    assert_eq!(replies, expected);
+    assert_eq!(
+        client.option(option::LIST, b"x").await,
+        [(reply::ERR_INVALID, vec![])]
+    );
+}
+
+#[tokio::test]
+async fn info_tells_what_go_tells_and_stays_in_negotiation() {
+    let (mut client, _served) = connect(&one(), 4096);
+    client.greet().await;
+    client.option(option::STRUCTURED_REPLY, b"").await;
+    let wanted = [info::NAME, info::DESCRIPTION, info::BLOCK_SIZE, 999];
+    let told = client.query(option::INFO, "vol", &wanted).await;
+    assert_eq!(client.query(option::GO, "vol", &wanted).await, told);
+    let texts: Vec<_> = told.iter().map(|(_, data)| data.clone()).collect();
+    let flags = 0x016d | transmission::SEND_DF;
+    let mut export = vec![0, 0, 0, 0, 0, 0, 0, 1, 0, 0];
+    export.extend_from_slice(&flags.to_be_bytes());
+    let expected: [&[u8]; 5] = [
+        &export,
+        b"\0\x03\0\0\0\x01\0\0\x10\0\x02\0\0\0",
+        b"\0\x01vol",
+        b"\0\x0265536 bytes of memory",
+        b"",
+    ];
+    assert_eq!(texts, expected);
+}
+
+#[tokio::test]
+async fn the_empty_name_is_the_only_export_or_none() {
+    let (mut client, _served) = connect(&one(), 4096);
+    client.greet().await;
+    let told = client.query(option::INFO, "", &[info::NAME]).await;
+    assert!(told.contains(&(reply::INFO, b"\0\x01vol".to_vec())));
+
+    for server in [
+        two(),
+        Server::new(Arc::new(FixedExports::new()), Limits::default()),
+    ] {
+        let (mut client, _served) = connect(&server, 4096);
+        client.greet().await;
+        assert_eq!(client.go("").await, [(reply::ERR_UNKNOWN, vec![])]);
+    }
+}
+
+#[tokio::test]
+async fn refused_options_leave_the_negotiation_alive() {
+    let (mut client, _served) = connect(&one(), 1 << 18);
+    client.greet().await;
+    for unsupported in [
+        option::STARTTLS,
+        option::LIST_META_CONTEXT,
+        option::SET_META_CONTEXT,
+        option::EXTENDED_HEADERS,
+        4,
+        0,
+        0xffff_ffff,
+    ] {
+        let replies = client.option(unsupported, b"some data").await;
+        assert_eq!(
+            replies,
+            [(reply::ERR_UNSUP, vec![])],
+            "option {unsupported}"
+        );
+    }
+    for malformed in [
+        &b""[..],
+        b"\0\0\0",
+        b"\0\0\0\x04vol\0\0",
+        b"\xff\xff\xff\xffvol\0\0",
+        b"\0\0\0\x01\0\0\0",
+    ] {
+        let replies = client.option(option::GO, malformed).await;
+        assert_eq!(replies, [(reply::ERR_INVALID, vec![])], "{malformed:?}");
+    }
+    assert_eq!(
+        client.option(option::STRUCTURED_REPLY, b"x").await,
+        [(reply::ERR_INVALID, vec![])]
+    );
+    assert_eq!(client.go("..").await, [(reply::ERR_UNKNOWN, vec![])]);
+    assert_eq!(
+        client.option(option::GO, &[0; 70_000]).await,
+        [(reply::ERR_TOO_BIG, vec![])]
+    );
+    assert_eq!(client.go("vol").await.last(), Some(&(reply::ACK, vec![])));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_option_of_4_gib_is_refused_before_it_is_sent() {
+    let (mut client, served) = connect(&one(), 4096);
+    client.greet().await;
+    let header = OptionHeader {
+        option: option::INFO,
+        length: u32::MAX,
+    };
+    client.send(&header.encode()).await;
+    assert_eq!(
+        client.option_reply(option::INFO).await.0,
+        reply::ERR_TOO_BIG
+    );
+    client.send(&[0; 10_000]).await;
+    assert!(matches!(
+        served.await.expect("task"),
+        Err(ConnectionError::HandshakeTimeout)
+    ));
+}
+
+#[tokio::test]
+async fn abort_is_acknowledged() {
+    let (mut client, served) = connect(&one(), 4096);
+    client.greet().await;
+    assert_eq!(
+        client.option(option::ABORT, b"").await,
+        [(reply::ACK, vec![])]
+    );
+    assert_eq!(client.rest().await, b"");
+    assert_eq!(
+        served.await.expect("task").expect("end"),
+        ConnectionEnd::Aborted
+    );
+}
+
+#[tokio::test]
+async fn unknown_client_flags_cut_the_connection() {
+    let (mut client, served) = connect(&one(), 4096);
+    client.receive::<18>().await;
+    client.send(&[0, 0, 0, 7]).await;
+    let error = served.await.expect("task").expect_err("refused");
+    assert!(matches!(
+        error,
+        ConnectionError::Misbehaved(CodecError::ClientFlags(7))
+    ));
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_and_dribble_end_at_the_deadline() {
+    let started = tokio::time::Instant::now();
+    let (silent, served) = connect(&one(), 4096);
+    assert!(matches!(
+        served.await.expect("task"),
+        Err(ConnectionError::HandshakeTimeout)
+    ));
+    drop(silent);
+    let (mut dribbling, served) = connect(&one(), 4096);
+    let dribble = async {
+        dribbling.greet().await;
+        let bytes = OptionHeader {
+            option: option::GO,
+            length: 60_000,
+        };
+        let _ = dribbling.stream.write_all(&bytes.encode()).await;
+        while dribbling.stream.write_all(&[0]).await.is_ok() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    let (_, ended) = tokio::join!(dribble, served);
+    assert!(matches!(
+        ended.expect("task"),
+        Err(ConnectionError::HandshakeTimeout)
+    ));
+    assert!(
+        started.elapsed() < Duration::from_secs(25),
+        "two deadlines of ten seconds"
+    );
+}
+
+#[tokio::test]
+async fn endless_options_are_counted() {
+    let (mut client, served) = connect(&one(), 4096);
+    client.greet().await;
+    for _ in 0..Limits::default().options_max {
+        client.option(77, b"").await;
+    }
+    assert!(matches!(
+        served.await.expect("task"),
+        Err(ConnectionError::TooManyOptions)
+    ));
+}
+
+#[tokio::test]
+async fn a_handshake_cut_anywhere_ends_cleanly() {
+    let mut whole = vec![0, 0, 0, 3];
+    whole.extend_from_slice(b"IHAVEOPT\x00\x00\x00\x08\x00\x00\x00\x00");
+    whole.extend_from_slice(b"IHAVEOPT\x00\x00\x00\x07\x00\x00\x00\x09\0\0\0\x03vol\0\0");
+    for cut in 0..=whole.len() {
+        let (mut client, served) = connect(&one(), 4096);
+        client.send(&whole[..cut]).await;
+        client.stream.shutdown().await.expect("shutdown");
+        client.rest().await;
+        match served.await.expect("no panic") {
+            Ok(end) => assert_eq!(end, ConnectionEnd::Closed, "cut at {cut}"),
+            Err(error) => assert!(
+                matches!(error, ConnectionError::Io(_)),
+                "cut at {cut}: {error}"
+            ),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn mutated_conversations_never_panic_and_always_end(
+        changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 0..4),
+        tail in proptest::collection::vec(any::<u8>(), 0..200),
+    ) {
+        let mut bytes = vec![0, 0, 0, 3];
+        bytes.extend_from_slice(b"IHAVEOPT\x00\x00\x00\x08\x00\x00\x00\x00");
+        bytes.extend_from_slice(b"IHAVEOPT\x00\x00\x00\x03\x00\x00\x00\x00");
+        bytes.extend_from_slice(b"IHAVEOPT\x00\x00\x00\x07\x00\x00\x00\x09\0\0\0\x03vol\0\0");
+        bytes.extend_from_slice(b"\x25\x60\x95\x13\0\0\0\x01COOKIE!!\0\0\0\0\0\0\0\0\0\0\0\x04data");
+        bytes.extend_from_slice(b"\x25\x60\x95\x13\0\0\0\0COOKIE!!\0\0\0\0\0\0\0\0\0\0\0\x04");
+        for (place, change) in changes {
+            let place = place.index(bytes.len());
+            bytes[place] ^= change;
+        }
+        bytes.extend_from_slice(&tail);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .expect("runtime");
+        runtime.block_on(async {
+            let server = one();
+            let (mut client, served) = connect(&server, 1 << 16);
+            client.send(&bytes).await;
+            client.stream.shutdown().await.expect("shutdown");
+            client.rest().await;
+            let _ = served.await.expect("no panic");
+            assert_eq!(server.stats().connections, 0);
+            assert_eq!(server.stats().bytes_held, 0);
+        });
+    }
+}

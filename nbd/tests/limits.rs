@@ -1,0 +1,310 @@
+//! What hostile and slow peers cost: connections, memory, time, and whom it hurts.
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mainstay_nbd::memory::{FixedExports, MemoryDevice};
+use mainstay_nbd::protocol::command;
+use mainstay_nbd::{ConnectionEnd, ConnectionError, Limits, Server};
+use support::{Client, HeldDevice, connect, ready, server, until};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+
+const MIB: u32 = 1 << 20;
+
+fn small() -> Limits {
+    Limits {
+        request_bytes_max: MIB,
+        connection_requests_max: 8,
+        connection_bytes_max: 2 * MIB as usize,
+        server_bytes_max: 2 * MIB as usize,
+        connection_reserve_bytes: 4096,
+        transfer_timeout: Duration::from_secs(5),
+        ..Limits::default()
+    }
+}
+
+fn device() -> MemoryDevice {
+    let device = MemoryDevice::new("vol", 4 * MIB as usize);
+    device.fill(0, &vec![7; 4 * MIB as usize]);
+    device
+}
+
+#[tokio::test]
+async fn requests_in_flight_are_bounded_by_count() {
+    let device = HeldDevice::new(4096);
+    let (mut client, _served) = ready(&server(device.clone(), small()), false).await;
+    for cookie in 0..20 {
+        client.request(command::FLUSH, 0, cookie, 0, 0).await;
+    }
+    until("eight calls", || device.calls().len() == 8).await;
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(device.calls().len(), 8);
+    device.answers.add_permits(20);
+    for _ in 0..20 {
+        assert_eq!(client.simple().await.1, 0);
+    }
+}
+
+#[tokio::test]
+async fn bytes_in_flight_are_bounded() {
+    let device = HeldDevice::new(4 * MIB as usize);
+    let server = server(device.clone(), small());
+    let (mut client, _served) = ready(&server, false).await;
+    for cookie in 0..4 {
+        client.request(command::READ, 0, cookie, 0, MIB).await;
+    }
+    until("two calls", || device.calls().len() == 2).await;
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(device.calls().len(), 2);
+    assert_eq!(server.stats().bytes_held, 2 * MIB as usize);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_reader_costs_bounded_memory_and_harms_nobody() {
+    let server = server(device(), small());
+    let (mut slow, slow_served) = ready(&server, false).await;
+    for cookie in 0..8 {
+        slow.request(command::READ, 0, cookie, 0, MIB).await;
+    }
+    until("the budget is used up", || {
+        server.stats().bytes_held == 2 * MIB as usize
+    })
+    .await;
+
+    // Nobody else needs the memory: it may sleep for a day.
+    tokio::time::sleep(Duration::from_secs(86_400)).await;
+    assert!(!slow_served.is_finished());
+    assert_eq!(server.stats().bytes_held, 2 * MIB as usize);
+
+    // Small requests of another connection go on from its reserve, without touching the slow one.
+    let (mut other, _served) = ready(&server, false).await;
+    for cookie in 0..100 {
+        other.request(command::READ, 0, cookie, 0, 4096).await;
+        assert_eq!(other.simple().await, (cookie, 0));
+        assert_eq!(other.receive_vec(4096).await, vec![7; 4096]);
+    }
+    assert!(!slow_served.is_finished());
+
+    // A large request needs what the slow one holds, and gets it.
+    other.request(command::READ, 0, 1, 0, MIB).await;
+    assert_eq!(other.simple().await, (1, 0));
+    assert_eq!(other.receive_vec(MIB as usize).await.len(), MIB as usize);
+    assert!(matches!(
+        slow_served.await.expect("task"),
+        Err(ConnectionError::Stalled)
+    ));
+}
+
+#[tokio::test]
+async fn a_reader_of_one_byte_at_a_time_gets_everything() {
+    let server = server(device(), small());
+    let (mut client, _served) = connect(&server, 3);
+    client.greet().await;
+    client.go("vol").await;
+    client.request(command::READ, 0, 1, 0, 10_000).await;
+    assert_eq!(client.simple().await, (1, 0));
+    assert_eq!(client.receive_vec(10_000).await, vec![7; 10_000]);
+}
+
+#[tokio::test]
+async fn ten_thousand_requests_in_one_burst_are_all_answered() {
+    let server = server(device(), small());
+    let (client, _served) = ready(&server, false).await;
+    let (reader, writer) = tokio::io::split(client.stream);
+    let (mut sender, mut receiver) = (
+        Client {
+            stream: tokio::io::join(tokio::io::empty(), writer),
+        },
+        reader,
+    );
+    let sending = async {
+        for cookie in 0..10_000 {
+            sender.request(command::READ, 0, cookie, cookie, 16).await;
+        }
+    };
+    let receiving = async {
+        let mut replies = vec![0; 10_000 * 32];
+        receiver.read_exact(&mut replies).await.expect("replies");
+        replies
+    };
+    let ((), replies) = tokio::join!(sending, receiving);
+    let mut cookies: Vec<u64> = replies
+        .chunks(32)
+        .map(|reply| u64::from_be_bytes(reply[8..16].try_into().expect("size")))
+        .collect();
+    cookies.sort_unstable();
+    assert!(cookies.into_iter().eq(0..10_000));
+}
+
+/// A TCP server whose stop is in the test's hand.
+async fn listen(
+    server: &Server,
+) -> (
+    std::net::SocketAddr,
+    oneshot::Sender<()>,
+    tokio::task::JoinHandle<()>,
+) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("address");
+    let (stop, stopped) = oneshot::channel();
+    let server = server.clone();
+    let serving = tokio::spawn(async move {
+        server
+            .serve(listener, async {
+                let _ = stopped.await;
+            })
+            .await;
+    });
+    (address, stop, serving)
+}
+
+#[tokio::test]
+async fn a_flood_of_connections_is_refused_and_forgotten() {
+    let limits = Limits {
+        handshakes_max: 10,
+        ..Limits::default()
+    };
+    let server = server(device(), limits);
+    let (address, _stop, _serving) = listen(&server).await;
+    let mut open = Vec::new();
+    let mut refused = 0;
+    for _ in 0..200 {
+        let mut stream = TcpStream::connect(address).await.expect("connect");
+        let mut greeting = [0; 18];
+        match stream.read_exact(&mut greeting).await {
+            Ok(_) => open.push(stream),
+            Err(_) => refused += 1,
+        }
+    }
+    assert_eq!((open.len(), refused), (10, 190));
+    assert_eq!(
+        (server.stats().handshakes, server.stats().refused),
+        (10, 190)
+    );
+    drop(open);
+    while server.stats().connections > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let stream = TcpStream::connect(address).await.expect("connect");
+    let mut client = Client { stream };
+    client.greet().await;
+    client.go("vol").await;
+    assert_eq!(server.stats().handshakes, 0);
+}
+
+#[tokio::test]
+async fn hundreds_of_idle_connections_cost_no_payload_memory() {
+    let server = server(device(), Limits::default());
+    let (address, _stop, _serving) = listen(&server).await;
+    let mut idle = Vec::new();
+    for _ in 0..400 {
+        let stream = TcpStream::connect(address).await.expect("connect");
+        let mut client = Client { stream };
+        client.greet().await;
+        client.go("vol").await;
+        idle.push(client);
+    }
+    assert_eq!(
+        (server.stats().connections, server.stats().bytes_held),
+        (400, 0)
+    );
+    for (cookie, client) in (0..).zip(&mut idle) {
+        client.request(command::READ, 0, cookie, 0, 512).await;
+        assert_eq!(client.simple().await, (cookie, 0));
+        client.receive::<512>().await;
+    }
+}
+
+#[tokio::test]
+async fn slow_readers_over_tcp_hold_no_more_than_the_budget() {
+    let server = server(device(), small());
+    let (address, _stop, _serving) = listen(&server).await;
+    let mut slow = Vec::new();
+    for _ in 0..8 {
+        let stream = TcpStream::connect(address).await.expect("connect");
+        let mut client = Client { stream };
+        client.greet().await;
+        client.go("vol").await;
+        // Far more than the kernel buffers of both sides take.
+        for cookie in 0..64 {
+            client.request(command::READ, 0, cookie, 0, MIB).await;
+        }
+        slow.push(client);
+    }
+    while server.stats().bytes_held < 2 * MIB as usize {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let stream = TcpStream::connect(address).await.expect("connect");
+    let mut other = Client { stream };
+    other.greet().await;
+    other.go("vol").await;
+    for cookie in 0..1000 {
+        other.request(command::READ, 0, cookie, 0, 4096).await;
+        assert_eq!(other.simple().await, (cookie, 0));
+        other.receive::<4096>().await;
+        assert!(server.stats().bytes_held <= 2 * MIB as usize);
+    }
+    drop(slow);
+    while server.stats().connections > 1 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(server.stats().bytes_held, 0);
+}
+
+#[tokio::test]
+async fn a_stop_finishes_what_is_in_flight_and_returns() {
+    let device = HeldDevice::new(4096);
+    let server = server(device.clone(), Limits::default());
+    let (address, stop, serving) = listen(&server).await;
+    let haggling = TcpStream::connect(address).await.expect("connect");
+    let stream = TcpStream::connect(address).await.expect("connect");
+    let mut client = Client { stream };
+    client.greet().await;
+    client.go("").await;
+    client.request(command::WRITE, 0, 1, 0, 4).await;
+    client.send(b"data").await;
+    while device.calls().is_empty() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    stop.send(()).expect("serving");
+    let mut haggling = Client { stream: haggling };
+    haggling.rest().await;
+    device.answers.add_permits(1);
+    assert_eq!(client.simple().await, (1, 0));
+    assert_eq!(client.rest().await, b"");
+    serving.await.expect("serve returns");
+    assert_eq!(server.stats().connections, 0);
+    assert!(
+        TcpStream::connect(address).await.is_err(),
+        "the listener is closed"
+    );
+}
+
+#[tokio::test]
+async fn a_stream_beyond_the_limit_is_refused() {
+    let limits = Limits {
+        connections_max: 1,
+        ..Limits::default()
+    };
+    let exports = FixedExports::new().with(device());
+    let server = Server::new(Arc::new(exports), limits);
+    let (mut first, served) = ready(&server, false).await;
+    let (_second, refused) = connect(&server, 64);
+    assert!(matches!(
+        refused.await.expect("task"),
+        Err(ConnectionError::TooMany)
+    ));
+    first.request(command::DISC, 0, 1, 0, 0).await;
+    assert_eq!(
+        served.await.expect("task").expect("end"),
+        ConnectionEnd::Disconnected
+    );
+}
