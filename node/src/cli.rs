@@ -1,0 +1,587 @@
+//! The command line: every command and option, with the texts that `--help` prints. Nothing is carried out here.
+
+use std::ffi::OsString;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use mainstay_types::{Instance, VolumeName};
+
+use crate::config::ListenAddr;
+use crate::locate::{ClusterArgs, DEFAULT_DIR};
+
+/// Replicated storage that promotes a new primary by itself.
+#[derive(Debug, Parser)]
+#[command(
+    name = "mainstay",
+    version,
+    propagate_version = true,
+    subcommand_required = true
+)]
+#[command(long_about = "\
+Replicated storage that promotes a new primary by itself.
+
+A volume is a block device (served over NBD) or an append log. Each write is answered once it is durable on a \
+majority of the volume's copies. When the primary is lost, the witnesses fence it and promote the copy that has \
+everything: no acknowledged write is lost, and clients go on within a second.")]
+#[command(after_long_help = "\
+First steps:
+  mainstay up --detach                          a cluster of six processes in ./.mainstay
+  mainstay volume create ledger --kind log      an append log on three nodes
+  seq 1000 | mainstay log append ledger         one record a line
+  mainstay log read ledger | tail -1
+  mainstay status                               who is primary, who lags
+  mainstay down
+
+See it survive failures:  mainstay demo
+On real machines:         mainstay node --help")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Every command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run one node, as on a real machine
+    #[command(long_about = "\
+Run one node, as on a real machine.
+
+This process is a small supervisor. It starts the worker, which does everything else, starts it again when it \
+crashes, and tells the witnesses about a crash at once, so that a new primary is there long before the lease of the \
+old one has run out. SIGTERM and Ctrl-C stop the node cleanly: it hands its volumes over first.")]
+    #[command(after_long_help = "\
+Example:
+  mainstay node --config /etc/mainstay/node.toml
+The page `docs/operations.md` walks through three machines; `docs/examples/` has their files.")]
+    Node(NodeArgs),
+
+    /// The process that a supervisor starts; not for people
+    #[command(hide = true)]
+    Worker(WorkerArgs),
+
+    /// Run a development cluster of separate processes on this machine
+    #[command(long_about = "\
+Run a development cluster of separate processes on this machine.
+
+Every node is a process of its own on loopback, kept under one directory with its data, its configuration file and \
+its log. The file cluster.json in that directory says where each node listens and which processes it has. A node \
+that you kill stays dead until you ask for it with --restart, unless --respawn is given. Stop with Ctrl-C or \
+`mainstay down`; the next `mainstay up` on the same directory finds the same data on the same ports.")]
+    #[command(after_long_help = "\
+Examples:
+  mainstay up                          in the foreground, 3 data nodes and 3 witnesses
+  mainstay up --nodes 5 --dir /tmp/five --detach
+  kill -9 $(jq '.nodes[0].worker_pid' .mainstay/cluster.json)
+  mainstay up --restart 1              start node 1 of the running cluster again")]
+    Up(UpArgs),
+
+    /// Stop the cluster that `up` runs; its data is kept
+    Down(DownArgs),
+
+    /// Show in about a minute that no acknowledged write is lost
+    #[command(long_about = "\
+Show in about a minute that no acknowledged write is lost.
+
+Starts a cluster in a temporary directory, moves money between accounts in a log and writes blocks over NBD at the \
+same time, kills and freezes primaries under that load, and shows the gap that each client saw. At the end it reads \
+everything back and proves that every acknowledged write is there exactly once, on every copy. The exit code is 0 \
+only if all of it holds.")]
+    Demo(DemoArgs),
+
+    /// Create, list, show and delete volumes
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+
+    /// Show members, roles, positions, lag and leases
+    #[command(after_long_help = "\
+Examples:
+  mainstay status --watch
+  mainstay status --json | jq '.volumes[].primary'")]
+    Status(StatusArgs),
+
+    /// Move the primary of a volume to another node
+    #[command(long_about = "\
+Move the primary of a volume to another node.
+
+A planned switchover: the primary first finishes what it accepted, then hands over. Clients wait for a moment and go \
+on; nothing fails. Refused, with the reason, if the other node does not hold everything.")]
+    #[command(after_long_help = "Example:\n  mainstay promote ledger --to 2")]
+    Promote(PromoteArgs),
+
+    /// Print what happened: promotions, members that came and went, alarms
+    Events(EventsArgs),
+
+    /// Append to, read and follow log volumes
+    #[command(subcommand)]
+    Log(LogCommand),
+
+    /// Serve a block volume over NBD from this machine
+    #[command(long_about = "\
+Serve a block volume over NBD from this machine.
+
+Every data node serves all block volumes already, on its NBD address; use this command to have an address on a \
+machine without a node. Requests that a failover catches wait for the new primary and are not failed.")]
+    #[command(after_long_help = "\
+Examples:
+  mainstay nbd disk --listen 127.0.0.1:10809
+  nbdinfo nbd://127.0.0.1:10809/disk
+  nbdcopy image.ext4 nbd://127.0.0.1:10809/disk")]
+    Nbd(NbdArgs),
+}
+
+/// Of `node`.
+#[derive(Debug, Clone, Args)]
+pub struct NodeArgs {
+    /// The node's configuration file
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+
+    /// When the worker ends, end too, with its exit code
+    #[arg(long)]
+    pub no_restart: bool,
+
+    /// Check the configuration file, print what is wrong with it, and end
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// Of `worker`.
+#[derive(Debug, Clone, Args)]
+pub struct WorkerArgs {
+    /// The node's configuration file
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+
+    /// The instance that the supervisor chose for this process
+    #[arg(long, value_name = "ID")]
+    pub instance: Instance,
+}
+
+/// Of `up`.
+#[derive(Debug, Clone, Args)]
+pub struct UpArgs {
+    /// Data nodes, with ids from 1 [default: 3, or as the directory has]
+    #[arg(long, value_name = "N")]
+    pub nodes: Option<u32>,
+
+    /// Witnesses, an odd number, with ids from 101 [default: 3, or as the directory has]
+    #[arg(long, value_name = "N")]
+    pub witnesses: Option<u32>,
+
+    /// Loopback address that all nodes listen on [default: 127.0.0.1, or as the directory has]
+    #[arg(long, value_name = "IP")]
+    pub host: Option<Ipv4Addr>,
+
+    /// Where everything is kept
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DIR)]
+    pub dir: PathBuf,
+
+    /// Start a node again by itself when it ended unexpectedly
+    #[arg(long)]
+    pub respawn: bool,
+
+    /// Return once the cluster is up and leave it running
+    #[arg(long)]
+    pub detach: bool,
+
+    /// Start this node of the running cluster again, and return
+    #[arg(
+        long,
+        value_name = "ID",
+        conflicts_with_all = ["nodes", "witnesses", "host", "respawn", "detach"]
+    )]
+    pub restart: Option<u32>,
+}
+
+impl UpArgs {
+    /// The arguments of the same command without `--detach`.
+    #[must_use]
+    pub fn foreground(&self) -> Vec<OsString> {
+        let mut out = vec!["up".into(), "--dir".into(), self.dir.clone().into()];
+        let given = [
+            ("--nodes", self.nodes.map(|count| count.to_string())),
+            ("--witnesses", self.witnesses.map(|count| count.to_string())),
+            ("--host", self.host.map(|host| host.to_string())),
+        ];
+        for (option, value) in given {
+            if let Some(value) = value {
+                out.extend([option.into(), value.into()]);
+            }
+        }
+        if self.respawn {
+            out.push("--respawn".into());
+        }
+        out
+    }
+}
+
+/// Of `down`.
+#[derive(Debug, Clone, Args)]
+pub struct DownArgs {
+    /// Directory of the cluster
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DIR)]
+    pub dir: PathBuf,
+}
+
+/// Of `demo`.
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// How long the load runs, in seconds
+    #[arg(long, value_name = "S", default_value_t = 40, value_parser = clap::value_parser!(u64).range(10..=3600))]
+    pub seconds: u64,
+
+    /// Seed of all that is written [default: random, and printed]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+
+    /// Print one JSON object at the end, and what happens to standard error
+    #[arg(long)]
+    pub json: bool,
+
+    /// Keep the cluster's directory, and say where it is
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// What a volume holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KindArg {
+    /// An append log.
+    Log,
+    /// A block device.
+    Block,
+}
+
+/// `volume ...`
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// Create a volume
+    #[command(after_long_help = "\
+Examples:
+  mainstay volume create ledger --kind log
+  mainstay volume create disk --kind block --size 10GiB
+  mainstay volume create pair --kind log --on 1,2")]
+    Create(CreateArgs),
+    /// List all volumes
+    List(ListArgs),
+    /// Show one volume: its register, members and positions
+    Show(ShowArgs),
+    /// Delete a volume and everything in it
+    Delete(DeleteArgs),
+}
+
+/// Of `volume create`.
+#[derive(Debug, Clone, Args)]
+pub struct CreateArgs {
+    /// Its name: 1 to 64 of a-z, 0-9, `-`, `_` and `.`
+    pub volume: VolumeName,
+
+    /// What it holds
+    #[arg(long, value_enum)]
+    pub kind: KindArg,
+
+    /// Size of a block volume, a multiple of 4096: bytes, or with KiB, MiB, GiB or TiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, required_if_eq("kind", "block"))]
+    pub size: Option<u64>,
+
+    /// Nodes that shall hold a copy, the preferred primary first [default: all data nodes, at most three]
+    #[arg(long, value_name = "ID,...", value_delimiter = ',')]
+    pub on: Vec<u32>,
+
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// Of `volume list`.
+#[derive(Debug, Clone, Args)]
+pub struct ListArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// Of `volume show`.
+#[derive(Debug, Clone, Args)]
+pub struct ShowArgs {
+    /// Its name
+    pub volume: VolumeName,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// Of `volume delete`.
+#[derive(Debug, Clone, Args)]
+pub struct DeleteArgs {
+    /// Its name
+    pub volume: VolumeName,
+
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// Of `status`.
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
+    /// Print again and again, in place
+    #[arg(long)]
+    pub watch: bool,
+
+    /// Print JSON; with --watch, one line each time
+    #[arg(long)]
+    pub json: bool,
+
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// Of `promote`.
+#[derive(Debug, Clone, Args)]
+pub struct PromoteArgs {
+    /// The volume
+    pub volume: VolumeName,
+
+    /// The node that shall be primary
+    #[arg(long, value_name = "NODE")]
+    pub to: u32,
+
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// Of `events`.
+#[derive(Debug, Clone, Args)]
+pub struct EventsArgs {
+    /// Go on with events as they happen
+    #[arg(long)]
+    pub follow: bool,
+
+    /// Print one JSON object a line
+    #[arg(long)]
+    pub json: bool,
+
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// `log ...`
+#[derive(Debug, Subcommand)]
+pub enum LogCommand {
+    /// Append records from standard input, each exactly once, also across failovers
+    #[command(after_long_help = "\
+Examples:
+  mainstay log append ledger < transactions.csv
+  zcat big.gz | mainstay log append ledger --in-flight 256")]
+    Append(AppendArgs),
+    /// Print records of a range of positions
+    Read(ReadArgs),
+    /// Print records from a position on
+    #[command(after_long_help = "\
+Example:
+  mainstay log tail ledger --follow      goes on across failovers, without a gap or a repeat")]
+    Tail(TailArgs),
+}
+
+/// How records are told apart in a stream of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Framing {
+    /// A record a line; the newline is not part of it.
+    Lines,
+    /// Four bytes of length, great end first, before each record.
+    Binary,
+}
+
+/// Of `log append`.
+#[derive(Debug, Clone, Args)]
+pub struct AppendArgs {
+    /// The log
+    pub volume: VolumeName,
+
+    /// How records are told apart
+    #[arg(long, value_enum, default_value = "lines")]
+    pub framing: Framing,
+
+    /// Records sent ahead of their answers
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub in_flight: u32,
+
+    /// Print nothing but errors
+    #[arg(long, short)]
+    pub quiet: bool,
+
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// Of `log read`.
+#[derive(Debug, Clone, Args)]
+pub struct ReadArgs {
+    /// The log
+    pub volume: VolumeName,
+
+    /// First position, inclusive [default: the first there is]
+    #[arg(long, value_name = "LSN")]
+    pub from: Option<u64>,
+
+    /// Last position, inclusive [default: the last that is committed now]
+    #[arg(long, value_name = "LSN")]
+    pub to: Option<u64>,
+
+    /// How records are told apart
+    #[arg(long, value_enum, default_value = "lines")]
+    pub framing: Framing,
+
+    /// Print the position before each record
+    #[arg(long)]
+    pub lsn: bool,
+
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// Of `log tail`.
+#[derive(Debug, Clone, Args)]
+pub struct TailArgs {
+    /// The log
+    pub volume: VolumeName,
+
+    /// First position, inclusive [default: the last ten records]
+    #[arg(long, value_name = "LSN")]
+    pub from: Option<u64>,
+
+    /// Go on with records as they are committed
+    #[arg(long, short)]
+    pub follow: bool,
+
+    /// How records are told apart
+    #[arg(long, value_enum, default_value = "lines")]
+    pub framing: Framing,
+
+    /// Print the position before each record
+    #[arg(long)]
+    pub lsn: bool,
+
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// Of `nbd`.
+#[derive(Debug, Clone, Args)]
+pub struct NbdArgs {
+    /// The block volume
+    pub volume: VolumeName,
+
+    /// Where to listen
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:10809", value_parser = parse_listen)]
+    pub listen: ListenAddr,
+
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+fn parse_listen(text: &str) -> Result<ListenAddr, crate::config::AddressError> {
+    ListenAddr::try_from(text.to_owned())
+}
+
+/// Bytes, or a number with a binary unit.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &text[digits.len()..] {
+        "" | "B" => 1,
+        "K" | "KiB" => 1 << 10,
+        "M" | "MiB" => 1 << 20,
+        "G" | "GiB" => 1 << 30,
+        "T" | "TiB" => 1_u64 << 40,
+        other => return Err(format!("unit `{other}` is none of KiB, MiB, GiB and TiB")),
+    };
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| format!("`{text}` is not a size; write for example 10GiB"))?;
+    number
+        .checked_mul(unit)
+        .ok_or_else(|| format!("`{text}` is too large"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_commands_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_block_volume_needs_a_size_and_a_log_does_not() {
+        let parse = |args: &[&str]| Cli::try_parse_from(args).map(|_| ());
+        assert!(parse(&["mainstay", "volume", "create", "a", "--kind", "log"]).is_ok());
+        assert!(parse(&["mainstay", "volume", "create", "a", "--kind", "block"]).is_err());
+        assert!(
+            parse(&[
+                "mainstay", "volume", "create", "a", "--kind", "block", "--size", "1GiB"
+            ])
+            .is_ok()
+        );
+    }
+
+    #[test]
+    fn sizes_take_binary_units() {
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert_eq!(parse_size("3KiB"), Ok(3072));
+        assert_eq!(parse_size("2G"), Ok(2 << 30));
+        for bad in ["", "GiB", "1.5G", "-1", "1GB", "99999999999T"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_detached_cluster_runs_the_same_command_without_detach() {
+        let line = [
+            "mainstay",
+            "up",
+            "--nodes",
+            "5",
+            "--respawn",
+            "--detach",
+            "--dir",
+            "d",
+        ];
+        let Command::Up(args) = Cli::try_parse_from(line).expect("parses").command else {
+            panic!("not up");
+        };
+        let again: Vec<OsString> = std::iter::once("mainstay".into())
+            .chain(args.foreground())
+            .collect();
+        let Command::Up(again) = Cli::try_parse_from(again).expect("parses").command else {
+            panic!("not up");
+        };
+        assert_eq!((again.nodes, again.witnesses), (Some(5), None));
+        assert!(again.respawn && !again.detach);
+    }
+}

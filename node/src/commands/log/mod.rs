@@ -1,0 +1,77 @@
+//! `mainstay log`: append, read and follow records.
+
+pub mod append;
+pub mod framing;
+pub mod read;
+pub mod tail;
+
+use std::io::Write;
+
+use mainstay_client::{LogRecord, ReadError, Refusal};
+
+use super::text;
+use framing::Framing;
+
+/// How records are printed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Printed {
+    /// How they are told apart.
+    pub framing: Framing,
+    /// The position stands before each record: in decimal and a tab, or in eight bytes, the great end first.
+    pub with_lsn: bool,
+}
+
+impl Printed {
+    fn print(self, record: &LogRecord, out: &mut impl Write) -> anyhow::Result<()> {
+        match (self.framing, self.with_lsn) {
+            (Framing::Lines, true) => write!(out, "{}\t", record.lsn)?,
+            (Framing::Framed, true) => out.write_all(&record.lsn.0.to_be_bytes())?,
+            (_, false) => {}
+        }
+        self.framing.write(&record.data, out)?;
+        Ok(())
+    }
+}
+
+/// Why a log was not read, and what to do.
+fn explain_read(volume: &str, error: ReadError) -> anyhow::Error {
+    match error {
+        ReadError::Refused(Refusal::Trimmed { first }) => anyhow::anyhow!(
+            "log `{volume}` was trimmed: its first position is {first}; read with --from {first}"
+        ),
+        ReadError::Deadline { waited } => anyhow::anyhow!(
+            "no primary answered for log `{volume}` within {}; `mainstay status` says why",
+            text::span(waited)
+        ),
+        other => anyhow::Error::new(other).context(format!("log `{volume}`")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mainstay_types::Lsn;
+
+    use super::*;
+
+    #[test]
+    fn records_are_printed_as_they_were_appended() {
+        let record = LogRecord {
+            lsn: Lsn(258),
+            timestamp_us: 1,
+            data: bytes::Bytes::from_static(b"a\0b\r"),
+        };
+        let shown = |framing, with_lsn| {
+            let mut out = Vec::new();
+            let printed = Printed { framing, with_lsn };
+            printed.print(&record, &mut out).expect("printed");
+            out
+        };
+        assert_eq!(shown(Framing::Lines, false), b"a\0b\r\n");
+        assert_eq!(shown(Framing::Lines, true), b"258\ta\0b\r\n");
+        assert_eq!(shown(Framing::Framed, false), b"\0\0\0\x04a\0b\r");
+        assert_eq!(
+            shown(Framing::Framed, true),
+            b"\0\0\0\0\0\0\x01\x02\0\0\0\x04a\0b\r"
+        );
+    }
+}

@@ -1,0 +1,79 @@
+//! `mainstay nbd`: a gateway that serves one block volume on this machine until it is stopped.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use mainstay_client::{Client, OpenError};
+use mainstay_nbd::Limits;
+
+use super::{connect, explain_open, size};
+use crate::nbd_export::{self, PARK_TIMEOUT, VolumeExports};
+use crate::runtime::serve::bind;
+
+/// What to serve where.
+#[derive(Debug, Clone)]
+pub struct Args {
+    /// The block volume.
+    pub volume: String,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// How long a request waits for a primary before the peer is told `EIO`.
+    pub park_timeout: Duration,
+    /// What peers may cost.
+    pub limits: Limits,
+}
+
+impl Args {
+    /// The defaults for one volume.
+    #[must_use]
+    pub fn new(volume: impl Into<String>, listen: SocketAddr) -> Self {
+        Self {
+            volume: volume.into(),
+            listen,
+            park_timeout: PARK_TIMEOUT,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Serves the volume until `shutdown` resolves; then requests in flight are finished and the attachments let go.
+///
+/// # Errors
+/// The address cannot be listened on, no node answers, or the volume is none that can be exported.
+pub async fn run(
+    args: Args,
+    endpoints: Vec<String>,
+    out: &mut impl Write,
+    shutdown: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let listener = bind("NBD", args.listen).await?;
+    let listen = listener.local_addr()?;
+    let client = connect(endpoints).await?;
+    let size_bytes = check(&client, &args.volume)
+        .await
+        .map_err(|error| explain_open(&args.volume, error))?;
+    writeln!(
+        out,
+        "serving `{}`, {}, at nbd://{listen}/{} and as the default export; Ctrl-C stops",
+        args.volume,
+        size::show_size(size_bytes),
+        args.volume
+    )?;
+    out.flush()?;
+    let exports = VolumeExports::one(client, args.volume, args.park_timeout);
+    nbd_export::serve(listener, exports, args.limits, shutdown).await;
+    Ok(())
+}
+
+/// Resolves at Ctrl-C.
+pub async fn until_ctrl_c() {
+    if let Err(error) = tokio::signal::ctrl_c().await {
+        tracing::error!(%error, "Ctrl-C cannot be awaited; stop this process with SIGKILL");
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn check(client: &Client, volume: &str) -> Result<u64, OpenError> {
+    Ok(client.block(volume).open().await?.info().size_bytes)
+}

@@ -1,0 +1,118 @@
+//! From the file's sections to what other crates take.
+
+use std::time::Duration;
+
+use mainstay_replication::{LeaseConfig, MemberConfig};
+use mainstay_types::{ClusterId, VolumeName};
+
+use super::{HostPort, LeaseSection, NbdSection, NodeSection, ReplicationSection};
+
+const MIB: u64 = 1 << 20;
+
+/// Sixteen hexadecimal digits are an id; anything else is a name, and its hash is the id.
+pub(super) fn cluster_id(cluster: &str) -> ClusterId {
+    cluster.parse().unwrap_or_else(|_| {
+        // The hash of volume names: one hash in the code, and the check allowed only what it takes.
+        let id = cluster.parse::<VolumeName>().map_or(0, |name| name.id().0);
+        ClusterId(id)
+    })
+}
+
+impl NodeSection {
+    /// Its name, for people.
+    #[must_use]
+    pub fn display_name(&self) -> String {
+        self.name
+            .clone()
+            .unwrap_or_else(|| format!("node-{}", self.id))
+    }
+}
+
+impl super::Config {
+    /// The address to tell others for a listener of this node that was bound to `port`.
+    #[must_use]
+    pub fn advertised(&self, port: u16) -> HostPort {
+        let host = self
+            .node
+            .advertise
+            .as_deref()
+            .unwrap_or_else(|| self.own_peer().grpc.host());
+        HostPort::new(host, port)
+    }
+
+    /// What the replication core of a member takes.
+    #[must_use]
+    pub fn member_config(&self) -> MemberConfig {
+        MemberConfig::from(&self.replication)
+    }
+
+    /// What leases and witnesses take.
+    #[must_use]
+    pub fn lease_config(&self) -> LeaseConfig {
+        LeaseConfig::from(&self.lease)
+    }
+}
+
+impl From<&ReplicationSection> for MemberConfig {
+    fn from(section: &ReplicationSection) -> Self {
+        Self {
+            heartbeat: Duration::from_millis(section.heartbeat_ms),
+            commit_delay: Duration::from_millis(section.commit_delay_ms),
+            retransmit: Duration::from_millis(section.retransmit_ms),
+            drop_after: Duration::from_millis(section.drop_after_ms),
+            in_flight_bytes_max: section.in_flight_mib_max * MIB,
+            handover_timeout: Duration::from_millis(section.handover_timeout_ms),
+            round_retry: Duration::from_millis(section.round_retry_ms),
+            ..Self::default()
+        }
+    }
+}
+
+impl From<&LeaseSection> for LeaseConfig {
+    fn from(section: &LeaseSection) -> Self {
+        Self {
+            lease: Duration::from_millis(section.lease_ms),
+            lease_longest: Duration::from_millis(section.longest_ms()),
+            beat: Duration::from_millis(section.beat_ms),
+            rate_error_ppm: section.rate_error_ppm,
+            unwell_after: Duration::from_millis(section.unwell_after_ms),
+            stagger: Duration::from_millis(section.stagger_ms),
+            grace: Duration::from_millis(section.grace_ms),
+            retry: Duration::from_millis(section.retry_ms),
+            attempt: Duration::from_millis(section.attempt_ms),
+            ..Self::default()
+        }
+    }
+}
+
+impl LeaseSection {
+    /// What a restarted witness waits out.
+    #[must_use]
+    pub fn longest_ms(&self) -> u64 {
+        self.lease_longest_ms.unwrap_or(self.lease_ms)
+    }
+}
+
+impl NbdSection {
+    /// What the NBD server takes.
+    #[must_use]
+    pub fn limits(&self) -> mainstay_nbd::Limits {
+        let bytes = |mib: u32| (mib as usize) << 20;
+        mainstay_nbd::Limits {
+            request_bytes_max: self.request_mib_max << 20,
+            connection_requests_max: self.connection_requests_max as usize,
+            connection_bytes_max: bytes(self.connection_mib_max),
+            server_bytes_max: bytes(self.server_mib_max),
+            connections_max: self.connections_max as usize,
+            peer_connections_max: self.peer_connections_max as usize,
+            handshake_timeout: Duration::from_millis(self.handshake_timeout_ms),
+            ..mainstay_nbd::Limits::default()
+        }
+    }
+
+    /// How long a request waits for a primary.
+    #[must_use]
+    pub fn park_timeout(&self) -> Duration {
+        Duration::from_millis(self.park_timeout_ms)
+    }
+}

@@ -1,0 +1,184 @@
+//! From the command line's arguments to what the commands take.
+
+use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use mainstay_types::{Lsn, NodeId, VolumeKind};
+
+use crate::cli::{
+    AppendArgs, Command, CreateArgs, DeleteArgs, EventsArgs, Framing as FramingArg, KindArg,
+    LogCommand, NbdArgs, PromoteArgs, ReadArgs, StatusArgs, TailArgs, VolumeCommand,
+};
+use crate::commands::{self, log, unless_pipe_closed};
+use crate::locate::ClusterArgs;
+
+/// Runs a command that talks to a running cluster. `None` if `command` is not one.
+///
+/// # Errors
+/// The command's own; each says what to do.
+pub async fn run(command: Command) -> Option<anyhow::Result<()>> {
+    let result = match command {
+        Command::Volume(command) => volume(command).await,
+        Command::Status(args) => status(args).await,
+        Command::Promote(args) => promote(args).await,
+        Command::Events(args) => events(args).await,
+        Command::Log(command) => log_command(command).await,
+        Command::Nbd(args) => nbd(args).await,
+        Command::Node(_)
+        | Command::Worker(_)
+        | Command::Up(_)
+        | Command::Down(_)
+        | Command::Demo(_) => {
+            return None;
+        }
+    };
+    Some(unless_pipe_closed(result))
+}
+
+fn endpoints(cluster: &ClusterArgs) -> anyhow::Result<Vec<String>> {
+    Ok(cluster.locate()?.iter().map(ToString::to_string).collect())
+}
+
+async fn volume(command: VolumeCommand) -> anyhow::Result<()> {
+    let out = &mut io::stdout();
+    match command {
+        VolumeCommand::Create(args) => create(args).await,
+        VolumeCommand::List(args) => {
+            commands::volume::list(args.json, endpoints(&args.cluster)?, out).await
+        }
+        VolumeCommand::Show(args) => {
+            commands::volume::show(
+                args.volume.as_str(),
+                args.json,
+                endpoints(&args.cluster)?,
+                out,
+            )
+            .await
+        }
+        VolumeCommand::Delete(args) => delete(args).await,
+    }
+}
+
+async fn create(args: CreateArgs) -> anyhow::Result<()> {
+    let kind = match (args.kind, args.size) {
+        (KindArg::Log, None) => VolumeKind::Log,
+        (KindArg::Log, Some(_)) => {
+            anyhow::bail!("a log has no size: leave out --size, or use --kind block")
+        }
+        (KindArg::Block, size) => commands::size::block_kind(size.unwrap_or(0))?,
+    };
+    let mut create = commands::volume::Create::new(args.volume.as_str(), kind);
+    create.placement = args.on.iter().copied().map(NodeId).collect();
+    commands::volume::create(&create, endpoints(&args.cluster)?, &mut io::stdout()).await
+}
+
+async fn delete(args: DeleteArgs) -> anyhow::Result<()> {
+    let delete = commands::volume::Delete {
+        volume: args.volume.to_string(),
+        yes: args.yes,
+        force: false,
+        json: false,
+    };
+    let ask = |question: &str| {
+        eprint!("{question}");
+        io::stderr().flush()?;
+        let mut answer = String::new();
+        io::stdin().lock().read_line(&mut answer)?;
+        Ok(answer)
+    };
+    let ask = io::stdin().is_terminal().then_some(ask);
+    commands::volume::delete(&delete, endpoints(&args.cluster)?, ask, &mut io::stdout()).await
+}
+
+async fn status(args: StatusArgs) -> anyhow::Result<()> {
+    let options = commands::status::Args {
+        watch: args.watch.then_some(WATCH_EVERY),
+        json: args.json,
+        redraw: io::stdout().is_terminal(),
+    };
+    commands::status::run(options, endpoints(&args.cluster)?, &mut io::stdout()).await
+}
+
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+async fn promote(args: PromoteArgs) -> anyhow::Result<()> {
+    let options = commands::promote::Args {
+        volume: args.volume.to_string(),
+        to: Some(NodeId(args.to)),
+        reason: String::new(),
+        json: false,
+    };
+    commands::promote::run(&options, endpoints(&args.cluster)?, &mut io::stdout()).await
+}
+
+async fn events(args: EventsArgs) -> anyhow::Result<()> {
+    let options = commands::events::Args {
+        follow: args.follow,
+        volume: None,
+        json: args.json,
+    };
+    commands::events::run(&options, endpoints(&args.cluster)?, &mut io::stdout()).await
+}
+
+async fn log_command(command: LogCommand) -> anyhow::Result<()> {
+    match command {
+        LogCommand::Append(args) => append(args).await,
+        LogCommand::Read(args) => read(args).await,
+        LogCommand::Tail(args) => tail(args).await,
+    }
+}
+
+fn framing(framing: FramingArg) -> log::framing::Framing {
+    match framing {
+        FramingArg::Lines => log::framing::Framing::Lines,
+        FramingArg::Binary => log::framing::Framing::Framed,
+    }
+}
+
+async fn append(args: AppendArgs) -> anyhow::Result<()> {
+    let options = log::append::Args {
+        framing: framing(args.framing),
+        in_flight: args.in_flight as usize,
+        quiet: args.quiet,
+        ..log::append::Args::new(args.volume.as_str())
+    };
+    log::append::run(
+        &options,
+        endpoints(&args.cluster)?,
+        io::stdin(),
+        &mut io::stdout(),
+    )
+    .await
+}
+
+async fn read(args: ReadArgs) -> anyhow::Result<()> {
+    let options = log::read::Args {
+        from: args.from.map(Lsn),
+        to: args.to.map(Lsn),
+        printed: log::Printed {
+            framing: framing(args.framing),
+            with_lsn: args.lsn,
+        },
+        ..log::read::Args::all(args.volume.as_str())
+    };
+    log::read::run(&options, endpoints(&args.cluster)?, &mut io::stdout()).await
+}
+
+async fn tail(args: TailArgs) -> anyhow::Result<()> {
+    let options = log::tail::Args {
+        from: args.from.map(Lsn),
+        follow: args.follow,
+        printed: log::Printed {
+            framing: framing(args.framing),
+            with_lsn: args.lsn,
+        },
+        ..log::tail::Args::newest(args.volume.as_str())
+    };
+    log::tail::run(&options, endpoints(&args.cluster)?, &mut io::stdout()).await
+}
+
+async fn nbd(args: NbdArgs) -> anyhow::Result<()> {
+    let options = commands::nbd::Args::new(args.volume.as_str(), args.listen.0);
+    let stop = commands::nbd::until_ctrl_c();
+    commands::nbd::run(options, endpoints(&args.cluster)?, &mut io::stdout(), stop).await
+}

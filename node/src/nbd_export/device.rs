@@ -1,0 +1,352 @@
+//! One NBD connection's hold on a volume.
+//!
+//! The order of changes is the order of the calls. A change for which the client library has room is put in line by the call
+//! itself. When there is no room, it goes to a queue, and so does every change after it until the queue is empty; a task
+//! puts them in line as room comes. What waits there is bounded by the connection's own limits.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
+use mainstay_client::{BlockVolume, PendingWrite, ReadError, Refusal, WriteError};
+use mainstay_nbd::{BlockDevice, BlockError, ExportInfo, Holes};
+use tokio::sync::{mpsc, oneshot};
+
+use super::Counted;
+
+/// Longest range of one trim or zeroing; more goes in pieces.
+const RANGE_BYTES_MAX: u64 = 64 << 20;
+
+/// A change of the volume.
+#[derive(Debug, Clone)]
+enum Change {
+    Write { offset: u64, data: Bytes },
+    Trim { offset: u64, len: u64 },
+    Zeroes { offset: u64, len: u64, keep: bool },
+}
+
+impl Change {
+    /// Puts it in line. A change that finds no room is refused as overloaded, under number zero.
+    fn put(&self, volume: &BlockVolume) -> PendingWrite {
+        match self {
+            Self::Write { offset, data } => volume.write(*offset, data.clone()),
+            Self::Trim { offset, len } => volume.trim(*offset, *len),
+            Self::Zeroes { offset, len, keep } => volume.write_zeroes(*offset, *len, *keep),
+        }
+    }
+
+    fn payload_bytes(&self) -> usize {
+        match self {
+            Self::Write { data, .. } => data.len(),
+            Self::Trim { .. } | Self::Zeroes { .. } => 0,
+        }
+    }
+
+    /// The same change in pieces that each fit one request.
+    fn pieces(self, payload_bytes_max: u32) -> Vec<Self> {
+        match self {
+            Self::Write { offset, mut data } => {
+                let most = payload_bytes_max as usize;
+                let mut pieces = Vec::with_capacity(data.len().div_ceil(most));
+                let mut offset = offset;
+                while data.len() > most {
+                    let data = data.split_to(most);
+                    pieces.push(Self::Write { offset, data });
+                    offset += u64::from(payload_bytes_max);
+                }
+                pieces.push(Self::Write { offset, data });
+                pieces
+            }
+            Self::Trim { offset, len } => ranges(offset, len)
+                .map(|(offset, len)| Self::Trim { offset, len })
+                .collect(),
+            Self::Zeroes { offset, len, keep } => ranges(offset, len)
+                .map(|(offset, len)| Self::Zeroes { offset, len, keep })
+                .collect(),
+        }
+    }
+}
+
+fn ranges(offset: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
+    (0..len.div_ceil(RANGE_BYTES_MAX)).map(move |at| {
+        let done = at * RANGE_BYTES_MAX;
+        (offset + done, RANGE_BYTES_MAX.min(len - done))
+    })
+}
+
+/// A change whose room is not there yet.
+struct Waiting {
+    pieces: Vec<Change>,
+    in_line: oneshot::Sender<Result<Vec<PendingWrite>, BlockError>>,
+}
+
+/// A volume, attached for one NBD connection. Its session is closed when this is dropped.
+#[derive(Debug)]
+pub(super) struct Device {
+    info: ExportInfo,
+    volume: BlockVolume,
+    queue: mpsc::UnboundedSender<Waiting>,
+    /// Changes handed to the queue and not in line yet. While there is one, every later change has to follow it; the lock is
+    /// held while a change is put in line or queued, so that both orders are one.
+    queued: Arc<Mutex<usize>>,
+}
+
+impl std::fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Waiting")
+            .field("pieces", &self.pieces.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Device {
+    pub(super) fn start(
+        info: ExportInfo,
+        volume: BlockVolume,
+        park_timeout: Duration,
+        counted: Counted,
+    ) -> Self {
+        let (queue, waiting) = mpsc::unbounded_channel();
+        let queued = Arc::new(Mutex::new(0));
+        let runner = run_queue(volume.clone(), waiting, Arc::clone(&queued), park_timeout);
+        tokio::spawn(async move {
+            runner.await;
+            drop(counted);
+        });
+        Self {
+            info,
+            volume,
+            queue,
+            queued,
+        }
+    }
+
+    fn change(&self, change: Change) -> BoxFuture<'static, Result<(), BlockError>> {
+        let mut pieces = change.pieces(self.volume.info().payload_bytes_max);
+        let mut sent = Vec::with_capacity(pieces.len());
+        let mut queued = self.queued.lock().unwrap_or_else(PoisonError::into_inner);
+        if *queued == 0 {
+            // Those that find room are in line; the first that does not takes the rest along into the queue.
+            let mut fits = |piece: &Change| {
+                let pending = piece.put(&self.volume);
+                let in_line = pending.op().seq != 0;
+                if in_line {
+                    sent.push(pending);
+                }
+                in_line
+            };
+            let in_line = pieces.iter().take_while(|piece| fits(piece)).count();
+            pieces.drain(..in_line);
+        }
+        if pieces.is_empty() {
+            drop(queued);
+            return Box::pin(committed(sent));
+        }
+        let (in_line, later) = oneshot::channel();
+        *queued += 1;
+        // The task lives as long as this device.
+        let _sent = self.queue.send(Waiting { pieces, in_line });
+        drop(queued);
+        Box::pin(async move {
+            sent.extend(later.await.map_err(|_| BlockError::ShuttingDown)??);
+            committed(sent).await
+        })
+    }
+}
+
+/// Puts queued changes in line as room comes. When the device is gone, drops what nobody waits for and lets the volume go.
+async fn run_queue(
+    volume: BlockVolume,
+    mut waiting: mpsc::UnboundedReceiver<Waiting>,
+    queued: Arc<Mutex<usize>>,
+    park_timeout: Duration,
+) {
+    while let Some(Waiting { pieces, in_line }) = waiting.recv().await {
+        if !in_line.is_closed() {
+            let put = tokio::time::timeout(park_timeout, put_in_line(&volume, &pieces)).await;
+            let _gone = in_line.send(put.unwrap_or(Err(BlockError::Io)));
+        }
+        *queued.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+    }
+    if let Err(error) = volume.close().await {
+        tracing::debug!(%error, "attachment not let go");
+    }
+}
+
+async fn put_in_line(
+    volume: &BlockVolume,
+    pieces: &[Change],
+) -> Result<Vec<PendingWrite>, BlockError> {
+    let mut sent = Vec::with_capacity(pieces.len());
+    for piece in pieces {
+        loop {
+            let pending = piece.put(volume);
+            if pending.op().seq != 0 {
+                sent.push(pending);
+                break;
+            }
+            match pending.await {
+                Err(WriteError::Refused(Refusal::Overloaded)) => {
+                    volume.ready(piece.payload_bytes()).await;
+                }
+                Err(error) => return Err(write_error(&error)),
+                Ok(_) => break,
+            }
+        }
+    }
+    Ok(sent)
+}
+
+async fn committed(sent: Vec<PendingWrite>) -> Result<(), BlockError> {
+    for pending in sent {
+        pending.await.map_err(|error| write_error(&error))?;
+    }
+    Ok(())
+}
+
+async fn read(volume: BlockVolume, offset: u64, len: u32) -> Result<Bytes, BlockError> {
+    let most = volume.info().payload_bytes_max;
+    let volume = &volume;
+    let get = |offset, len| async move {
+        let read = volume.read(offset, len).await;
+        read.map_err(|error| read_error(&error))
+    };
+    if len <= most {
+        return get(offset, len).await;
+    }
+    let mut data = BytesMut::with_capacity(len as usize);
+    let (mut at, mut left) = (offset, len);
+    while left > 0 {
+        let part = get(at, left.min(most)).await?;
+        data.extend_from_slice(&part);
+        at += u64::from(left.min(most));
+        left -= left.min(most);
+    }
+    Ok(data.freeze())
+}
+
+impl BlockDevice for Device {
+    fn info(&self) -> ExportInfo {
+        self.info.clone()
+    }
+
+    fn read(&self, offset: u64, len: u32) -> BoxFuture<'static, Result<Bytes, BlockError>> {
+        Box::pin(read(self.volume.clone(), offset, len))
+    }
+
+    fn write(&self, offset: u64, data: Bytes) -> BoxFuture<'static, Result<(), BlockError>> {
+        self.change(Change::Write { offset, data })
+    }
+
+    fn trim(&self, offset: u64, len: u32) -> BoxFuture<'static, Result<(), BlockError>> {
+        let len = u64::from(len);
+        self.change(Change::Trim { offset, len })
+    }
+
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        len: u32,
+        holes: Holes,
+    ) -> BoxFuture<'static, Result<(), BlockError>> {
+        let (len, keep) = (u64::from(len), holes == Holes::Forbidden);
+        self.change(Change::Zeroes { offset, len, keep })
+    }
+
+    /// What was answered is committed. The round trip proves that this connection still has the volume.
+    fn flush(&self) -> BoxFuture<'static, Result<(), BlockError>> {
+        let volume = self.volume.clone();
+        Box::pin(async move {
+            let flushed = volume.flush().await;
+            flushed.map(|_| ()).map_err(|error| read_error(&error))
+        })
+    }
+}
+
+fn write_error(error: &WriteError) -> BlockError {
+    match error {
+        WriteError::Refused(refusal) => refused(refusal),
+        WriteError::Unknown { .. } | WriteError::NoRoom { .. } => {
+            tracing::warn!(%error, "an NBD write ends in EIO");
+            BlockError::Io
+        }
+    }
+}
+
+fn read_error(error: &ReadError) -> BlockError {
+    match error {
+        ReadError::Refused(refusal) => refused(refusal),
+        ReadError::Deadline { .. } | ReadError::Misfit => {
+            tracing::warn!(%error, "an NBD request ends in EIO");
+            BlockError::Io
+        }
+    }
+}
+
+fn refused(refusal: &Refusal) -> BlockError {
+    match refusal {
+        Refusal::NoSpace => BlockError::NoSpace,
+        // Somebody took the volume over, or it was deleted: nothing that this client sends matters any more.
+        Refusal::Fenced { .. }
+        | Refusal::AttachedElsewhere { .. }
+        | Refusal::NotAttached
+        | Refusal::ReadOnly
+        | Refusal::UnknownSession => BlockError::NotPermitted,
+        Refusal::OutOfRange { .. } | Refusal::BadRequest { .. } => BlockError::Invalid,
+        Refusal::TooLarge { .. } => BlockError::TooLarge,
+        Refusal::Unsupported => BlockError::NotSupported,
+        Refusal::Closed => BlockError::ShuttingDown,
+        other => {
+            tracing::warn!(refusal = %other, "an NBD request ends in EIO");
+            BlockError::Io
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(pieces: &[Change]) -> Vec<(u64, u64)> {
+        let one = |piece: &Change| match piece {
+            Change::Write { offset, data } => (*offset, data.len() as u64),
+            Change::Trim { offset, len } | Change::Zeroes { offset, len, .. } => (*offset, *len),
+        };
+        pieces.iter().map(one).collect()
+    }
+
+    #[test]
+    fn writes_are_split_at_the_payload_limit() {
+        let pieces = |len: usize| {
+            let data = Bytes::from(vec![0; len]);
+            shape(&Change::Write { offset: 7, data }.pieces(4))
+        };
+        assert_eq!(pieces(4), [(7, 4)]);
+        assert_eq!(pieces(5), [(7, 4), (11, 1)]);
+        assert_eq!(pieces(8), [(7, 4), (11, 4)]);
+    }
+
+    #[test]
+    fn ranges_are_split_and_cover_everything_once() {
+        for len in [1, RANGE_BYTES_MAX, RANGE_BYTES_MAX + 1, u64::from(u32::MAX)] {
+            let pieces = shape(&Change::Trim { offset: 512, len }.pieces(1));
+            let mut at = 512;
+            for (offset, piece) in &pieces {
+                assert_eq!(*offset, at);
+                assert!(*piece > 0 && *piece <= RANGE_BYTES_MAX);
+                at += piece;
+            }
+            assert_eq!(at, 512 + len);
+        }
+    }
+
+    #[test]
+    fn refusals_have_the_error_that_an_nbd_client_understands() {
+        assert_eq!(refused(&Refusal::NoSpace), BlockError::NoSpace);
+        assert_eq!(refused(&Refusal::NotAttached), BlockError::NotPermitted);
+        let beyond = Refusal::OutOfRange { size_bytes: 1 };
+        assert_eq!(refused(&beyond), BlockError::Invalid);
+        assert_eq!(refused(&Refusal::Unreadable), BlockError::Io);
+    }
+}

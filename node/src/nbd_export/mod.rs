@@ -1,0 +1,286 @@
+//! Block volumes as NBD exports, served through the client library from any node or gateway.
+//!
+//! Rules that hold across this module:
+//!
+//! * **Requests wait out a failover.** Each request waits for its answer for as long as `park_timeout` says, while the client
+//!   library finds the next primary and sends again what has no answer. Only past it the peer is told `EIO`.
+//! * **One attachment a host.** The connections of one peer address attach under one name, on whichever node they end, so that
+//!   a client may spread requests over several. A volume held by another name is refused with the holder's name.
+//! * **No attachment is left behind.** A session is closed when its connection ends, however it ends, in a task that a
+//!   cancelled connection does not take along; [`serve`] returns when these tasks have ended.
+//! * **Answered means committed**, so flush and FUA on one connection cover writes answered on another: multi-conn holds.
+
+mod device;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use mainstay_client::{AttachOptions, BlockInfo, BlockVolume, Client, OpenError, Refusal};
+use mainstay_nbd::{
+    Access, BlockDevice, ExportInfo, Exports, Limits, MultiConn, OpenError as NbdOpenError, Server,
+};
+use mainstay_types::VolumeKind;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use device::Device;
+
+/// How long a request waits for a primary before the peer is told `EIO`, unless configured otherwise.
+pub const PARK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a stop waits for the sessions of ended connections to be closed.
+const CLOSING_MAX: Duration = Duration::from_secs(5);
+
+/// Unit of good performance: a block of a volume.
+const BLOCK_BYTES_PREFERRED: u32 = mainstay_types::BLOCK_BYTES;
+/// Largest read or write. Beyond what one message carries, requests are split.
+const BLOCK_BYTES_MAX: u32 = 32 << 20;
+
+/// Block volumes of a cluster.
+#[derive(Debug)]
+pub struct VolumeExports {
+    client: Client,
+    /// The one volume that is exported; `None`: all.
+    only: Option<String>,
+    park_timeout: Duration,
+    /// Sessions opened and not closed yet.
+    sessions: watch::Sender<usize>,
+}
+
+impl VolumeExports {
+    /// All block volumes of the cluster.
+    #[must_use]
+    pub fn all(client: Client, park_timeout: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            client,
+            only: None,
+            park_timeout,
+            sessions: watch::channel(0).0,
+        })
+    }
+
+    /// One volume, which thereby is the default export.
+    #[must_use]
+    pub fn one(client: Client, volume: String, park_timeout: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            client,
+            only: Some(volume),
+            park_timeout,
+            sessions: watch::channel(0).0,
+        })
+    }
+
+    /// Waits until every session of an ended connection is closed.
+    pub async fn closed(&self) {
+        let mut sessions = self.sessions.subscribe();
+        // The sender lives as long as `self`.
+        let _open = sessions.wait_for(|open| *open == 0).await;
+    }
+
+    fn exports(&self, name: &str) -> bool {
+        self.only.as_deref().is_none_or(|only| only == name)
+    }
+
+    async fn names(&self) -> Vec<String> {
+        if let Some(only) = &self.only {
+            return vec![only.clone()];
+        }
+        match self.client.admin().list_volumes().await {
+            Ok(volumes) => volumes
+                .into_iter()
+                .filter(|volume| matches!(volume.kind, VolumeKind::Block { .. }) && !volume.deleted)
+                .map(|volume| volume.name)
+                .collect(),
+            Err(error) => {
+                tracing::warn!(%error, "volumes to export cannot be listed");
+                Vec::new()
+            }
+        }
+    }
+
+    /// Opens and attaches, in a task of its own: a peer that leaves meanwhile must not leave an attachment behind.
+    async fn attach(
+        self: Arc<Self>,
+        name: String,
+        peer: IpAddr,
+    ) -> Result<Arc<dyn BlockDevice>, NbdOpenError> {
+        if !self.exports(&name) {
+            return Err(NbdOpenError::Unknown);
+        }
+        let opening = tokio::spawn(async move {
+            let counted = Counted::new(&self);
+            let volume = self
+                .client
+                .block(&name)
+                .attach(AttachOptions::named(attachment_name(peer)))
+                .deadline(self.park_timeout)
+                .open()
+                .await
+                .map_err(refusal)?;
+            let info = export_info(&name, &volume);
+            Ok(Device::start(info, volume, self.park_timeout, counted))
+        });
+        match opening.await {
+            Ok(Ok(device)) => Ok(Arc::new(device)),
+            Ok(Err(refused)) => {
+                tracing::info!(%peer, error = %refused, "an NBD client does not get its volume");
+                Err(refused)
+            }
+            // The runtime stops.
+            Err(_) => Err(NbdOpenError::ShuttingDown),
+        }
+    }
+
+    async fn look(self: Arc<Self>, name: String) -> Result<ExportInfo, NbdOpenError> {
+        if !self.exports(&name) {
+            return Err(NbdOpenError::Unknown);
+        }
+        let volume = self.client.block(&name).open().await.map_err(refusal)?;
+        Ok(export_info(&name, &volume))
+    }
+}
+
+/// Lets [`Exports`] hand `Arc`s of the exports to its futures.
+#[derive(Debug, Clone)]
+struct Shared(Arc<VolumeExports>);
+
+impl Exports for Shared {
+    fn list(&self) -> BoxFuture<'static, Vec<String>> {
+        let exports = Arc::clone(&self.0);
+        Box::pin(async move { exports.names().await })
+    }
+
+    fn open(
+        &self,
+        name: &str,
+        peer: SocketAddr,
+    ) -> BoxFuture<'static, Result<Arc<dyn BlockDevice>, NbdOpenError>> {
+        let exports = Arc::clone(&self.0);
+        Box::pin(exports.attach(name.to_owned(), peer.ip()))
+    }
+
+    fn describe(
+        &self,
+        name: &str,
+        _peer: SocketAddr,
+    ) -> BoxFuture<'static, Result<ExportInfo, NbdOpenError>> {
+        let exports = Arc::clone(&self.0);
+        Box::pin(exports.look(name.to_owned()))
+    }
+}
+
+/// Serves `exports` on `listener` until `shutdown` resolves, then lets requests in flight finish and closes every session.
+pub async fn serve(
+    listener: TcpListener,
+    exports: Arc<VolumeExports>,
+    limits: Limits,
+    shutdown: impl Future<Output = ()>,
+) {
+    let server = Server::new(Arc::new(Shared(Arc::clone(&exports))), limits);
+    server.serve(listener, shutdown).await;
+    if tokio::time::timeout(CLOSING_MAX, exports.closed())
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            sessions = *exports.sessions.borrow(),
+            "stopped before every attachment could be let go; the next client of the same host takes them on"
+        );
+    }
+}
+
+/// Serves all block volumes of the cluster, as a node does. See [`serve`].
+pub async fn serve_exports(
+    listener: TcpListener,
+    client: Client,
+    park_timeout: Duration,
+    limits: Limits,
+    shutdown: impl Future<Output = ()>,
+) {
+    serve(
+        listener,
+        VolumeExports::all(client, park_timeout),
+        limits,
+        shutdown,
+    )
+    .await;
+}
+
+/// One session in the count, until it is dropped.
+#[derive(Debug)]
+struct Counted(watch::Sender<usize>);
+
+impl Counted {
+    fn new(exports: &VolumeExports) -> Self {
+        exports.sessions.send_modify(|open| *open += 1);
+        Self(exports.sessions.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.send_modify(|open| *open -= 1);
+    }
+}
+
+/// All connections of one host share it. An IPv4 address is the same one when it comes wrapped in an IPv6 one.
+fn attachment_name(peer: IpAddr) -> String {
+    format!("nbd:{}", peer.to_canonical())
+}
+
+fn export_info(name: &str, volume: &BlockVolume) -> ExportInfo {
+    let BlockInfo { size_bytes, .. } = volume.info();
+    ExportInfo {
+        name: name.to_owned(),
+        description: "Mainstay block volume".to_owned(),
+        size_bytes,
+        access: Access::ReadWrite,
+        block_bytes_min: 1,
+        block_bytes_preferred: BLOCK_BYTES_PREFERRED,
+        block_bytes_max: BLOCK_BYTES_MAX,
+        multi_conn: MultiConn::Coherent,
+    }
+}
+
+fn refusal(error: OpenError) -> NbdOpenError {
+    let reason = error.to_string();
+    match error {
+        // A log is no export, and neither is a name that no volume can have.
+        OpenError::Name(_) | OpenError::Refused(Refusal::NoSuchVolume | Refusal::WrongKind) => {
+            NbdOpenError::Unknown
+        }
+        OpenError::Refused(_) => NbdOpenError::Refused { reason },
+        OpenError::NoPrimary { .. } => NbdOpenError::Unavailable { reason },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mainstay_types::SessionId;
+
+    use super::*;
+
+    #[test]
+    fn connections_of_one_host_share_a_name() {
+        let name = |ip: &str| attachment_name(ip.parse().expect("an address"));
+        assert_eq!(name("10.0.0.1"), "nbd:10.0.0.1");
+        assert_eq!(name("::ffff:10.0.0.1"), "nbd:10.0.0.1");
+        assert_eq!(name("fe80::1"), "nbd:fe80::1");
+    }
+
+    #[test]
+    fn a_refusal_names_the_holder() {
+        let held = OpenError::Refused(Refusal::AttachedElsewhere {
+            name: "nbd:10.0.0.9".to_owned(),
+            session: SessionId(1),
+        });
+        let NbdOpenError::Refused { reason } = refusal(held) else {
+            panic!("not refused");
+        };
+        assert!(reason.contains("nbd:10.0.0.9"), "{reason}");
+        let missing = OpenError::Refused(Refusal::NoSuchVolume);
+        assert_eq!(refusal(missing), NbdOpenError::Unknown);
+    }
+}

@@ -1,0 +1,220 @@
+//! A volume's answers in the words of the client protocol.
+
+use mainstay_proto::v1 as pb;
+use mainstay_proto::v1::client_reply::Body as Reply;
+use mainstay_proto::v1::refused::Reason;
+use mainstay_storage::image::ImageReadError;
+use mainstay_types::{Epoch, Lsn, NodeId, VolumeKind};
+use mainstay_volume::{OpResult, Outcome, Refusal};
+
+use super::Node;
+use super::actor::{RecordOut, VolumeHandle};
+
+/// Greatest payload of one record or write.
+pub(super) const PAYLOAD_BYTES_MAX: usize = 16 << 20;
+
+/// The stream is open.
+pub(super) fn opened(
+    node: &Node,
+    handle: &VolumeHandle,
+    epoch: Epoch,
+    generation: u32,
+    next_seq: u64,
+    commit: Lsn,
+) -> Reply {
+    let first = handle.report().first;
+    Reply::Opened(pb::Opened {
+        kind: Some(kind(handle.spec.kind)),
+        epoch: epoch.0,
+        node: node.settings.node.0,
+        generation: u64::from(generation),
+        next_seq,
+        payload_bytes_max: u32::try_from(PAYLOAD_BYTES_MAX).expect("16 MiB fit 32 bits"),
+        commit: commit.0,
+        first_lsn: first.0,
+    })
+}
+
+/// A volume's kind on the wire.
+#[must_use]
+pub(super) fn kind(kind: VolumeKind) -> pb::VolumeKind {
+    crate::wire::encode_kind(kind)
+}
+
+/// Ask somebody else.
+pub(super) fn not_primary(node: &Node, primary: Option<NodeId>, epoch: Epoch) -> Reply {
+    let primary = primary.filter(|primary| *primary != node.settings.node);
+    let address = primary
+        .and_then(|primary| node.settings.address_of(primary))
+        .unwrap_or_default()
+        .to_owned();
+    Reply::NotPrimary(pb::NotPrimary {
+        primary: primary.map(|node| node.0),
+        address,
+        epoch: epoch.0,
+    })
+}
+
+fn refusal(message: String, reason: Reason) -> Reply {
+    Reply::Refused(pb::Refused {
+        message,
+        reason: Some(reason),
+    })
+}
+
+/// There is no such volume.
+pub(super) fn no_such_volume(name: &str) -> Reply {
+    refusal(
+        format!("there is no volume {name:?}"),
+        Reason::NoSuchVolume(pb::NoSuchVolume {}),
+    )
+}
+
+/// Not built.
+pub(super) fn unsupported(what: &str) -> Reply {
+    refusal(
+        format!("{what} is not supported by this release"),
+        Reason::Unsupported(pb::Unsupported {}),
+    )
+}
+
+/// A mutation on a stream that only reads.
+pub(super) fn read_only() -> Reply {
+    refusal(
+        "the volume was opened for reading only".to_owned(),
+        Reason::ReadOnly(pb::ReadOnly {}),
+    )
+}
+
+/// More than one entry may hold.
+pub(super) fn too_large(bytes_max: u64) -> Reply {
+    let message = format!("more than the limit of {bytes_max} bytes");
+    refusal(message, Reason::TooLarge(pb::TooLarge { bytes_max }))
+}
+
+/// Stored bytes that do not read back.
+pub(super) fn unreadable(why: String) -> Reply {
+    refusal(why, Reason::Unreadable(pb::Unreadable {}))
+}
+
+/// A refusal of the volume.
+pub(super) fn refused(refused: &Refusal) -> Reply {
+    let message = refused.to_string();
+    let reason = match refused {
+        // A connection that this primary does not know is one of an epoch before: the client opens another.
+        Refusal::NotPrimary { .. } | Refusal::NoSession => {
+            Reason::ShuttingDown(pb::ShuttingDown {})
+        }
+        Refusal::Superseded { present, .. } => Reason::FencedGeneration(pb::FencedGeneration {
+            current: u64::from(*present),
+        }),
+        Refusal::Attached { by } => Reason::AttachedElsewhere(pb::AttachedElsewhere {
+            name: by.clone(),
+            session: 0,
+        }),
+        Refusal::RefusedBefore { .. } => Reason::RefusedBefore(pb::RefusedBefore {}),
+        Refusal::NotAttached => Reason::NotAttached(pb::NotAttached {}),
+        Refusal::UnexpectedLsn { next, .. } => {
+            Reason::UnexpectedPosition(pb::UnexpectedPosition { next_lsn: next.0 })
+        }
+        Refusal::OutOfRange { size_bytes, .. } => Reason::OutOfRange(pb::OutOfRange {
+            size_bytes: *size_bytes,
+        }),
+        Refusal::TooLarge { limit, .. } => Reason::TooLarge(pb::TooLarge { bytes_max: *limit }),
+        Refusal::WrongKind => Reason::WrongKind(pb::WrongKind { kind: None }),
+        Refusal::UnknownSession => Reason::UnknownSession(pb::UnknownSession {}),
+        Refusal::ResultForgotten { .. } => Reason::ResultForgotten(pb::ResultForgotten {}),
+        Refusal::Overloaded => Reason::Overloaded(pb::Overloaded {}),
+        Refusal::Trimmed { first } => Reason::Trimmed(pb::Trimmed { first_lsn: first.0 }),
+    };
+    refusal(message, reason)
+}
+
+/// An answer of the volume.
+pub(super) fn of_result(node: &Node, result: OpResult, block: bool) -> Reply {
+    match result {
+        OpResult::Opened { .. } => refusal(
+            "opened twice".to_owned(),
+            Reason::BadRequest(pb::BadRequest {}),
+        ),
+        OpResult::Closed => Reply::Closed(pb::Closed {}),
+        OpResult::Committed { lsn, arg } => {
+            let timestamp_us = if block { 0 } else { arg / 1000 };
+            Reply::Committed(pb::Committed {
+                lsn: lsn.0,
+                timestamp_us,
+            })
+        }
+        OpResult::Outcome(outcome) => Reply::Outcome(pb::OutcomeIs {
+            outcome: Some(of_outcome(outcome)),
+        }),
+        OpResult::Position {
+            first,
+            commit,
+            epoch,
+        } => Reply::Position(pb::PositionIs {
+            first_lsn: first.0,
+            next_lsn: commit.0 + 1,
+            commit: commit.0,
+            epoch: epoch.0,
+        }),
+        OpResult::Refused(Refusal::NotPrimary { primary, epoch }) => {
+            not_primary(node, primary, epoch)
+        }
+        OpResult::Refused(refusal) => refused(&refusal),
+        OpResult::Interrupted => not_primary(node, None, Epoch::ZERO),
+    }
+}
+
+fn of_outcome(outcome: Outcome) -> pb::outcome_is::Outcome {
+    match outcome {
+        Outcome::Committed { lsn } => pb::outcome_is::Outcome::Committed(pb::Committed {
+            lsn: lsn.0,
+            timestamp_us: 0,
+        }),
+        Outcome::Never => pb::outcome_is::Outcome::Never(pb::Never {}),
+        Outcome::Pending => pb::outcome_is::Outcome::Pending(pb::Pending {}),
+        Outcome::Forgotten => pb::outcome_is::Outcome::Forgotten(pb::Forgotten {}),
+    }
+}
+
+/// Bytes of a block volume.
+pub(super) fn of_block(result: Result<bytes::Bytes, ImageReadError>) -> Reply {
+    match result {
+        Ok(data) => Reply::Data(pb::Data { data }),
+        Err(error) => unreadable(error.to_string()),
+    }
+}
+
+/// Records of a log volume.
+pub(super) fn of_records(records: Vec<RecordOut>, next: Lsn, end: bool) -> Reply {
+    let record = |record: RecordOut| pb::Record {
+        lsn: record.lsn.0,
+        timestamp_us: record.timestamp_ns / 1000,
+        data: record.data,
+    };
+    let records = records.into_iter().map(record).collect();
+    Reply::Records(pb::Records {
+        records,
+        next_lsn: next.0,
+        end,
+    })
+}
+
+/// Whether nothing follows this reply on its stream.
+pub(super) fn ends_stream(reply: &Reply) -> bool {
+    match reply {
+        Reply::NotPrimary(_) => true,
+        Reply::Refused(refused) => matches!(
+            refused.reason,
+            Some(
+                Reason::ShuttingDown(_)
+                    | Reason::FencedGeneration(_)
+                    | Reason::AttachedElsewhere(_)
+                    | Reason::UnknownSession(_)
+                    | Reason::NoSuchVolume(_)
+            )
+        ),
+        _ => false,
+    }
+}

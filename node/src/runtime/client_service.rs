@@ -1,0 +1,527 @@
+//! The server's end of client streams: requests to the volume's thread, answers back. One task a stream.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use mainstay_proto::v1 as pb;
+use mainstay_proto::v1::client_reply::Body as Reply;
+use mainstay_proto::v1::client_request::Body;
+use mainstay_storage::EntryKind;
+use mainstay_storage::format::{encode_range, encode_unstamped};
+use mainstay_storage::image::RANGE_BYTES_MAX;
+use mainstay_types::{Lsn, SessionId, VolumeKind, VolumeName};
+use mainstay_volume::{Attachment, ClientOp, ConnId, Event, OpResult};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::actor::{ConnAnswer, ConnReply, ToVolume, VolumeHandle};
+use super::{Node, client_replies as replies, rounds};
+
+/// Operations of one stream under way; more wait in the stream.
+const IN_FLIGHT_MAX: usize = 8192;
+
+/// Replies gathered into one message.
+const REPLIES_AT_ONCE: usize = 512;
+
+/// Bytes of records in one answer, unless a single record is larger.
+const RECORDS_BYTES: usize = 1 << 20;
+
+/// How long a lookup of an unknown volume may take.
+const LOOKUP: Duration = Duration::from_millis(1000);
+
+/// Serves `Client.Volume`.
+#[derive(Debug, Clone)]
+pub struct ClientService(pub Arc<Node>);
+
+type ReplyStream = ReceiverStream<Result<pb::ClientReply, Status>>;
+
+#[tonic::async_trait]
+impl pb::client_server::Client for ClientService {
+    type VolumeStream = ReplyStream;
+
+    async fn volume(
+        &self,
+        request: Request<Streaming<pb::ClientRequest>>,
+    ) -> Result<Response<ReplyStream>, Status> {
+        let (sender, receiver) = mpsc::channel(16);
+        let node = self.0.clone();
+        tokio::spawn(async move {
+            let mut stream = Stream {
+                node,
+                requests: request.into_inner(),
+                out: sender.clone(),
+            };
+            if let Err(status) = stream.serve().await {
+                let _gone = sender.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+struct Stream {
+    node: Arc<Node>,
+    requests: Streaming<pb::ClientRequest>,
+    out: mpsc::Sender<Result<pb::ClientReply, Status>>,
+}
+
+/// What an opened stream knows.
+struct Opened {
+    handle: VolumeHandle,
+    conn: ConnId,
+    answers: mpsc::UnboundedReceiver<ConnReply>,
+    read_only: bool,
+    tails: BTreeMap<u64, tokio::task::JoinHandle<()>>,
+    /// Mutations without an answer, by tag: place among the stream's mutations, and payload.
+    pending: BTreeMap<u64, (u64, u64)>,
+    /// Their places.
+    places: BTreeSet<u64>,
+    next_place: u64,
+    pending_bytes: u64,
+    /// Flushes that wait for every mutation before a place.
+    flushes: VecDeque<(u64, u64)>,
+    in_flight: usize,
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.handle.tell(Event::ConnClosed { conn: self.conn });
+        for task in self.tails.values() {
+            task.abort();
+        }
+    }
+}
+
+impl Stream {
+    async fn serve(&mut self) -> Result<(), Status> {
+        let Some(first) = self.requests.message().await? else {
+            return Ok(());
+        };
+        let Some(Body::Open(open)) = first.body else {
+            return Err(Status::invalid_argument(
+                "the first request of a stream is Open",
+            ));
+        };
+        let Some(mut opened) = self.open(first.tag, open).await? else {
+            return Ok(());
+        };
+        let mut batch = Vec::with_capacity(REPLIES_AT_ONCE);
+        loop {
+            let full = opened.in_flight >= IN_FLIGHT_MAX
+                || (opened.pending_bytes >= self.node.settings.client_bytes_max
+                    && opened.in_flight > 0);
+            tokio::select! {
+                biased;
+                count = opened.answers.recv_many(&mut batch, REPLIES_AT_ONCE) => {
+                    if count == 0 {
+                        return Err(Status::unavailable("the volume has stopped on this node"));
+                    }
+                    if !self.answer(&mut opened, &mut batch).await? {
+                        return Ok(());
+                    }
+                }
+                request = self.requests.message(), if !full => {
+                    let Some(request) = request? else { return Ok(()) };
+                    self.take(&mut opened, request).await?;
+                }
+                () = self.node.until_stopped() => {
+                    return Err(Status::unavailable("this node is stopping"));
+                }
+            }
+        }
+    }
+
+    async fn send(&self, tag: u64, body: Reply) -> Result<(), Status> {
+        let reply = pb::ClientReply {
+            tag,
+            body: Some(body),
+        };
+        self.out
+            .send(Ok(reply))
+            .await
+            .map_err(|_| Status::cancelled("the client has gone"))
+    }
+
+    /// Opens the volume for this stream; `None` if the answer ended it.
+    async fn open(&mut self, tag: u64, open: pb::Open) -> Result<Option<Opened>, Status> {
+        let Ok(name) = open.volume.parse::<VolumeName>() else {
+            self.send(tag, replies::no_such_volume(&open.volume))
+                .await?;
+            return Ok(None);
+        };
+        let Some(handle) = self.node.volume(name.id()) else {
+            let reply = self.elsewhere(&name).await;
+            self.send(tag, reply).await?;
+            return Ok(None);
+        };
+        let Ok(generation) = u32::try_from(open.generation) else {
+            return Err(Status::invalid_argument(
+                "a generation does not exceed 32 bits",
+            ));
+        };
+        let (sender, answers) = mpsc::unbounded_channel();
+        let conn = self.node.new_conn();
+        let mut opened = Opened {
+            handle,
+            conn,
+            answers,
+            read_only: open.read_only,
+            tails: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            places: BTreeSet::new(),
+            next_place: 0,
+            pending_bytes: 0,
+            flushes: VecDeque::new(),
+            in_flight: 0,
+        };
+        let _stopped = opened.handle.to.send(ToVolume::Connect {
+            conn,
+            replies: sender,
+        });
+        // A stream without a session leaves nothing in the log; a read proves that this is the primary.
+        let op = if open.read_only && open.session == 0 {
+            ClientOp::Position
+        } else {
+            ClientOp::Open {
+                session: SessionId(open.session),
+                generation,
+                create: open.create,
+                attachment: open.attachment.map(|a| Attachment {
+                    name: a.name,
+                    takeover: a.takeover,
+                }),
+            }
+        };
+        opened.handle.tell(Event::Client {
+            conn,
+            token: tag,
+            op,
+        });
+        let patience = Duration::from_millis(u64::from(open.patience_ms.clamp(1, 60_000)));
+        let answer = tokio::time::timeout(patience, opened.answers.recv()).await;
+        let report = opened.handle.report();
+        let (body, stays) = match answer.ok().flatten().map(|reply| reply.answer) {
+            Some(ConnAnswer::Result(OpResult::Opened {
+                epoch,
+                generation,
+                next_seq,
+                commit,
+            })) => (
+                replies::opened(
+                    &self.node,
+                    &opened.handle,
+                    epoch,
+                    generation,
+                    next_seq,
+                    commit,
+                ),
+                true,
+            ),
+            Some(ConnAnswer::Result(OpResult::Position { commit, .. })) => {
+                let epoch = report.acting.map_or(report.sealed, |(epoch, _)| epoch);
+                (
+                    replies::opened(&self.node, &opened.handle, epoch, 0, 1, commit),
+                    true,
+                )
+            }
+            Some(ConnAnswer::Result(result)) => {
+                (replies::of_result(&self.node, result, false), false)
+            }
+            _ => (replies::not_primary(&self.node, None, report.sealed), false),
+        };
+        self.send(tag, body).await?;
+        Ok(stays.then_some(opened))
+    }
+
+    /// The answer for a volume that this node does not hold.
+    async fn elsewhere(&self, name: &VolumeName) -> Reply {
+        let known = match self.node.register(name.id()) {
+            Some(register) => Ok(Some(register)),
+            None => rounds::read(&self.node, name.id(), LOOKUP).await,
+        };
+        match known {
+            Ok(Some(register)) if !register.deleted => {
+                replies::not_primary(&self.node, Some(register.primary.node), register.epoch)
+            }
+            Ok(_) => replies::no_such_volume(name.as_str()),
+            Err(_) => replies::not_primary(&self.node, None, mainstay_types::Epoch::ZERO),
+        }
+    }
+
+    async fn take(
+        &mut self,
+        opened: &mut Opened,
+        request: pb::ClientRequest,
+    ) -> Result<(), Status> {
+        let tag = request.tag;
+        let body = request
+            .body
+            .ok_or_else(|| Status::invalid_argument("a request without a body"))?;
+        let op = match body {
+            Body::Open(_) => return Err(Status::invalid_argument("a second Open")),
+            Body::Tail(tail) => {
+                self.start_tail(opened, tag, Lsn(tail.from_lsn));
+                return Ok(());
+            }
+            Body::CancelTail(cancel) => {
+                if let Some(task) = opened.tails.remove(&cancel.tail_tag) {
+                    task.abort();
+                }
+                return Ok(());
+            }
+            Body::Flush(_) => {
+                // Every write is answered when committed, so a flush only waits for the answers before it.
+                opened.flushes.push_back((tag, opened.next_place));
+                return self.answer_flushes(opened).await;
+            }
+            Body::Position(_) => ClientOp::Position,
+            Body::Close(_) => ClientOp::Close,
+            Body::Read(read) => ClientOp::ReadBlock {
+                offset: read.offset,
+                len: read.len,
+            },
+            Body::ReadLog(read) => ClientOp::ReadLog {
+                from: Lsn(read.from_lsn.max(1)),
+                bytes_max: (read.max_bytes as usize).clamp(1, RECORDS_BYTES),
+                stale_ok: false,
+            },
+            Body::Outcome(outcome) => ClientOp::Outcome { seq: outcome.seq },
+            Body::TrimLog(_) => {
+                return self.send(tag, replies::unsupported("trimming a log")).await;
+            }
+            mutation => {
+                if opened.read_only {
+                    return self.send(tag, replies::read_only()).await;
+                }
+                match mutation_op(mutation) {
+                    Ok((op, bytes)) => {
+                        opened.pending.insert(tag, (opened.next_place, bytes));
+                        opened.places.insert(opened.next_place);
+                        opened.next_place += 1;
+                        opened.pending_bytes += bytes;
+                        op
+                    }
+                    Err(reply) => return self.send(tag, reply).await,
+                }
+            }
+        };
+        opened.in_flight += 1;
+        opened.handle.tell(Event::Client {
+            conn: opened.conn,
+            token: tag,
+            op,
+        });
+        Ok(())
+    }
+
+    /// Sends what has been answered; false if that ends the stream.
+    async fn answer(
+        &mut self,
+        opened: &mut Opened,
+        batch: &mut Vec<ConnReply>,
+    ) -> Result<bool, Status> {
+        let mut committed = Vec::new();
+        let block = matches!(opened.handle.spec.kind, VolumeKind::Block { .. });
+        for ConnReply { token, answer } in batch.drain(..) {
+            opened.in_flight = opened.in_flight.saturating_sub(1);
+            if let Some((place, bytes)) = opened.pending.remove(&token) {
+                opened.places.remove(&place);
+                opened.pending_bytes -= bytes;
+            }
+            let body = match answer {
+                ConnAnswer::Result(OpResult::Committed { lsn, arg }) => {
+                    let timestamp_us = if block { 0 } else { arg / 1000 };
+                    committed.push(pb::CommittedTag {
+                        tag: token,
+                        lsn: lsn.0,
+                        timestamp_us,
+                    });
+                    continue;
+                }
+                ConnAnswer::Result(result) => replies::of_result(&self.node, result, block),
+                ConnAnswer::Block(result) => replies::of_block(result),
+                ConnAnswer::Records { records, next, end } => {
+                    replies::of_records(records, next, end)
+                }
+                ConnAnswer::Unreadable(why) => replies::unreadable(why),
+            };
+            self.send_committed(&mut committed).await?;
+            let ends = replies::ends_stream(&body);
+            self.send(token, body).await?;
+            if ends {
+                return Ok(false);
+            }
+        }
+        self.send_committed(&mut committed).await?;
+        self.answer_flushes(opened).await?;
+        Ok(true)
+    }
+
+    async fn answer_flushes(&self, opened: &mut Opened) -> Result<(), Status> {
+        let settled = opened.places.first().copied().unwrap_or(opened.next_place);
+        while let Some((tag, _)) = opened
+            .flushes
+            .pop_front_if(|(_, before)| *before <= settled)
+        {
+            let commit = opened.handle.commit.borrow().0;
+            self.send(tag, Reply::Flushed(pb::Flushed { commit }))
+                .await?;
+        }
+        Ok(())
+    }
+
+    async fn send_committed(&self, committed: &mut Vec<pb::CommittedTag>) -> Result<(), Status> {
+        match committed.len() {
+            0 => Ok(()),
+            1 => {
+                let one = committed.remove(0);
+                let body = pb::Committed {
+                    lsn: one.lsn,
+                    timestamp_us: one.timestamp_us,
+                };
+                self.send(one.tag, Reply::Committed(body)).await
+            }
+            _ => {
+                let results = std::mem::take(committed);
+                self.send(0, Reply::CommittedBatch(pb::CommittedBatch { results }))
+                    .await
+            }
+        }
+    }
+
+    fn start_tail(&self, opened: &mut Opened, tag: u64, from: Lsn) {
+        let tail = Tail {
+            conn: self.node.new_conn(),
+            handle: opened.handle.clone(),
+            commit: opened.handle.commit.clone(),
+            out: self.out.clone(),
+            tag,
+        };
+        opened
+            .tails
+            .insert(tag, tokio::spawn(tail.run(from.max(Lsn(1)))));
+    }
+}
+
+/// Follows a log's commit point. What is committed stays committed whoever is primary, so this needs no lease.
+struct Tail {
+    conn: ConnId,
+    handle: VolumeHandle,
+    commit: watch::Receiver<Lsn>,
+    out: mpsc::Sender<Result<pb::ClientReply, Status>>,
+    tag: u64,
+}
+
+impl Drop for Tail {
+    fn drop(&mut self) {
+        self.handle.tell(Event::ConnClosed { conn: self.conn });
+    }
+}
+
+impl Tail {
+    async fn run(mut self, mut from: Lsn) {
+        let (replies, mut answers) = mpsc::unbounded_channel();
+        let _stopped = self.handle.to.send(ToVolume::Connect {
+            conn: self.conn,
+            replies,
+        });
+        loop {
+            if self
+                .commit
+                .wait_for(|commit| *commit >= from)
+                .await
+                .is_err()
+            {
+                return;
+            }
+            let op = ClientOp::ReadLog {
+                from,
+                bytes_max: RECORDS_BYTES,
+                stale_ok: true,
+            };
+            self.handle.tell(Event::Client {
+                conn: self.conn,
+                token: 0,
+                op,
+            });
+            let Some(reply) = answers.recv().await else {
+                return;
+            };
+            let body = match reply.answer {
+                ConnAnswer::Records { records, next, end } => {
+                    from = next;
+                    if records.is_empty() {
+                        continue;
+                    }
+                    replies::of_records(records, next, end)
+                }
+                ConnAnswer::Unreadable(why) => replies::unreadable(why),
+                ConnAnswer::Result(OpResult::Refused(refusal)) => replies::refused(&refusal),
+                _ => return,
+            };
+            let ended = !matches!(body, Reply::Records(_));
+            let reply = pb::ClientReply {
+                tag: self.tag,
+                body: Some(body),
+            };
+            if self.out.send(Ok(reply)).await.is_err() || ended {
+                return;
+            }
+        }
+    }
+}
+
+/// The operation of a mutation, with the bytes that it holds in memory.
+fn mutation_op(body: Body) -> Result<(ClientOp, u64), Reply> {
+    let range = |kind, seq, offset, len: u64, flags: u8| {
+        if len > RANGE_BYTES_MAX {
+            return Err(replies::too_large(RANGE_BYTES_MAX));
+        }
+        let mut entry = encode_unstamped(kind, SessionId(0), 0, seq, offset, &encode_range(len));
+        entry[33] = flags;
+        Ok((
+            ClientOp::Mutate {
+                seq,
+                expected: None,
+                entry,
+            },
+            64,
+        ))
+    };
+    match body {
+        Body::Append(append) => {
+            let expected = append.expected_lsn.map(Lsn);
+            payload(EntryKind::Record, append.seq, 0, expected, &append.record)
+        }
+        Body::Write(write) => payload(EntryKind::Write, write.seq, write.offset, None, &write.data),
+        Body::Trim(trim) => range(EntryKind::Trim, trim.seq, trim.offset, trim.len, 0),
+        Body::Zeroes(zeroes) => range(EntryKind::Zeroes, zeroes.seq, zeroes.offset, zeroes.len, 0),
+        _ => Err(replies::unsupported("this request")),
+    }
+}
+
+fn payload(
+    kind: EntryKind,
+    seq: u64,
+    arg: u64,
+    expected: Option<Lsn>,
+    data: &Bytes,
+) -> Result<(ClientOp, u64), Reply> {
+    let limit = replies::PAYLOAD_BYTES_MAX;
+    if data.len() > limit {
+        return Err(replies::too_large(limit as u64));
+    }
+    // The checksum of the payload is computed here, off the volume's thread.
+    let entry = encode_unstamped(kind, SessionId(0), 0, seq, arg, data);
+    Ok((
+        ClientOp::Mutate {
+            seq,
+            expected,
+            entry,
+        },
+        data.len() as u64,
+    ))
+}

@@ -1,0 +1,315 @@
+//! Full copies of block images, for learners whose log ends before the primary's begins.
+//!
+//! The donor reads its image while it goes on changing; the receiver's log goes on behind the entry at which the donor
+//! began, and applying it puts everything right. A copy that breaks off leaves nothing and is begun anew.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use mainstay_proto::tuning::node_endpoint;
+use mainstay_proto::v1 as pb;
+use mainstay_proto::v1::copy_frame::Body;
+use mainstay_proto::v1::replication_client::ReplicationClient;
+use mainstay_storage::engine::{RealDisk, run_on};
+use mainstay_storage::image::ExportedBlock;
+use mainstay_storage::{LogEnd, MetaFacts};
+use mainstay_types::{Epoch, Incarnation, LogPoint, Lsn, NodeId, Register, VolumeName};
+use mainstay_volume::Event;
+use mainstay_volume::store::CopyReceiver;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::actor::ToVolume;
+use super::{Node, volumes};
+use crate::wire::{decode_register, encode_register};
+
+/// Blocks in one message.
+pub const BLOCKS_AT_ONCE: u64 = 128;
+
+/// A copy that broke off is begun anew after this pause.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// Messages read ahead of the network.
+const READ_AHEAD: usize = 4;
+
+/// Copies under way from this node.
+#[derive(Debug, Default)]
+pub struct Copies {
+    under_way: Mutex<BTreeSet<(VolumeName, NodeId)>>,
+}
+
+/// What the donor's volume thread reads for a copy.
+#[derive(Debug)]
+pub enum ExportPart {
+    /// First.
+    Begin {
+        /// The log goes on behind it.
+        base: LogEnd,
+        /// The session table at it.
+        sessions: Bytes,
+    },
+    /// Blocks, in order.
+    Blocks(Vec<ExportedBlock>),
+    /// Last.
+    End {
+        /// What the image included when its last block was read.
+        consistent_from: Lsn,
+    },
+    /// The image does not read back.
+    Failed(String),
+}
+
+/// A learner on `to` needs a full copy of `volume`: sends one, unless that is under way.
+pub fn wanted(node: &Arc<Node>, volume: &VolumeName, to: NodeId) {
+    if !node.peers.is_up(to) {
+        return;
+    }
+    let key = (volume.clone(), to);
+    let under_way = &node.copies.under_way;
+    if !under_way
+        .lock()
+        .expect("no panic while the lock is held")
+        .insert(key.clone())
+    {
+        return;
+    }
+    let node = node.clone();
+    node.handle.clone().spawn(async move {
+        tracing::info!(volume = %key.0, %to, "sending a full copy");
+        match send(&node, &key.0, to).await {
+            Ok(blocks) => tracing::info!(volume = %key.0, %to, blocks, "the full copy was taken in"),
+            Err(error) => {
+                tracing::warn!(volume = %key.0, %to, error = %format!("{error:#}"), "full copy broke off");
+                tokio::time::sleep(AGAIN_AFTER).await;
+            }
+        }
+        node.copies.under_way.lock().expect("no panic while the lock is held").remove(&key);
+    });
+}
+
+async fn send(node: &Arc<Node>, volume: &VolumeName, to: NodeId) -> anyhow::Result<u64> {
+    let handle = node.volume(volume.id()).context("the volume is gone")?;
+    let register = handle.report().register.context("no register")?;
+    let address = node.settings.address_of(to).context("unknown node")?;
+    let (parts, mut exported) = mpsc::channel(READ_AHEAD);
+    handle
+        .to
+        .send(ToVolume::Export { parts })
+        .ok()
+        .context("the volume has stopped")?;
+    let (frames, receiver) = mpsc::channel(READ_AHEAD);
+    let cluster = node.settings.cluster.0;
+    let feed = tokio::spawn(async move {
+        let (mut blocks, mut done, mut from) = (0, false, Lsn::ZERO);
+        while let Some(part) = exported.recv().await {
+            match &part {
+                ExportPart::Begin { base, .. } => from = base.point.lsn,
+                ExportPart::Blocks(part) => blocks += part.len() as u64,
+                ExportPart::End { .. } => done = true,
+                ExportPart::Failed(_) => {}
+            }
+            let frame = encode(part, cluster, &register)?;
+            frames
+                .send(frame)
+                .await
+                .ok()
+                .context("the learner went away")?;
+        }
+        anyhow::ensure!(done, "the volume stopped");
+        Ok((blocks, from))
+    });
+    let channel = node_endpoint(address)?.connect().await?;
+    let mut client = ReplicationClient::new(channel)
+        .max_encoding_message_size(mainstay_proto::MESSAGE_BYTES_MAX);
+    client.copy(ReceiverStream::new(receiver)).await?;
+    let (blocks, base) = feed.await??;
+    handle.tell(Event::CopySent { node: to, base });
+    Ok(blocks)
+}
+
+fn encode(part: ExportPart, cluster: u64, register: &Register) -> anyhow::Result<pb::CopyFrame> {
+    let body = match part {
+        ExportPart::Begin { base, sessions } => Body::Begin(pb::CopyBegin {
+            cluster,
+            register: Some(encode_register(register)),
+            base: Some(pb::LogPoint {
+                epoch: base.point.epoch.0,
+                lsn: base.point.lsn.0,
+            }),
+            base_crc: base.crc,
+            sessions,
+        }),
+        ExportPart::Blocks(blocks) => {
+            let block = |b: ExportedBlock| pb::CopyBlock {
+                block: b.block,
+                data: b.data.unwrap_or_default(),
+                crc: b.crc,
+                lsn: b.lsn.0,
+            };
+            Body::Blocks(pb::CopyBlocks {
+                blocks: blocks.into_iter().map(block).collect(),
+            })
+        }
+        ExportPart::End { consistent_from } => Body::End(pb::CopyEnd {
+            consistent_from: consistent_from.0,
+        }),
+        ExportPart::Failed(reason) => anyhow::bail!("the donor's image: {reason}"),
+    };
+    Ok(pb::CopyFrame { body: Some(body) })
+}
+
+/// What the receiving thread is told.
+enum Received {
+    Blocks(Vec<ExportedBlock>),
+    End {
+        consistent_from: Lsn,
+        done: tokio::sync::oneshot::Sender<anyhow::Result<Incarnation>>,
+    },
+}
+
+/// Takes a full copy in, replacing whatever copy of the volume is here. The donor sends one only to a learner.
+pub async fn receive(
+    node: &Arc<Node>,
+    mut frames: Streaming<pb::CopyFrame>,
+) -> Result<Incarnation, Status> {
+    let bad = |why: &str| Status::invalid_argument(why.to_owned());
+    let first = frames.message().await?.and_then(|frame| frame.body);
+    let Some(Body::Begin(begin)) = first else {
+        return Err(bad("a copy begins with Begin"));
+    };
+    if begin.cluster != node.settings.cluster.0 {
+        return Err(Status::failed_precondition("another cluster"));
+    }
+    let register = begin.register.ok_or_else(|| bad("no register"))?;
+    let register = decode_register(register).map_err(|error| bad(&error.to_string()))?;
+    let point = begin.base.ok_or_else(|| bad("no base"))?;
+    let base = LogEnd {
+        point: LogPoint {
+            epoch: Epoch(point.epoch),
+            lsn: Lsn(point.lsn),
+        },
+        crc: begin.base_crc,
+    };
+    if register.member(node.settings.node).is_some_and(|member| {
+        node.volume(register.spec.name.id())
+            .is_some_and(|hosted| hosted.incarnation == member.incarnation)
+    }) {
+        return Err(Status::failed_precondition(
+            "this copy is a member: it is never replaced",
+        ));
+    }
+    let (to_thread, received) = mpsc::channel(READ_AHEAD);
+    start_receiver(node, &register, base, begin.sessions, received)?;
+    loop {
+        let frame = frames.message().await?.and_then(|frame| frame.body);
+        let gone = || Status::aborted("the copy could not be written here; see this node's log");
+        match frame {
+            Some(Body::Blocks(blocks)) => {
+                let blocks = blocks.blocks.into_iter().map(decode_block).collect();
+                to_thread
+                    .send(Received::Blocks(blocks))
+                    .await
+                    .map_err(|_| gone())?;
+            }
+            Some(Body::End(end)) => {
+                let (done, ended) = tokio::sync::oneshot::channel();
+                let consistent_from = Lsn(end.consistent_from);
+                to_thread
+                    .send(Received::End {
+                        consistent_from,
+                        done,
+                    })
+                    .await
+                    .map_err(|_| gone())?;
+                let incarnation = ended
+                    .await
+                    .map_err(|_| gone())?
+                    .map_err(|error| Status::aborted(format!("{error:#}")))?;
+                volumes::adopt_copy(node, &register)
+                    .await
+                    .map_err(|error| Status::aborted(format!("{error:#}")))?;
+                return Ok(incarnation);
+            }
+            Some(Body::Begin(_)) => return Err(bad("a second Begin")),
+            None => return Err(bad("the copy broke off")),
+        }
+    }
+}
+
+fn decode_block(block: pb::CopyBlock) -> ExportedBlock {
+    ExportedBlock {
+        block: block.block,
+        data: (!block.data.is_empty()).then_some(block.data),
+        crc: block.crc,
+        lsn: Lsn(block.lsn),
+    }
+}
+
+/// Starts the thread that writes the copy into a directory beside the present one.
+fn start_receiver(
+    node: &Arc<Node>,
+    register: &Register,
+    base: LogEnd,
+    sessions: Bytes,
+    mut received: mpsc::Receiver<Received>,
+) -> Result<(), Status> {
+    let dir: PathBuf = volumes::incoming_dir(node, register.spec.name.id(), register.lineage);
+    let io = |error: std::io::Error| Status::aborted(format!("{}: {error}", dir.display()));
+    if dir.exists() {
+        std::fs::remove_dir_all(&dir).map_err(io)?;
+    }
+    let (config, engine, register) = (node.copy_config(), node.settings.engine, register.clone());
+    let incarnation = Incarnation(node.random());
+    let path = dir.clone();
+    let work = move |disk: RealDisk| async move {
+        let lineage = register.lineage;
+        let mut receiver =
+            CopyReceiver::begin(&disk, &path, &register.spec, lineage, base, &sessions).await?;
+        while let Some(part) = received.recv().await {
+            match part {
+                Received::Blocks(blocks) => receiver.import(&blocks).await?,
+                Received::End {
+                    consistent_from,
+                    done,
+                } => {
+                    let facts = MetaFacts {
+                        cluster: config.cluster,
+                        node: config.node,
+                        volume: register.spec.name.id(),
+                        spec: register.spec.clone(),
+                        incarnation,
+                        log_lineage: lineage,
+                        lineage,
+                        boot_counter: 0,
+                        sealed: register.epoch,
+                        rebuilding: true,
+                        damaged: None,
+                        commit: Lsn::ZERO,
+                    };
+                    let finished = receiver.finish(&config, facts, consistent_from).await;
+                    let _gone =
+                        done.send(finished.map(|()| incarnation).map_err(anyhow::Error::from));
+                    return anyhow::Ok(());
+                }
+            }
+        }
+        anyhow::bail!("the copy broke off")
+    };
+    let run = move || match run_on(engine, work) {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(error = %format!("{error:#}"), "a full copy was not taken in")
+        }
+        Err(error) => tracing::warn!(%error, "a full copy was not taken in"),
+    };
+    std::thread::Builder::new()
+        .name("copy".to_owned())
+        .spawn(run)
+        .map_err(io)?;
+    Ok(())
+}

@@ -1,0 +1,291 @@
+//! What happened in the cluster, as this node saw it: a bounded list in memory, each event also in the log.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::Mutex;
+
+use mainstay_replication::{Certificate, Role, WitnessEvent};
+use mainstay_types::{Epoch, Lsn, Register, VolumeName};
+use tokio::sync::watch;
+
+use super::{Node, clock};
+
+/// Events kept.
+const EVENTS_KEPT: usize = 4096;
+
+/// How much an operator should care.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Worth a line.
+    Info,
+    /// Worth a look.
+    Warning,
+    /// Worth waking somebody.
+    Alarm,
+}
+
+/// What kind of thing happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventKind {
+    /// A volume was created.
+    VolumeCreated,
+    /// A volume was deleted.
+    VolumeDeleted,
+    /// A witness saw a primary's lease go.
+    PrimaryLost,
+    /// The register names a new primary.
+    Promoted,
+    /// A primary on this node stopped serving.
+    SteppedDown,
+    /// A copy became a member.
+    MemberAdded,
+    /// A member was dropped.
+    MemberRemoved,
+    /// A copy does not open, or is damaged.
+    DamageFound,
+    /// This process began.
+    NodeStarted,
+    /// This process ends cleanly.
+    NodeStopped,
+}
+
+/// One event.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// Rises by one on this node, from 1 at each start.
+    pub number: u64,
+    /// Milliseconds since 1970.
+    pub unix_ms: u64,
+    /// What kind.
+    pub kind: EventKind,
+    /// How much to care.
+    pub severity: Severity,
+    /// Which volume, if one.
+    pub volume: Option<VolumeName>,
+    /// In which epoch, if in one.
+    pub epoch: Epoch,
+    /// Where in the log, if anywhere.
+    pub lsn: Lsn,
+    /// In words.
+    pub message: String,
+    /// The record of a promotion that this node drove.
+    pub certificate: Option<Box<Certificate>>,
+}
+
+/// The list.
+#[derive(Debug)]
+pub struct EventLog {
+    events: Mutex<VecDeque<Event>>,
+    newest: watch::Sender<u64>,
+}
+
+impl Default for EventLog {
+    fn default() -> Self {
+        Self {
+            events: Mutex::default(),
+            newest: watch::channel(0).0,
+        }
+    }
+}
+
+impl EventLog {
+    /// Events after number `since`, oldest first.
+    #[must_use]
+    pub fn since(&self, since: u64) -> Vec<Event> {
+        let events = self.events.lock().expect("no panic while the lock is held");
+        events
+            .iter()
+            .filter(|event| event.number > since)
+            .cloned()
+            .collect()
+    }
+
+    /// Number of the newest event, as it moves.
+    #[must_use]
+    pub fn newest(&self) -> watch::Receiver<u64> {
+        self.newest.subscribe()
+    }
+
+    /// Adds one.
+    pub fn add(&self, mut event: Event) {
+        let mut events = self.events.lock().expect("no panic while the lock is held");
+        event.number = *self.newest.borrow() + 1;
+        event.unix_ms = clock::unix_ms();
+        let volume = event.volume.as_ref().map_or("-", VolumeName::as_str);
+        match event.severity {
+            Severity::Info => tracing::info!(volume, "{}", event.message),
+            Severity::Warning | Severity::Alarm => tracing::warn!(volume, "{}", event.message),
+        }
+        let number = event.number;
+        events.push_back(event);
+        if events.len() > EVENTS_KEPT {
+            events.pop_front();
+        }
+        // Under the lock: two events that happen at once must not get one number, or a follower misses the second.
+        self.newest.send_replace(number);
+        drop(events);
+    }
+
+    /// What a witness reports.
+    pub(super) fn witness(&self, node: &Node, event: WitnessEvent) {
+        let name = |volume| node.register(volume).map(|register| register.spec.name);
+        match event {
+            WitnessEvent::PromotionStarted {
+                volume,
+                epoch,
+                reason,
+            } => {
+                let message = format!("the primary of epoch {epoch} is to be replaced: {reason:?}");
+                self.add(Event {
+                    volume: name(volume),
+                    epoch,
+                    ..warning(EventKind::PrimaryLost, message)
+                });
+            }
+            WitnessEvent::PromotionWaits {
+                volume,
+                epoch,
+                answers,
+                needed,
+                missing,
+            } => {
+                let message = format!(
+                    "promotion to epoch {epoch} waits: {answers} of {needed} answers needed to see everything \
+                     committed; any of these members could complete it: {missing:?}"
+                );
+                let event = warning(EventKind::PrimaryLost, message);
+                self.add(Event {
+                    volume: name(volume),
+                    epoch,
+                    severity: Severity::Alarm,
+                    ..event
+                });
+            }
+            WitnessEvent::Promoted(certificate) => {
+                let c = &certificate;
+                let message = format!(
+                    "node {} is primary of epoch {} after node {} in epoch {}; no acknowledged write was lost: the \
+                     chosen log ends at {}, seen by {:?}",
+                    c.primary.node, c.epoch, c.from.node, c.from_epoch, c.cut, c.answers
+                );
+                let (volume, epoch, lsn) = (name(c.volume), c.epoch, c.cut.lsn);
+                let event = info(EventKind::Promoted, message);
+                self.add(Event {
+                    volume,
+                    epoch,
+                    lsn,
+                    certificate: Some(certificate),
+                    ..event
+                });
+            }
+        }
+    }
+
+    /// A register value became known here.
+    pub(super) fn learned(&self, _node: &Node, before: Option<&Register>, now: &Register) {
+        let event = |kind, message| Event {
+            volume: Some(now.spec.name.clone()),
+            epoch: now.epoch,
+            ..info(kind, message)
+        };
+        let Some(before) = before.filter(|before| before.lineage == now.lineage) else {
+            return;
+        };
+        if now.deleted && !before.deleted {
+            self.add(event(
+                EventKind::VolumeDeleted,
+                "the volume was deleted".to_owned(),
+            ));
+        }
+        for member in now
+            .members
+            .iter()
+            .filter(|member| !before.members.contains(member))
+        {
+            let message = format!(
+                "node {} is a member again; {} copies",
+                member.node,
+                now.members.len()
+            );
+            self.add(event(EventKind::MemberAdded, message));
+        }
+        for member in before
+            .members
+            .iter()
+            .filter(|member| !now.members.contains(member))
+        {
+            let message = format!(
+                "node {} was dropped; {} copies are left",
+                member.node,
+                now.members.len()
+            );
+            let event = event(EventKind::MemberRemoved, message);
+            self.add(Event {
+                severity: Severity::Warning,
+                ..event
+            });
+        }
+    }
+
+    /// A volume on this node changed its role.
+    pub(super) fn role(&self, _node: &Node, volume: &VolumeName, role: Role) {
+        match role {
+            Role::Primary { epoch } => {
+                let message = format!("serves as primary of epoch {epoch}");
+                self.add(Event {
+                    volume: Some(volume.clone()),
+                    epoch,
+                    ..info(EventKind::Promoted, message)
+                });
+            }
+            Role::Failed => {
+                let message =
+                    "this copy steps aside: its disk failed or its log is damaged".to_owned();
+                let event = warning(EventKind::DamageFound, message);
+                self.add(Event {
+                    volume: Some(volume.clone()),
+                    severity: Severity::Alarm,
+                    ..event
+                });
+            }
+            other => tracing::debug!(%volume, role = ?other, "role"),
+        }
+    }
+
+    /// A copy does not open.
+    pub(super) fn copy_failed(&self, _node: &Node, path: &Path, error: &str) {
+        let message = format!(
+            "the copy in {} does not open and is left as it is: {error}",
+            path.display()
+        );
+        self.add(Event {
+            severity: Severity::Alarm,
+            ..warning(EventKind::DamageFound, message)
+        });
+    }
+}
+
+/// An event that needs nobody.
+#[must_use]
+pub fn info(kind: EventKind, message: String) -> Event {
+    Event {
+        number: 0,
+        unix_ms: 0,
+        kind,
+        severity: Severity::Info,
+        volume: None,
+        epoch: Epoch::ZERO,
+        lsn: Lsn::ZERO,
+        message,
+        certificate: None,
+    }
+}
+
+/// An event that somebody should look at.
+#[must_use]
+pub fn warning(kind: EventKind, message: String) -> Event {
+    Event {
+        severity: Severity::Warning,
+        ..info(kind, message)
+    }
+}

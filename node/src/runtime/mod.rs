@@ -1,0 +1,425 @@
+//! The node at run time: threads, tasks and the messages between them. No decision about epochs, quorums or leases is
+//! taken here; those are the core's.
+//!
+//! * one thread for each volume ([`actor`]) and one for each volume's log ([`wal_thread`]);
+//! * one thread for the witness ([`witness`]), if the node is one;
+//! * tasks for the links to the other nodes ([`peers`]), the heartbeats ([`beats`]) and the clients.
+
+pub mod actor;
+pub mod admin_ops;
+pub mod admin_service;
+pub mod beats;
+mod client_replies;
+pub mod client_service;
+pub mod clock;
+pub mod copies;
+pub mod events;
+pub mod link_service;
+pub mod peers;
+pub mod rounds;
+pub mod serve;
+pub mod status;
+pub mod volumes;
+pub mod wal_thread;
+pub mod witness;
+pub mod witness_store;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use mainstay_replication::message::{
+    MemberEnvelope, MemberMessage, Message, RegisterMessage, WitnessMessage,
+};
+use mainstay_replication::{LeaseConfig, Role, WitnessInput};
+use mainstay_storage::engine::Engine;
+use mainstay_types::{
+    ClusterId, Incarnation, Instance, MonoTime, NodeId, PrimaryId, Register, VolumeId, VolumeName,
+};
+use mainstay_volume::store::CopyConfig;
+use mainstay_volume::{Event, VolumeConfig};
+use tokio::sync::{mpsc, watch};
+
+use actor::VolumeHandle;
+use beats::BeatsHandle;
+use copies::Copies;
+use events::EventLog;
+use peers::Peers;
+use rounds::Rounds;
+
+/// Another node.
+#[derive(Debug, Clone)]
+pub struct PeerSettings {
+    /// Its number.
+    pub node: NodeId,
+    /// `host:port` of its gRPC.
+    pub address: String,
+    /// It holds data.
+    pub data: bool,
+    /// It is a witness.
+    pub witness: bool,
+}
+
+/// What the configuration says, in the terms of this module.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// This node.
+    pub node: NodeId,
+    /// `host:port` under which others reach this node.
+    pub address: String,
+    /// This node holds data.
+    pub data: bool,
+    /// This node is a witness.
+    pub witness: bool,
+    /// Where data is kept.
+    pub data_dir: PathBuf,
+    /// The other nodes.
+    pub peers: Vec<PeerSettings>,
+    /// The I/O engine.
+    pub engine: Engine,
+    /// Bytes of a log segment.
+    pub segment_bytes: u64,
+    /// Bounds of volumes.
+    pub volume: VolumeConfig,
+    /// Leases.
+    pub lease: LeaseConfig,
+    /// Unanswered payload of one client connection.
+    pub client_bytes_max: u64,
+    /// Greatest block volume.
+    pub volume_bytes_max: u64,
+    /// Copies that this node may hold.
+    pub volumes_max: usize,
+}
+
+impl Settings {
+    /// All witnesses, by number.
+    #[must_use]
+    pub fn witnesses(&self) -> Vec<NodeId> {
+        self.nodes(self.witness, |peer| peer.witness)
+    }
+
+    /// All data nodes, by number.
+    #[must_use]
+    pub fn data_nodes(&self) -> Vec<NodeId> {
+        self.nodes(self.data, |peer| peer.data)
+    }
+
+    fn nodes(&self, own: bool, wanted: impl Fn(&PeerSettings) -> bool) -> Vec<NodeId> {
+        let others = self
+            .peers
+            .iter()
+            .filter(|peer| wanted(peer))
+            .map(|peer| peer.node);
+        let mut nodes: Vec<NodeId> = others.chain(own.then_some(self.node)).collect();
+        nodes.sort_unstable();
+        nodes
+    }
+
+    /// Where a node is reached.
+    #[must_use]
+    pub fn address_of(&self, node: NodeId) -> Option<&str> {
+        if node == self.node {
+            return Some(&self.address);
+        }
+        self.peers
+            .iter()
+            .find(|peer| peer.node == node)
+            .map(|peer| peer.address.as_str())
+    }
+}
+
+/// One running node.
+#[derive(Debug)]
+pub struct Node {
+    /// The configuration.
+    pub settings: Settings,
+    /// Where tasks run that no volume's thread should run.
+    pub handle: tokio::runtime::Handle,
+    /// This process.
+    pub instance: Instance,
+    /// When it started.
+    pub started: MonoTime,
+    /// Links to the others.
+    pub peers: Peers,
+    /// The heartbeats.
+    pub beats: BeatsHandle,
+    /// Register rounds of operators' requests.
+    pub rounds: Rounds,
+    /// What happened.
+    pub events: EventLog,
+    /// Full copies for learners.
+    pub copies: Copies,
+    /// A stop was asked for.
+    pub stopping: watch::Sender<bool>,
+    /// Everything that others wait for is done.
+    pub stopped: watch::Sender<bool>,
+    volumes: RwLock<BTreeMap<VolumeId, VolumeHandle>>,
+    /// Held while a volume is created through this node.
+    creating: tokio::sync::Mutex<()>,
+    /// The copies in the data directory are not all open yet.
+    starting: std::sync::atomic::AtomicBool,
+    /// Copies being opened or formatted at this moment.
+    opening: Mutex<std::collections::BTreeSet<VolumeId>>,
+    registers: Mutex<BTreeMap<VolumeId, Register>>,
+    witness: Option<mpsc::UnboundedSender<WitnessInput>>,
+    heard: Mutex<Vec<(NodeId, Option<Duration>)>>,
+    next_conn: AtomicU64,
+}
+
+impl Node {
+    /// A node that hosts nothing yet; made inside the runtime that carries its tasks. `witness` takes what is meant for the witness, if the node is one.
+    #[must_use]
+    pub fn new(
+        settings: Settings,
+        instance: Instance,
+        beats: BeatsHandle,
+        witness: Option<mpsc::UnboundedSender<WitnessInput>>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            peers: Peers::new(&settings.peers),
+            handle: tokio::runtime::Handle::current(),
+            settings,
+            instance,
+            started: clock::mono(),
+            beats,
+            rounds: Rounds::default(),
+            events: EventLog::default(),
+            copies: Copies::default(),
+            stopping: watch::channel(false).0,
+            stopped: watch::channel(false).0,
+            volumes: RwLock::default(),
+            creating: tokio::sync::Mutex::new(()),
+            starting: std::sync::atomic::AtomicBool::new(true),
+            opening: Mutex::default(),
+            registers: Mutex::default(),
+            witness,
+            heard: Mutex::default(),
+            next_conn: AtomicU64::new(1),
+        })
+    }
+
+    /// How copies are laid out here.
+    #[must_use]
+    pub fn copy_config(&self) -> CopyConfig {
+        CopyConfig {
+            cluster: self.settings.cluster,
+            node: self.settings.node,
+            segment_bytes: self.settings.segment_bytes,
+        }
+    }
+
+    /// A random number that is not zero.
+    #[must_use]
+    pub fn random(&self) -> u64 {
+        rand::random_range(1..=u64::MAX)
+    }
+
+    /// A name for one more client connection.
+    pub fn new_conn(&self) -> mainstay_volume::ConnId {
+        self.next_conn.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Sends to a node, this one included.
+    pub fn send(self: &Arc<Self>, to: NodeId, message: Message, batch: Bytes) {
+        if to == self.settings.node {
+            self.deliver(to, message, batch);
+        } else {
+            self.peers.send(to, &message, batch);
+        }
+    }
+
+    /// Takes a message that has arrived. Never blocks.
+    pub fn deliver(self: &Arc<Self>, from: NodeId, message: Message, batch: Bytes) {
+        match message {
+            Message::Member(envelope) => self.deliver_member(from, *envelope, batch),
+            Message::Register { volume, body } => match &body {
+                RegisterMessage::Prepare { .. } | RegisterMessage::Accept { .. } => {
+                    self.to_witness(from, Message::Register { volume, body });
+                }
+                // An answer belongs to whoever proposed: the ballot in it says who, and the others ignore it.
+                _ => {
+                    self.rounds.answer(from, volume, &body);
+                    if let Some(handle) = self.volume(volume) {
+                        handle.tell(Event::Register {
+                            from,
+                            body: body.clone(),
+                        });
+                    }
+                    self.to_witness(from, Message::Register { volume, body });
+                }
+            },
+            Message::Witness(WitnessMessage::Granted(granted)) => self.beats.granted(from, granted),
+            Message::Witness(body) => self.to_witness(from, Message::Witness(body)),
+        }
+    }
+
+    fn to_witness(&self, from: NodeId, message: Message) {
+        if let Some(witness) = &self.witness {
+            let _stopped = witness.send(WitnessInput::Message { from, message });
+        }
+    }
+
+    fn deliver_member(self: &Arc<Self>, from: NodeId, envelope: MemberEnvelope, batch: Bytes) {
+        if envelope.from.node != from {
+            return tracing::warn!(%from, claims = %envelope.from.node, "ignored a message under another node's name");
+        }
+        if matches!(
+            envelope.body,
+            MemberMessage::Sealed(_) | MemberMessage::SealRefused { .. }
+        ) {
+            return self.to_witness(from, Message::Member(Box::new(envelope)));
+        }
+        if let MemberMessage::Decided(register) = &envelope.body {
+            self.learn((**register).clone());
+        }
+        let hosted = self
+            .volume(envelope.volume)
+            .filter(|handle| handle.lineage == envelope.lineage);
+        match (hosted, &envelope.body) {
+            (Some(handle), _) => handle.tell(Event::Peer { envelope, batch }),
+            (None, MemberMessage::Append(_)) => self.say_no_copy(from, &envelope),
+            _ => {}
+        }
+    }
+
+    /// Tells a primary that this node holds no copy of its volume, unless one is just being opened.
+    fn say_no_copy(self: &Arc<Self>, to: NodeId, about: &MemberEnvelope) {
+        let starting = self.starting.load(Ordering::Acquire);
+        if !self.settings.data || starting || self.is_opening(about.volume) {
+            return;
+        }
+        let me = PrimaryId {
+            node: self.settings.node,
+            incarnation: Incarnation(0),
+            instance: self.instance,
+        };
+        let envelope = MemberEnvelope {
+            volume: about.volume,
+            lineage: about.lineage,
+            from: me,
+            body: MemberMessage::NoCopy,
+        };
+        self.send(to, Message::Member(Box::new(envelope)), Bytes::new());
+    }
+
+    /// Tells every volume, and the status page, that a link came up or broke.
+    pub fn link_changed(&self, node: NodeId, up: bool) {
+        for handle in self.volumes() {
+            handle.tell(if up {
+                Event::LinkUp { node }
+            } else {
+                Event::LinkLost { node }
+            });
+        }
+    }
+
+    /// The volume hosted here under this id.
+    #[must_use]
+    pub fn volume(&self, volume: VolumeId) -> Option<VolumeHandle> {
+        self.volumes
+            .read()
+            .expect("no panic while the lock is held")
+            .get(&volume)
+            .cloned()
+    }
+
+    /// Every volume hosted here.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<VolumeHandle> {
+        self.volumes
+            .read()
+            .expect("no panic while the lock is held")
+            .values()
+            .cloned()
+            .collect()
+    }
+
+    /// The newest decided register value that this node has seen.
+    #[must_use]
+    pub fn register(&self, volume: VolumeId) -> Option<Register> {
+        self.registers
+            .lock()
+            .expect("no panic while the lock is held")
+            .get(&volume)
+            .cloned()
+    }
+
+    /// Every newest decided register value that this node has seen.
+    #[must_use]
+    pub fn registers(&self) -> Vec<Register> {
+        self.registers
+            .lock()
+            .expect("no panic while the lock is held")
+            .values()
+            .cloned()
+            .collect()
+    }
+
+    /// Keeps a decided register value, and makes or drops this node's copy as it says.
+    pub fn learn(self: &Arc<Self>, register: Register) {
+        let volume = register.spec.name.id();
+        {
+            let mut known = self
+                .registers
+                .lock()
+                .expect("no panic while the lock is held");
+            if let Some(before) = known.get(&volume)
+                && (before.epoch, before.version) >= (register.epoch, register.version)
+                && before.lineage == register.lineage
+            {
+                return;
+            }
+            self.events.learned(self, known.get(&volume), &register);
+            known.insert(volume, register.clone());
+        }
+        volumes::reconcile(self, register);
+    }
+
+    /// How long ago each witness answered a beat.
+    pub fn witnesses_heard(&self, heard: Vec<(NodeId, Option<Duration>)>) {
+        *self.heard.lock().expect("no panic while the lock is held") = heard;
+    }
+
+    /// See [`Node::witnesses_heard`].
+    #[must_use]
+    pub fn heard(&self) -> Vec<(NodeId, Option<Duration>)> {
+        self.heard
+            .lock()
+            .expect("no panic while the lock is held")
+            .clone()
+    }
+
+    /// A volume here changed its role.
+    pub fn role_changed(&self, volume: &VolumeName, role: Role) {
+        self.events.role(self, volume, role);
+    }
+
+    /// Ends when a stop was asked for.
+    pub async fn until_stopping(&self) {
+        let mut stop = self.stopping.subscribe();
+        let _dropped = stop.wait_for(|stopping| *stopping).await.map(|_| ());
+    }
+
+    /// Ends when everything that others wait for is done.
+    pub async fn until_stopped(&self) {
+        let mut stop = self.stopped.subscribe();
+        let _dropped = stop.wait_for(|stopped| *stopped).await.map(|_| ());
+    }
+
+    /// Every copy of the data directory is open: what is not here now does not exist here.
+    fn started(&self) {
+        self.starting.store(false, Ordering::Release);
+    }
+
+    fn is_opening(&self, volume: VolumeId) -> bool {
+        self.opening
+            .lock()
+            .expect("no panic while the lock is held")
+            .contains(&volume)
+    }
+}

@@ -1,0 +1,134 @@
+//! Register rounds that operators' requests run: create, delete, look up.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use mainstay_replication::message::{Message, RegisterMessage, RoundResult};
+use mainstay_replication::{Mistakes, Round};
+use mainstay_types::{NodeId, Register, RegisterId, VolumeId};
+use tokio::sync::mpsc;
+
+use super::{Node, clock};
+
+type Answer = (NodeId, RegisterMessage);
+
+/// Rounds under way.
+#[derive(Debug, Default)]
+pub struct Rounds {
+    next: AtomicU64,
+    waiting: Mutex<BTreeMap<u64, (VolumeId, mpsc::UnboundedSender<Answer>)>>,
+}
+
+/// The witnesses did not settle it in time. Whether a change was made is unknown; read the register to find out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "no majority of the witnesses answered within {0:?}; check that they run and can be reached"
+)]
+pub struct NoWitnesses(pub Duration);
+
+impl Rounds {
+    /// A witness's answer, for whichever round it belongs to.
+    pub fn answer(&self, from: NodeId, volume: VolumeId, body: &RegisterMessage) {
+        let waiting = self
+            .waiting
+            .lock()
+            .expect("no panic while the lock is held");
+        for (_, sender) in waiting.values().filter(|(wanted, _)| *wanted == volume) {
+            let _ended = sender.send((from, body.clone()));
+        }
+    }
+}
+
+/// The decided value of a volume's register; `None` if there never was one.
+///
+/// # Errors
+/// No majority of the witnesses answered within `patience`.
+pub async fn read(
+    node: &Arc<Node>,
+    volume: VolumeId,
+    patience: Duration,
+) -> Result<Option<Register>, NoWitnesses> {
+    let witnesses = node.settings.witnesses();
+    let retry = node.settings.lease.retry * 2;
+    let round = Round::read(
+        clock::mono(),
+        &witnesses,
+        node.random(),
+        retry,
+        Mistakes::NONE,
+    );
+    match run(node, volume, round, patience).await? {
+        RoundResult::Decided(register) | RoundResult::Conflict(register) => {
+            node.learn((*register).clone());
+            Ok(Some(*register))
+        }
+        RoundResult::Absent => Ok(None),
+    }
+}
+
+/// Replaces the value with id `expect` by `new`.
+///
+/// # Errors
+/// No majority of the witnesses answered within `patience`: whether the change was made is unknown.
+pub async fn swap(
+    node: &Arc<Node>,
+    expect: RegisterId,
+    new: Register,
+    patience: Duration,
+) -> Result<RoundResult, NoWitnesses> {
+    let volume = new.spec.name.id();
+    let witnesses = node.settings.witnesses();
+    let retry = node.settings.lease.retry * 2;
+    let round = Round::swap(
+        clock::mono(),
+        &witnesses,
+        node.random(),
+        retry,
+        Mistakes::NONE,
+        expect,
+        new,
+    );
+    run(node, volume, round, patience).await
+}
+
+async fn run(
+    node: &Arc<Node>,
+    volume: VolumeId,
+    mut round: Round,
+    patience: Duration,
+) -> Result<RoundResult, NoWitnesses> {
+    let (sender, mut answers) = mpsc::unbounded_channel();
+    let id = node.rounds.next.fetch_add(1, Ordering::Relaxed);
+    node.rounds
+        .waiting
+        .lock()
+        .expect("no panic while the lock is held")
+        .insert(id, (volume, sender));
+    let give_up = clock::mono() + patience;
+    let result = loop {
+        while let Some((to, body)) = round.poll_send() {
+            node.send(to, Message::Register { volume, body }, Bytes::new());
+        }
+        if clock::mono() >= give_up {
+            break Err(NoWitnesses(patience));
+        }
+        let wait = clock::until(round.deadline().min(give_up), patience);
+        match tokio::time::timeout(wait, answers.recv()).await {
+            Ok(Some((from, body))) => {
+                if let Some(result) = round.handle(clock::mono(), from, body) {
+                    break Ok(result);
+                }
+            }
+            Ok(None) | Err(_) => round.tick(clock::mono()),
+        }
+    };
+    node.rounds
+        .waiting
+        .lock()
+        .expect("no panic while the lock is held")
+        .remove(&id);
+    result
+}

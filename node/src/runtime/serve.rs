@@ -1,0 +1,166 @@
+//! Starts a node and stops it: what runs, in which order, until a stop is asked for.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use mainstay_proto::MESSAGE_BYTES_MAX;
+use mainstay_proto::tuning::node_server;
+use mainstay_proto::v1::admin_server::AdminServer;
+use mainstay_proto::v1::client_server::ClientServer;
+use mainstay_proto::v1::replication_server::ReplicationServer;
+use mainstay_proto::v1::witness_server::WitnessServer;
+use mainstay_types::Instance;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+use super::admin_service::AdminService;
+use super::client_service::ClientService;
+use super::link_service::LinkService;
+use super::witness_store::WitnessStore;
+use super::{Node, Settings, beats, events, peers, volumes, witness};
+
+/// How long a stop waits for open streams to end by themselves.
+const STREAMS_END: Duration = Duration::from_millis(300);
+
+/// A node that runs.
+#[derive(Debug)]
+pub struct Running {
+    /// The node.
+    pub node: Arc<Node>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    witness: Option<std::thread::JoinHandle<()>>,
+}
+
+/// Starts a node on a bound listener.
+///
+/// # Errors
+/// Its directories or stores cannot be used; the error says which and what to do.
+pub async fn start(
+    mut settings: Settings,
+    instance: Instance,
+    listener: TcpListener,
+    witness_dir: &std::path::Path,
+) -> anyhow::Result<Running> {
+    let (beats_handle, beats_queue) = beats::channel();
+    let mut store = None;
+    if settings.witness {
+        std::fs::create_dir_all(witness_dir).with_context(|| witness_dir.display().to_string())?;
+        let opened = WitnessStore::open(
+            &witness_dir.join("witness.redb"),
+            settings.cluster,
+            settings.node,
+        )?;
+        let present = u64::try_from(
+            settings
+                .lease
+                .lease_longest
+                .max(settings.lease.lease)
+                .as_millis(),
+        )?;
+        settings.lease.lease_longest = Duration::from_millis(opened.longest_lease_ms(present)?);
+        store = Some(opened);
+    }
+    let (witness_to, witness_inputs) = mpsc::unbounded_channel();
+    let witness_to = store.is_some().then_some(witness_to);
+    let node = Node::new(settings, instance, beats_handle, witness_to);
+    let witness = store
+        .map(|store| {
+            let node = node.clone();
+            let run = move || witness::run(&node, &store, witness_inputs);
+            std::thread::Builder::new()
+                .name("witness".to_owned())
+                .spawn(run)
+        })
+        .transpose()?;
+    let mut tasks = vec![tokio::spawn(serve_grpc(node.clone(), listener))];
+    for peer in node.settings.peers.clone() {
+        // Two data nodes, or anybody and a witness, have something to say to each other.
+        if peer.witness || (node.settings.data && peer.data) || (node.settings.witness && peer.data)
+        {
+            tasks.push(tokio::spawn(peers::keep_link(node.clone(), peer)));
+        }
+    }
+    if node.settings.data {
+        volumes::open_all(&node).await.context("data directory")?;
+        node.started();
+        tasks.push(tokio::spawn(beats::run(node.clone(), beats_queue)));
+    }
+    let started = format!("node {} started, instance {instance}", node.settings.node);
+    node.events
+        .add(events::info(events::EventKind::NodeStarted, started));
+    Ok(Running {
+        node,
+        tasks,
+        witness,
+    })
+}
+
+async fn serve_grpc(node: Arc<Node>, listener: TcpListener) {
+    let links = LinkService(node.clone());
+    let limit = MESSAGE_BYTES_MAX;
+    let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+    let serve = node_server()
+        .add_service(
+            ReplicationServer::new(links.clone())
+                .max_decoding_message_size(limit)
+                .max_encoding_message_size(limit),
+        )
+        .add_service(
+            WitnessServer::new(links)
+                .max_decoding_message_size(limit)
+                .max_encoding_message_size(limit),
+        )
+        .add_service(
+            ClientServer::new(ClientService(node.clone()))
+                .max_decoding_message_size(limit)
+                .max_encoding_message_size(limit),
+        )
+        .add_service(AdminServer::new(AdminService(node.clone())))
+        .serve_with_incoming_shutdown(incoming, async { node.until_stopped().await });
+    if let Err(error) = serve.await {
+        tracing::error!(%error, "gRPC server ended");
+    }
+}
+
+impl Running {
+    /// Hands over what this node is primary of, writes checkpoints, closes the files, and ends.
+    pub async fn stop(self) {
+        let node = &self.node;
+        node.events.add(events::info(
+            events::EventKind::NodeStopped,
+            "this node stops".to_owned(),
+        ));
+        volumes::stop_all(node).await;
+        node.stopping.send_replace(true);
+        node.stopped.send_replace(true);
+        let tasks = self.tasks;
+        let all = async {
+            for task in tasks {
+                let _ended = task.await;
+            }
+        };
+        if tokio::time::timeout(STREAMS_END, all).await.is_err() {
+            tracing::debug!("some streams were cut");
+        }
+        drop(self.witness);
+    }
+}
+
+/// Binds a listener, and says what to do if that fails.
+///
+/// # Errors
+/// The address is taken or not of this machine.
+pub async fn bind(what: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => anyhow::anyhow!(
+            "{what} address {address} is in use by another process: stop it, or choose another address in the \
+             configuration"
+        ),
+        std::io::ErrorKind::AddrNotAvailable => anyhow::anyhow!(
+            "{what} address {address} is not an address of this machine: correct it in the configuration"
+        ),
+        _ => anyhow::anyhow!("{what} address {address}: {error}"),
+    })
+}

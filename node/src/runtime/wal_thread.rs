@@ -1,0 +1,218 @@
+//! The thread that writes one volume's log. It owns the log and the durable facts; a disk that hangs hangs only it.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mainstay_storage::engine::{Engine, RealDisk, run_on};
+use mainstay_storage::wal::PreparedSegment;
+use mainstay_storage::{Meta, Wal};
+use mainstay_types::Lsn;
+use mainstay_volume::store::{CopyConfig, CopyError, LogFacts, StoreError, carry_out, open_log};
+use mainstay_volume::{Event, WalJob, WalWrite};
+use tokio::sync::{mpsc, oneshot};
+
+use super::actor::ToVolume;
+
+/// A mark is written this long after the last batch, so that a later start can tell that it was whole.
+const MARK_AFTER: Duration = Duration::from_millis(5);
+
+/// How often a write that found no room is tried again.
+const ROOM_AGAIN: Duration = Duration::from_millis(250);
+
+/// What the thread is asked to do.
+#[derive(Debug)]
+pub enum ToLog {
+    /// A write, in order.
+    Job(WalJob),
+    /// Unlink segments below.
+    Recycle(Lsn),
+    /// The image that was being replaced is consistent: say so durably.
+    Rebuilt,
+    /// Stop once everything before is done.
+    Stop,
+}
+
+/// Opens the log in `dir` on a thread of its own, and carries out what `jobs` brings until `Stop`.
+pub fn spawn(
+    engine: Engine,
+    dir: PathBuf,
+    config: CopyConfig,
+    jobs: mpsc::UnboundedReceiver<ToLog>,
+    events: mpsc::UnboundedSender<ToVolume>,
+    opened: oneshot::Sender<Result<LogFacts, CopyError>>,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name("wal".to_owned())
+        .spawn(move || {
+            let failed = events.clone();
+            let ran = run_on(engine, |disk| async move {
+                match open_log(&disk, &dir, &config).await {
+                    Ok((wal, meta, facts)) => {
+                        let _gone = opened.send(Ok(facts));
+                        LogWriter {
+                            engine,
+                            wal,
+                            meta,
+                            jobs,
+                            events,
+                            queue: VecDeque::new(),
+                            commit: Lsn::ZERO,
+                        }
+                        .run()
+                        .await;
+                    }
+                    Err(error) => {
+                        let _gone = opened.send(Err(error));
+                    }
+                }
+            });
+            if let Err(error) = ran {
+                let reason = format!("no runtime for the log: {error}");
+                let _gone = failed.send(ToVolume::Event(Event::StorageFailed { reason }));
+            }
+        })
+}
+
+struct LogWriter {
+    engine: Engine,
+    wal: Wal<RealDisk>,
+    meta: Meta<RealDisk>,
+    jobs: mpsc::UnboundedReceiver<ToLog>,
+    events: mpsc::UnboundedSender<ToVolume>,
+    queue: VecDeque<WalJob>,
+    commit: Lsn,
+}
+
+impl LogWriter {
+    async fn run(mut self) {
+        let (prepared_to, mut prepared) = mpsc::unbounded_channel();
+        let mut unmarked = false;
+        self.prepare(&prepared_to);
+        loop {
+            let next = tokio::select! {
+                biased;
+                job = self.jobs.recv() => match job {
+                    Some(job) => job,
+                    None => return,
+                },
+                segment = prepared.recv() => {
+                    if let Some(segment) = segment {
+                        self.adopt(segment);
+                    }
+                    continue;
+                }
+                () = tokio::time::sleep(MARK_AFTER), if unmarked => {
+                    unmarked = false;
+                    let commit = self.commit;
+                    if let Err(error) = self.wal.mark(commit).await {
+                        return self.fail(error.to_string());
+                    }
+                    continue;
+                }
+            };
+            let mut stop = self.take(next).await;
+            while let Ok(more) = self.jobs.try_recv() {
+                stop |= self.take(more).await;
+            }
+            while !self.queue.is_empty() {
+                match carry_out(&mut self.wal, &mut self.meta, &mut self.queue).await {
+                    Ok(Some(op)) => self.tell(Event::Stored { op }),
+                    Ok(None) => {}
+                    Err(StoreError::NoSpace(error)) => {
+                        // Clients wait; reads go on; other members may be better off, and the witnesses see to it.
+                        tracing::warn!(error, "the disk is full: writes wait until there is room");
+                        tokio::time::sleep(ROOM_AGAIN).await;
+                    }
+                    Err(error) => return self.fail(error.to_string()),
+                }
+                unmarked = true;
+                while let Ok(segment) = prepared.try_recv() {
+                    self.adopt(segment);
+                }
+                self.prepare(&prepared_to);
+                while let Ok(more) = self.jobs.try_recv() {
+                    stop |= self.take(more).await;
+                }
+            }
+            if stop {
+                let _best_effort = self.wal.mark(self.commit).await;
+                self.remember_commit().await;
+                return;
+            }
+        }
+    }
+
+    /// Queues a write, or does what is not one. True for `Stop`.
+    async fn take(&mut self, job: ToLog) -> bool {
+        match job {
+            ToLog::Job(job) => {
+                if let WalWrite::Append { commit, .. } = &job.write {
+                    self.commit = self.commit.max(*commit);
+                }
+                self.queue.push_back(job);
+            }
+            ToLog::Recycle(below) => {
+                if let Err(error) = self.wal.recycle_below(below).await {
+                    tracing::warn!(%error, "segments stay until the next start");
+                }
+                self.remember_commit().await;
+                self.tell(Event::Recycled {
+                    first: self.wal.first_lsn(),
+                });
+            }
+            ToLog::Rebuilt => match self.meta.update(|facts| facts.rebuilding = false).await {
+                Ok(()) => self.tell(Event::Rebuilt),
+                Err(error) => self.fail(error.to_string()),
+            },
+            ToLog::Stop => return true,
+        }
+        false
+    }
+
+    /// Writes a floor of the commit point down, so that a later start finds out if the log lost its end.
+    async fn remember_commit(&mut self) {
+        let commit = self.commit.min(self.wal.durable().point().lsn);
+        if commit > self.meta.facts().commit
+            && let Err(error) = self.meta.update(|facts| facts.commit = commit).await
+        {
+            self.fail(error.to_string());
+        }
+    }
+
+    /// Has the next segment zero-filled in the background, so that no append waits for it.
+    fn prepare(&mut self, to: &mpsc::UnboundedSender<std::io::Result<PreparedSegment>>) {
+        let Some(plan) = self.wal.plan_prepare() else {
+            return;
+        };
+        let (to, engine) = (to.clone(), self.engine);
+        let spawned = std::thread::Builder::new()
+            .name("wal-prepare".to_owned())
+            .spawn(move || {
+                let result = run_on(engine, |disk| async move { plan.run(&disk).await });
+                let _gone = to.send(result.and_then(|prepared| prepared));
+            });
+        if let Err(error) = spawned {
+            self.adopt(Err(error));
+        }
+    }
+
+    fn adopt(&mut self, segment: std::io::Result<PreparedSegment>) {
+        if let Err(error) = self.wal.adopt(segment) {
+            tracing::warn!(%error, "the next log segment could not be prepared; free some disk space");
+        }
+    }
+
+    fn tell(&self, event: Event) {
+        let _gone = self.events.send(ToVolume::Event(event));
+    }
+
+    /// Final for this copy in this process.
+    fn fail(&self, reason: String) {
+        tracing::error!(
+            reason,
+            "the log cannot be written any more; this copy steps aside until a restart"
+        );
+        self.tell(Event::StorageFailed { reason });
+    }
+}

@@ -1,0 +1,89 @@
+//! The witness's thread: the core over its durable records, one transaction for all that arrived together.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use mainstay_replication::{
+    OpId, Witness, WitnessEvent, WitnessInput, WitnessOutput, WitnessStart,
+};
+use tokio::sync::mpsc;
+
+use super::witness_store::{StoreError, WitnessStore};
+use super::{Node, clock};
+
+/// Inputs taken before what they lead to is stored.
+const INPUTS_AT_ONCE: usize = 256;
+
+/// Runs the witness until `inputs` ends. Blocks its thread.
+pub fn run(
+    node: &Arc<Node>,
+    store: &WitnessStore,
+    mut inputs: mpsc::UnboundedReceiver<WitnessInput>,
+) {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return tracing::error!(%error, "no runtime for the witness"),
+    };
+    let records = match store.load() {
+        Ok(records) => records,
+        Err(error) => return tracing::error!(%error, "the witness does not start"),
+    };
+    let start = WitnessStart {
+        node: node.settings.node,
+        instance: node.instance,
+        witnesses: node.settings.witnesses(),
+        records,
+        seed: node.random(),
+    };
+    let mut witness = Witness::new(clock::mono(), node.settings.lease.clone(), start);
+    loop {
+        if let Err(error) = carry_out(node, store, &mut witness) {
+            // A witness that cannot write must not answer: what it promised would be forgotten.
+            return tracing::error!(%error, "the witness cannot store its votes any more and stops answering");
+        }
+        let wait = clock::until(witness.next_deadline(), Duration::from_secs(1));
+        let input = runtime.block_on(async { tokio::time::timeout(wait, inputs.recv()).await });
+        match input {
+            Ok(Some(input)) => witness.handle(clock::mono(), input),
+            Ok(None) => return,
+            Err(_) => witness.handle(clock::mono(), WitnessInput::Tick),
+        }
+        for _ in 0..INPUTS_AT_ONCE {
+            let Ok(input) = inputs.try_recv() else { break };
+            witness.handle(clock::mono(), input);
+        }
+    }
+}
+
+/// Stores what must be stored, and sends what may be sent.
+fn carry_out(
+    node: &Arc<Node>,
+    store: &WitnessStore,
+    witness: &mut Witness,
+) -> Result<(), StoreError> {
+    loop {
+        let mut records = Vec::new();
+        let mut last: Option<OpId> = None;
+        while let Some(output) = witness.poll_output() {
+            match output {
+                WitnessOutput::Persist { op, volume, record } => {
+                    records.push((volume, record));
+                    last = Some(op);
+                }
+                WitnessOutput::Send { to, message } => node.send(to, message, Bytes::new()),
+                WitnessOutput::Event(event) => report(node, event),
+            }
+        }
+        let Some(op) = last else { return Ok(()) };
+        store.save(&records)?;
+        witness.handle(clock::mono(), WitnessInput::Persisted(op));
+    }
+}
+
+fn report(node: &Node, event: WitnessEvent) {
+    node.events.witness(node, event);
+}

@@ -1,0 +1,227 @@
+//! A witness's durable records, in redb: a few hundred bytes a volume, one durable transaction for each batch.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use mainstay_replication::WitnessRecord;
+use mainstay_replication::message::Ballot;
+use mainstay_types::{ClusterId, Epoch, Instance, NodeId, Register, VolumeId};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+
+const RECORDS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("records");
+const FACTS: TableDefinition<'_, &str, u64> = TableDefinition::new("facts");
+
+/// Version of the JSON in `records`.
+const VERSION: u16 = 1;
+
+/// Why the store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database.
+    #[error("witness store: {0}")]
+    Database(String),
+    /// A record does not decode.
+    #[error("witness store: record of volume {volume} is damaged: {why}")]
+    Record {
+        /// Which.
+        volume: VolumeId,
+        /// What is wrong.
+        why: String,
+    },
+    /// It belongs to another witness.
+    #[error(
+        "this witness store belongs to node {found_node} of cluster {found_cluster}, this is node {node} of cluster \
+         {cluster}: give this node its own directory"
+    )]
+    OtherNode {
+        /// Found.
+        found_cluster: ClusterId,
+        /// Found.
+        found_node: u64,
+        /// Ours.
+        cluster: ClusterId,
+        /// Ours.
+        node: NodeId,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    version: u16,
+    promised: (u64, Instance),
+    accepted: Option<((u64, Instance), Register)>,
+    fenced: Epoch,
+}
+
+/// The open store.
+#[derive(Debug)]
+pub struct WitnessStore {
+    database: Database,
+}
+
+fn failed(error: impl std::fmt::Display) -> StoreError {
+    StoreError::Database(error.to_string())
+}
+
+impl WitnessStore {
+    /// Opens or makes the store at `path`.
+    ///
+    /// # Errors
+    /// It belongs to another node, is damaged, or in use.
+    pub fn open(path: &Path, cluster: ClusterId, node: NodeId) -> Result<Self, StoreError> {
+        let database = Database::create(path).map_err(failed)?;
+        let store = Self { database };
+        store.claim(cluster, node)?;
+        Ok(store)
+    }
+
+    fn claim(&self, cluster: ClusterId, node: NodeId) -> Result<(), StoreError> {
+        let write = self.database.begin_write().map_err(failed)?;
+        {
+            let mut facts = write.open_table(FACTS).map_err(failed)?;
+            write.open_table(RECORDS).map_err(failed)?;
+            let found_cluster = facts
+                .get("cluster")
+                .map_err(failed)?
+                .map(|value| value.value());
+            let found_node = facts
+                .get("node")
+                .map_err(failed)?
+                .map(|value| value.value());
+            match (found_cluster, found_node) {
+                (Some(c), Some(n)) if c != cluster.0 || n != u64::from(node.0) => {
+                    return Err(StoreError::OtherNode {
+                        found_cluster: ClusterId(c),
+                        found_node: n,
+                        cluster,
+                        node,
+                    });
+                }
+                _ => {
+                    facts.insert("cluster", cluster.0).map_err(failed)?;
+                    facts.insert("node", u64::from(node.0)).map_err(failed)?;
+                }
+            }
+        }
+        write.commit().map_err(failed)
+    }
+
+    /// The longest lease that was ever configured, `present_ms` among them; durable on return (M2).
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn longest_lease_ms(&self, present_ms: u64) -> Result<u64, StoreError> {
+        let write = self.database.begin_write().map_err(failed)?;
+        let longest = {
+            let mut facts = write.open_table(FACTS).map_err(failed)?;
+            let before = facts
+                .get("lease_longest_ms")
+                .map_err(failed)?
+                .map_or(0, |value| value.value());
+            let longest = before.max(present_ms);
+            facts.insert("lease_longest_ms", longest).map_err(failed)?;
+            longest
+        };
+        write.commit().map_err(failed)?;
+        Ok(longest)
+    }
+
+    /// Every record.
+    ///
+    /// # Errors
+    /// The database's, or a record does not decode.
+    pub fn load(&self) -> Result<BTreeMap<VolumeId, WitnessRecord>, StoreError> {
+        let read = self.database.begin_read().map_err(failed)?;
+        let table = read.open_table(RECORDS).map_err(failed)?;
+        let mut records = BTreeMap::new();
+        for row in table.iter().map_err(failed)? {
+            let (volume, bytes) = row.map_err(failed)?;
+            let volume = VolumeId(volume.value());
+            records.insert(volume, decode(volume, bytes.value())?);
+        }
+        Ok(records)
+    }
+
+    /// Stores records, in order; durable on return.
+    ///
+    /// # Errors
+    /// The database's: nothing of it may be answered for.
+    pub fn save(&self, records: &[(VolumeId, WitnessRecord)]) -> Result<(), StoreError> {
+        let write = self.database.begin_write().map_err(failed)?;
+        {
+            let mut table = write.open_table(RECORDS).map_err(failed)?;
+            for (volume, record) in records {
+                let bytes = serde_json::to_vec(&encode(record)).map_err(failed)?;
+                table.insert(volume.0, bytes.as_slice()).map_err(failed)?;
+            }
+        }
+        write.commit().map_err(failed)
+    }
+}
+
+fn encode(record: &WitnessRecord) -> Stored {
+    let ballot = |ballot: Ballot| (ballot.counter, ballot.proposer);
+    Stored {
+        version: VERSION,
+        promised: ballot(record.promised),
+        accepted: record
+            .accepted
+            .as_ref()
+            .map(|(b, register)| (ballot(*b), (**register).clone())),
+        fenced: record.fenced,
+    }
+}
+
+fn decode(volume: VolumeId, bytes: &[u8]) -> Result<WitnessRecord, StoreError> {
+    let bad = |why: String| StoreError::Record { volume, why };
+    let stored: Stored = serde_json::from_slice(bytes).map_err(|error| bad(error.to_string()))?;
+    if stored.version != VERSION {
+        return Err(bad(format!(
+            "version {}, this program reads {VERSION}",
+            stored.version
+        )));
+    }
+    let ballot = |(counter, proposer)| Ballot { counter, proposer };
+    Ok(WitnessRecord {
+        promised: ballot(stored.promised),
+        accepted: stored
+            .accepted
+            .map(|(b, register)| (ballot(b), Box::new(register))),
+        fenced: stored.fenced,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn votes_survive_a_restart_and_another_node_is_refused() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("witness.redb");
+        let record = WitnessRecord {
+            promised: Ballot {
+                counter: 7,
+                proposer: Instance(3),
+            },
+            accepted: None,
+            fenced: Epoch(2),
+        };
+        {
+            let store = WitnessStore::open(&path, ClusterId(1), NodeId(101)).expect("opens");
+            store.save(&[(VolumeId(5), record.clone())]).expect("saves");
+            assert_eq!(store.longest_lease_ms(800).expect("stored"), 800);
+        }
+        {
+            let store = WitnessStore::open(&path, ClusterId(1), NodeId(101)).expect("opens");
+            assert_eq!(
+                store.load().expect("loads").get(&VolumeId(5)),
+                Some(&record)
+            );
+            assert_eq!(store.longest_lease_ms(500).expect("stored"), 800);
+        }
+        let other = WitnessStore::open(&path, ClusterId(1), NodeId(102));
+        assert!(matches!(other, Err(StoreError::OtherNode { .. })));
+    }
+}

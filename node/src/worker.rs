@@ -1,0 +1,144 @@
+//! The process that does the work of a node, under its supervisor.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use mainstay_client::{Client, ClientConfig};
+use mainstay_storage::engine::Engine;
+use mainstay_storage::identity::{DataDirLock, NodeIdentity};
+use mainstay_types::Instance;
+use mainstay_volume::VolumeConfig;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::{Config, EngineChoice, Role};
+use crate::http;
+use crate::nbd_export::serve_exports;
+use crate::runtime::serve::{self, bind};
+use crate::runtime::{Node, PeerSettings, Settings};
+
+const MIB: u64 = 1 << 20;
+
+/// Runs the node of `config` as process `instance`, until SIGTERM or SIGINT; then hands over and ends.
+///
+/// # Errors
+/// The node cannot start; the error says why and what to do.
+pub async fn run(config: Config, instance: Instance) -> anyhow::Result<()> {
+    abort_on_panic();
+    let dir = &config.node.data_dir;
+    std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+    let lock = DataDirLock::acquire(dir)?;
+    NodeIdentity::claim(dir, &lock, config.cluster_id(), config.node_id())?;
+    let grpc = bind("grpc", config.node.grpc.0).await?;
+    let http = bind("http", config.node.http.0).await?;
+    let nbd = match config.node.nbd {
+        Some(address) => Some(bind("nbd", address.0).await?),
+        None => None,
+    };
+    let settings = settings(&config, grpc.local_addr()?.port());
+    let witness_dir = config.witness_dir();
+    let running = serve::start(settings, instance, grpc, &witness_dir).await?;
+    let http = tokio::spawn(http::serve(running.node.clone(), http));
+    let nbd =
+        nbd.map(|listener| tokio::spawn(serve_nbd(running.node.clone(), listener, config.clone())));
+    stop_asked().await?;
+    tracing::info!("stopping: handing over what this node is primary of");
+    running.stop().await;
+    let _ended = tokio::time::timeout(Duration::from_millis(500), http).await;
+    if let Some(nbd) = nbd {
+        let _ended = tokio::time::timeout(Duration::from_millis(500), nbd).await;
+    }
+    drop(lock);
+    Ok(())
+}
+
+/// A panic in any thread ends the process: no half a node may go on claiming leases. The supervisor reports it.
+fn abort_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::abort();
+    }));
+}
+
+/// Greatest block volume: what the checksums' page numbers and the file systems in use bear.
+const BLOCK_VOLUME_BYTES_MAX: u64 = 16 << 40;
+
+async fn stop_asked() -> std::io::Result<()> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+fn settings(config: &Config, port: u16) -> Settings {
+    let peers = config
+        .peers
+        .iter()
+        .filter(|peer| peer.id != config.node_id())
+        .map(|peer| PeerSettings {
+            node: peer.id,
+            address: peer.grpc.to_string(),
+            data: peer.roles.contains(&Role::Data),
+            witness: peer.roles.contains(&Role::Witness),
+        });
+    let storage = &config.storage;
+    let volume = VolumeConfig {
+        member: config.member_config(),
+        record_bytes_max: config.limits.record_bytes_max,
+        checkpoint_bytes: storage.checkpoint_wal_mib * MIB,
+        ..VolumeConfig::default()
+    };
+    let engine = match storage.engine {
+        EngineChoice::Auto => Engine::probe(),
+        EngineChoice::Uring => Engine::Uring,
+        EngineChoice::Threads => Engine::Threads,
+    };
+    Settings {
+        cluster: config.cluster_id(),
+        node: config.node_id(),
+        address: config.advertised(port).to_string(),
+        data: config.node.roles.contains(&Role::Data),
+        witness: config.node.roles.contains(&Role::Witness),
+        data_dir: config.node.data_dir.clone(),
+        peers: peers.collect(),
+        engine,
+        segment_bytes: storage.segment_mib * MIB,
+        volume,
+        lease: config.lease_config(),
+        client_bytes_max: config.limits.client_bytes_max,
+        volume_bytes_max: BLOCK_VOLUME_BYTES_MAX,
+        volumes_max: config.limits.volumes_max as usize,
+    }
+}
+
+/// Exports every block volume of the cluster, through the client library: any node serves any volume.
+async fn serve_nbd(node: Arc<Node>, listener: TcpListener, config: Config) {
+    let own = node.settings.address.clone();
+    let others = node.settings.peers.iter().filter(|peer| peer.data);
+    let endpoints = others.map(|peer| peer.address.clone());
+    let endpoints: Vec<String> = node
+        .settings
+        .data
+        .then_some(own)
+        .into_iter()
+        .chain(endpoints)
+        .collect();
+    let client = loop {
+        let connected = tokio::select! {
+            connected = Client::connect(ClientConfig::new(endpoints.clone())) => connected,
+            () = node.until_stopped() => return,
+        };
+        match connected {
+            Ok(client) => break client,
+            Err(error) => tracing::warn!(%error, "nothing to export yet"),
+        }
+    };
+    let park_timeout = Duration::from_millis(config.nbd.park_timeout_ms);
+    let stopped = node.until_stopped();
+    serve_exports(listener, client, park_timeout, config.nbd.limits(), stopped).await;
+}

@@ -1,0 +1,143 @@
+//! The supervisor above one worker.
+
+use std::io::Read;
+
+use mainstay_node::devcluster::Signal;
+use mainstay_node::processes;
+use mainstay_node::supervisor::EXIT_CONFIG;
+
+use crate::Test;
+use crate::fakes::EXIT_AT_ONCE;
+use crate::support::{TestNode, ended, kill, wait_for};
+
+pub(crate) const TESTS: &[Test] = &[
+    (
+        "a_killed_worker_is_released_once_and_replaced_by_a_new_instance",
+        a_killed_worker_is_released_once_and_replaced_by_a_new_instance,
+    ),
+    (
+        "without_restart_the_supervisor_reports_and_ends_with_the_workers_code",
+        without_restart_the_supervisor_reports_and_ends_with_the_workers_code,
+    ),
+    ("a_clean_stop_reports_nothing", a_clean_stop_reports_nothing),
+    (
+        "a_worker_that_cannot_run_is_not_started_again",
+        a_worker_that_cannot_run_is_not_started_again,
+    ),
+    (
+        "a_worker_that_keeps_failing_is_started_again_and_a_signal_ends_the_pause",
+        a_worker_that_keeps_failing_is_started_again_and_a_signal_ends_the_pause,
+    ),
+    (
+        "a_worker_outlives_its_supervisor_and_the_next_one_replaces_it",
+        a_worker_outlives_its_supervisor_and_the_next_one_replaces_it,
+    ),
+    (
+        "a_second_supervisor_of_one_node_is_refused",
+        a_second_supervisor_of_one_node_is_refused,
+    ),
+];
+
+fn a_killed_worker_is_released_once_and_replaced_by_a_new_instance() {
+    let mut node = TestNode::new();
+    let mut supervisor = node.supervise(&[]);
+    let first = node.worker(&supervisor, None);
+    kill(first.pid, Signal::KILL);
+    let second = node.worker(&supervisor, Some(first));
+    assert_ne!(first.instance, second.instance);
+    let report = wait_for("a report", || node.reports().first().cloned());
+    assert_eq!(report, format!("1 {} gone", first.instance));
+
+    kill(supervisor.id(), Signal::TERM);
+    assert_eq!(ended(&mut supervisor).code(), Some(0));
+    assert_eq!(node.reports().len(), 1, "the second one stopped cleanly");
+}
+
+fn without_restart_the_supervisor_reports_and_ends_with_the_workers_code() {
+    let mut node = TestNode::new();
+    let mut supervisor = node.supervise(&["--no-restart"]);
+    let worker = node.worker(&supervisor, None);
+    kill(worker.pid, Signal::KILL);
+    assert_eq!(ended(&mut supervisor).code(), Some(128 + 9));
+    assert_eq!(node.reports(), [format!("1 {} gone", worker.instance)]);
+    assert_eq!(node.starts().len(), 1);
+}
+
+fn a_clean_stop_reports_nothing() {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        let mut node = TestNode::new();
+        let mut supervisor = node.supervise(&[]);
+        let worker = node.worker(&supervisor, None);
+        wait_for("the worker's handlers", || answers(&node).then_some(()));
+        kill(supervisor.id(), signal);
+        assert_eq!(ended(&mut supervisor).code(), Some(0), "{signal:?}");
+        assert!(!processes::runs(worker.pid, &worker.instance.to_string()));
+        assert_eq!(node.reports(), Vec::<String>::new());
+    }
+}
+
+/// A worker that was started has handlers once it listens.
+fn answers(node: &TestNode) -> bool {
+    let config = mainstay_node::config::Config::load(&node.config).expect("good");
+    std::net::TcpStream::connect(config.node.http.0).is_ok()
+}
+
+fn a_worker_that_cannot_run_is_not_started_again() {
+    let mut node = TestNode::new();
+    node.put(EXIT_AT_ONCE, &EXIT_CONFIG.to_string());
+    let mut supervisor = node.supervise(&[]);
+    assert_eq!(ended(&mut supervisor).code(), Some(EXIT_CONFIG));
+    assert_eq!(node.starts().len(), 1);
+}
+
+fn a_worker_that_keeps_failing_is_started_again_and_a_signal_ends_the_pause() {
+    let mut node = TestNode::new();
+    node.put(EXIT_AT_ONCE, "3");
+    let mut supervisor = node.supervise(&[]);
+    wait_for("four starts", || (node.starts().len() >= 4).then_some(()));
+    kill(supervisor.id(), Signal::TERM);
+    assert_eq!(ended(&mut supervisor).code(), Some(3));
+    let mut starts = node.starts();
+    let count = starts.len();
+    starts.sort();
+    starts.dedup();
+    assert_eq!(starts.len(), count, "no instance twice");
+}
+
+fn a_worker_outlives_its_supervisor_and_the_next_one_replaces_it() {
+    let mut node = TestNode::new();
+    let mut first = node.supervise(&[]);
+    let orphan = node.worker(&first, None);
+    wait_for("the worker's handlers", || answers(&node).then_some(()));
+    kill(first.id(), Signal::KILL);
+    ended(&mut first);
+    assert!(processes::runs(orphan.pid, &orphan.instance.to_string()));
+
+    let mut second = node.supervise(&[]);
+    let worker = node.worker(&second, Some(orphan));
+    assert!(!processes::runs(orphan.pid, &orphan.instance.to_string()));
+    wait_for("the worker's handlers", || answers(&node).then_some(()));
+    kill(second.id(), Signal::TERM);
+    ended(&mut second);
+    assert_ne!(worker.instance, orphan.instance);
+    assert_eq!(node.reports(), Vec::<String>::new(), "both stopped cleanly");
+}
+
+fn a_second_supervisor_of_one_node_is_refused() {
+    let mut node = TestNode::new();
+    let mut first = node.supervise(&[]);
+    node.worker(&first, None);
+    let mut second = node.supervise(&[]);
+    assert_eq!(ended(&mut second).code(), Some(1));
+    let mut said = String::new();
+    let mut stderr = second.stderr.take().expect("piped");
+    stderr.read_to_string(&mut said).expect("text");
+    let expected = format!(
+        "node 1 is already run by process {}; stop that process first",
+        first.id()
+    );
+    assert!(said.contains(&expected), "{said}");
+    assert_eq!(node.starts().len(), 1);
+    kill(first.id(), Signal::TERM);
+    ended(&mut first);
+}

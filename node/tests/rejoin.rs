@@ -1,0 +1,183 @@
+//! Copies that come back: after a clean stop, after a loss of everything, from further behind than the log reaches.
+
+mod support;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use mainstay_client::report::{CreateVolume, Promote, VolumeHealth};
+use mainstay_client::{Admin, AttachOptions, BlockVolume, Client, ClientConfig, ReadLimits};
+use mainstay_types::{Lsn, NodeId, VolumeKind};
+use mainstay_volume::VolumeConfig;
+use support::{Cluster, PATIENCE};
+
+const SIZE: usize = 32 << 20;
+
+/// Writes and remembers what they must have led to.
+struct Model {
+    content: Vec<u8>,
+    seed: u64,
+}
+
+impl Model {
+    fn next(&mut self, bound: usize) -> usize {
+        self.seed = self
+            .seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        usize::try_from(self.seed >> 33).expect("31 bits") % bound
+    }
+
+    /// One write of any alignment, committed when this returns.
+    async fn write(&mut self, disk: &BlockVolume, len: usize) {
+        let offset = self.next(SIZE - len);
+        let byte = u8::try_from(self.next(255)).expect("below 255") + 1;
+        self.content[offset..offset + len].fill(byte);
+        disk.write(offset as u64, Bytes::from(vec![byte; len]))
+            .await
+            .expect("committed");
+    }
+
+    async fn assert_equal(&self, disk: &BlockVolume, node: NodeId) {
+        let piece = 1 << 20;
+        for offset in (0..SIZE).step_by(piece) {
+            let found = disk
+                .read(offset as u64, u32::try_from(piece).expect("1 MiB"))
+                .await
+                .expect("read");
+            assert!(
+                found[..] == self.content[offset..offset + piece],
+                "node {node}: differs behind {offset}"
+            );
+        }
+    }
+}
+
+/// Waits until `volume` has `members` members and a primary.
+async fn healed(admin: &Admin, volume: &str, members: usize) {
+    let give_up = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let found = admin.show_volume(volume).await.expect("shown");
+        let whole = found.authoritative && found.members.len() == members;
+        if whole && found.health == VolumeHealth::Ok && found.lease_held {
+            return;
+        }
+        assert!(
+            tokio::time::Instant::now() < give_up,
+            "not healed: {found:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wiped_node_gets_a_full_copy_while_writes_go_on_and_equals_the_others() {
+    // So little log is kept that a copy that was away for a moment cannot be fed from it.
+    let bounds = VolumeConfig {
+        checkpoint_bytes: 2 << 20,
+        log_keep_bytes: 2 << 20,
+        tail_bytes: 1 << 20,
+        ..VolumeConfig::default()
+    };
+    let mut cluster = Cluster::with(3, 3, bounds).await;
+    let client = Client::connect(ClientConfig::new(cluster.endpoints()))
+        .await
+        .expect("connected");
+    let admin = client.admin();
+    let kind = VolumeKind::Block {
+        size_bytes: SIZE as u64,
+    };
+    admin
+        .create_volume(CreateVolume::new("disk", kind))
+        .await
+        .expect("created");
+    let attach = AttachOptions {
+        name: "test".to_owned(),
+        takeover: false,
+    };
+    let disk = client
+        .block("disk")
+        .attach(attach)
+        .open()
+        .await
+        .expect("open");
+    healed(&admin, "disk", 3).await;
+    let mut model = Model {
+        content: vec![0; SIZE],
+        seed: 7,
+    };
+
+    cluster.stop(NodeId(3)).await;
+    cluster.wipe(NodeId(3));
+    for _ in 0..80 {
+        model.write(&disk, 256 << 10).await;
+    }
+    cluster.restart(NodeId(3)).await;
+    for _ in 0..200 {
+        model.write(&disk, 1000).await;
+    }
+    healed(&admin, "disk", 3).await;
+
+    for node in [NodeId(3), NodeId(1), NodeId(2)] {
+        let promote = Promote {
+            volume: "disk".to_owned(),
+            to: Some(node),
+            force: false,
+            accept_data_loss: false,
+            declared_off: Vec::new(),
+            reason: String::new(),
+        };
+        admin.promote(promote).await.expect("promoted");
+        model.assert_equal(&disk, node).await;
+        healed(&admin, "disk", 3).await;
+    }
+    cluster.shut_down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_outlives_the_stop_of_every_node_in_turn_and_of_all_at_once() {
+    let mut cluster = Cluster::start().await;
+    let client = Client::connect(ClientConfig::new(cluster.endpoints()))
+        .await
+        .expect("connected");
+    let admin = client.admin();
+    admin
+        .create_volume(CreateVolume::new("ledger", VolumeKind::Log))
+        .await
+        .expect("created");
+    let log = client.log("ledger").open().await.expect("open");
+    healed(&admin, "ledger", 3).await;
+    let mut written = 0_u64;
+    for node in [NodeId(1), NodeId(2), NodeId(3)] {
+        cluster.stop(node).await;
+        for _ in 0..50 {
+            log.append(format!("record {written}"))
+                .await
+                .expect("committed");
+            written += 1;
+        }
+        cluster.restart(node).await;
+        healed(&admin, "ledger", 3).await;
+    }
+    for node in [NodeId(1), NodeId(2), NodeId(3)] {
+        cluster.stop(node).await;
+    }
+    for node in [NodeId(3), NodeId(1), NodeId(2)] {
+        cluster.restart(node).await;
+    }
+    log.append(format!("record {written}"))
+        .await
+        .expect("committed");
+    written += 1;
+
+    let (mut from, mut found) = (Lsn(1), 0_u64);
+    while found < written {
+        let page = log.read(from, ReadLimits::default()).await.expect("read");
+        for record in &page.records {
+            assert_eq!(record.data[..], *format!("record {found}").as_bytes());
+            found += 1;
+        }
+        from = page.next;
+    }
+    cluster.shut_down().await;
+}

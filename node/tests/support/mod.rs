@@ -1,0 +1,169 @@
+//! A whole cluster in this process: real sockets, real files, ports of its own, a directory that goes away with it.
+//!
+//! Nodes 1 to n hold data, nodes 101 and up are witnesses. Each listener is bound before any node starts, so that every node
+//! knows every port.
+
+#![allow(dead_code, reason = "each test program uses another part of it")]
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mainstay_node::runtime::serve::{Running, start};
+use mainstay_node::runtime::{PeerSettings, Settings};
+use mainstay_replication::LeaseConfig;
+use mainstay_storage::engine::Engine;
+use mainstay_types::{ClusterId, Instance, NodeId};
+use mainstay_volume::VolumeConfig;
+use tokio::net::TcpListener;
+
+/// Longer than anything here takes on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running cluster.
+pub(crate) struct Cluster {
+    dir: tempfile::TempDir,
+    nodes: BTreeMap<NodeId, Running>,
+    settings: BTreeMap<NodeId, Settings>,
+    instances: u64,
+}
+
+impl Cluster {
+    /// Three data nodes and three witnesses.
+    pub(crate) async fn start() -> Self {
+        Self::of(3, 3).await
+    }
+
+    pub(crate) async fn of(data: u32, witnesses: u32) -> Self {
+        Self::with(data, witnesses, VolumeConfig::default()).await
+    }
+
+    /// With other bounds of volumes.
+    pub(crate) async fn with(data: u32, witnesses: u32, volume: VolumeConfig) -> Self {
+        // `RUST_LOG=debug` shows what every node does.
+        let _earlier = tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_ansi(false)
+            .with_test_writer()
+            .try_init();
+        let dir = tempfile::tempdir().expect("a directory");
+        let ids = (1..=data).map(|id| (NodeId(id), true));
+        let ids = ids.chain((1..=witnesses).map(|id| (NodeId(100 + id), false)));
+        let mut listeners = Vec::new();
+        let mut peers = Vec::new();
+        for (node, data) in ids {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let address = listener.local_addr().expect("bound").to_string();
+            listeners.push((node, listener));
+            peers.push(PeerSettings {
+                node,
+                address,
+                data,
+                witness: !data,
+            });
+        }
+        let mut cluster = Self {
+            settings: peers
+                .iter()
+                .map(|peer| {
+                    (
+                        peer.node,
+                        settings(&dir.path().join("nodes"), peer, &peers, &volume),
+                    )
+                })
+                .collect(),
+            dir,
+            nodes: BTreeMap::new(),
+            instances: 0,
+        };
+        for (node, listener) in listeners {
+            cluster.run(node, listener).await;
+        }
+        cluster
+    }
+
+    /// gRPC addresses of the data nodes.
+    pub(crate) fn endpoints(&self) -> Vec<String> {
+        let data = self.settings.values().filter(|settings| settings.data);
+        data.map(|settings| settings.address.clone()).collect()
+    }
+
+    /// A directory for the test's own files.
+    pub(crate) fn scratch(&self) -> PathBuf {
+        let path = self.dir.path().join("scratch");
+        std::fs::create_dir_all(&path).expect("a directory");
+        path
+    }
+
+    /// Stops a node cleanly.
+    pub(crate) async fn stop(&mut self, node: NodeId) {
+        self.nodes.remove(&node).expect("it runs").stop().await;
+    }
+
+    /// Removes everything that a stopped node kept.
+    pub(crate) fn wipe(&self, node: NodeId) {
+        let dir = &self.settings[&node].data_dir;
+        std::fs::remove_dir_all(dir).expect("removed");
+        std::fs::create_dir_all(dir).expect("made");
+    }
+
+    /// Starts a stopped node again, on its port and its data.
+    pub(crate) async fn restart(&mut self, node: NodeId) {
+        let address: SocketAddr = self.settings[&node].address.parse().expect("an address");
+        let give_up = tokio::time::Instant::now() + PATIENCE;
+        let listener = loop {
+            match TcpListener::bind(address).await {
+                Ok(listener) => break listener,
+                Err(error) => assert!(tokio::time::Instant::now() < give_up, "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        self.run(node, listener).await;
+    }
+
+    /// Stops all nodes.
+    pub(crate) async fn shut_down(mut self) {
+        let nodes = std::mem::take(&mut self.nodes);
+        futures_util::future::join_all(nodes.into_values().map(Running::stop)).await;
+    }
+
+    async fn run(&mut self, node: NodeId, listener: TcpListener) {
+        self.instances += 1;
+        let settings = self.settings[&node].clone();
+        let witness_dir = settings.data_dir.join("witness");
+        let instance = Instance(self.instances);
+        let running = start(settings, instance, listener, &witness_dir).await;
+        self.nodes.insert(node, running.expect("started"));
+    }
+}
+
+fn settings(
+    dir: &std::path::Path,
+    own: &PeerSettings,
+    all: &[PeerSettings],
+    volume: &VolumeConfig,
+) -> Settings {
+    let data_dir = dir.join(own.node.to_string());
+    std::fs::create_dir_all(&data_dir).expect("a directory");
+    Settings {
+        cluster: ClusterId(0x7e57),
+        node: own.node,
+        address: own.address.clone(),
+        data: own.data,
+        witness: own.witness,
+        data_dir,
+        peers: all
+            .iter()
+            .filter(|peer| peer.node != own.node)
+            .cloned()
+            .collect(),
+        engine: Engine::probe(),
+        segment_bytes: 2 << 20,
+        volume: volume.clone(),
+        lease: LeaseConfig::default(),
+        client_bytes_max: 64 << 20,
+        volume_bytes_max: 1 << 40,
+        volumes_max: 100,
+    }
+}

@@ -1,0 +1,55 @@
+//! Running the real NBD tools, where they are installed. The convention is that of the tests of `nbd/`.
+//!
+//! Debian: `libnbd-bin qemu-utils`. Where `CI=true`, a missing tool is a failure; elsewhere the test says that it was skipped.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::Command;
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Whether `tool` can be run. Says so when it cannot, and fails in CI.
+pub(crate) fn require(tool: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if std::env::split_paths(&path).any(|folder| folder.join(tool).is_file()) {
+        return true;
+    }
+    assert!(
+        std::env::var("CI").as_deref() != Ok("true"),
+        "`{tool}` is not installed; CI must have it (Debian: libnbd-bin qemu-utils)"
+    );
+    eprintln!("skipped: `{tool}` is not installed");
+    false
+}
+
+/// Runs a tool to its end; answers what it printed, or both of its outputs when it failed.
+pub(crate) async fn try_run(tool: &str, arguments: &[&str]) -> Result<String, String> {
+    let mut command = Command::new(tool);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .env("LC_ALL", "C");
+    let output = tokio::time::timeout(PATIENCE, command.output())
+        .await
+        .map_err(|_| format!("{tool} {arguments:?} did not end"))?
+        .map_err(|error| format!("{tool}: {error}"))?;
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        return Ok(stdout);
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    Err(format!(
+        "{tool} {arguments:?}: {}\n{stdout}\n{stderr}",
+        output.status
+    ))
+}
+
+/// Runs a tool that must succeed.
+pub(crate) async fn run(tool: &str, arguments: &[&str]) -> String {
+    match try_run(tool, arguments).await {
+        Ok(output) => output,
+        Err(failure) => panic!("{failure}"),
+    }
+}
