@@ -1,4 +1,47 @@
 //! The project's own commands: the gate, and the measurements that need whole clusters.
 
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod failover;
+mod gate;
+mod report;
+mod tools;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "The project's own commands")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The gate: format, lints, documentation, tests, simulator. Changes nothing
+    Test(gate::Options),
+    /// The gate's twin that changes files: formats, and applies what the lints suggest
+    Fix,
+    /// Measures how long clients wait when a primary is lost, and that nothing acknowledged is lost with it
+    Failover(failover::Options),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Test(options) => gate::test(&options),
+        Command::Fix => gate::fix(),
+        Command::Failover(options) => {
+            gate::root().and_then(|root| failover::failover(&options, &root))
+        }
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

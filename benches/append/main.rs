@@ -1,0 +1,269 @@
+//! Appends through the whole product, beside the raw floor in the same run: three data nodes and three witnesses as
+//! processes with default settings, one client; each load first on the floor, then on the product, several rounds in
+//! turn, so that both see the same moods of the disk.
+
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use clap::Parser;
+use mainstay_benches::disk::{self, Method};
+use mainstay_benches::floor::{self, Floor};
+use mainstay_benches::report::{Load, Quantiles, histogram, record};
+use mainstay_client::report::CreateVolume;
+use mainstay_client::{Client, ClientConfig, LogVolume};
+use mainstay_node::devcluster::{DevCluster, Options};
+use mainstay_types::VolumeKind;
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+/// Appends through the product beside the raw floor.
+#[derive(Debug, Parser)]
+#[command(name = "append", args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    part: Option<Part>,
+
+    /// The product: a release build of `mainstay`
+    #[arg(long, value_name = "FILE", default_value = "target/release/mainstay")]
+    program: PathBuf,
+
+    /// Where all files lie, in a directory of their own that is removed at the end; name the disk to measure
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    dir: PathBuf,
+
+    /// Rounds; each load is measured once in each
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    rounds: usize,
+
+    /// Time for each load, in seconds
+    #[arg(long, value_name = "S", default_value_t = 1.5)]
+    seconds: f64,
+
+    /// Payload of a record, in bytes
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_values_t = [256, 4096])]
+    records: Vec<usize>,
+
+    /// Records without an answer at any time
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_values_t = [1, 16, 64, 256])]
+    in_flight: Vec<usize>,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Part {
+    /// A replica of the floor; not for people
+    #[command(hide = true)]
+    Replica {
+        #[arg(long)]
+        file: PathBuf,
+        #[arg(long, value_enum)]
+        method: Method,
+    },
+}
+
+/// One load: medians over the rounds, and how far the rounds lay apart.
+#[derive(Debug, Serialize)]
+struct Row {
+    load: Load,
+    floor_ops: f64,
+    product_ops: f64,
+    /// Median of the rounds' own ratios.
+    ratio: f64,
+    ratio_lowest: f64,
+    ratio_highest: f64,
+    floor_p50_us: f64,
+    product_p50_us: f64,
+    product_p99_us: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Results {
+    rounds: usize,
+    seconds_per_load: f64,
+    /// One durable write of 4 KiB at a time, before each round.
+    probes: Vec<Quantiles>,
+    rows: Vec<Row>,
+}
+
+fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    if let Some(Part::Replica { file, method }) = cli.part {
+        return floor::serve(&file, method).context("a replica of the floor");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    let results = runtime.block_on(measure(&cli))?;
+    if cli.json {
+        println!("{}", serde_json::to_string_pretty(&results)?);
+    } else {
+        print(&results);
+    }
+    Ok(())
+}
+
+async fn measure(cli: &Cli) -> anyhow::Result<Results> {
+    ensure!(cli.rounds > 0, "--rounds is at least 1");
+    let program = cli.program.canonicalize().with_context(|| {
+        format!(
+            "{}: build it first with `cargo build --release`",
+            cli.program.display()
+        )
+    })?;
+    let dir = tempfile::Builder::new()
+        .prefix("mainstay-append-")
+        .tempdir_in(&cli.dir)?;
+    let mut floor = Floor::start(&std::env::current_exe()?, dir.path(), Method::Fdatasync)?;
+    let options = Options {
+        program,
+        ..Options::new(dir.path().join("cluster"))?
+    };
+    let cluster = DevCluster::start(options).await?;
+    let client = Client::connect(ClientConfig::new(cluster.endpoints())).await?;
+    client
+        .admin()
+        .create_volume(CreateVolume::new("bench", VolumeKind::Log))
+        .await?;
+    let log = client.log("bench").open().await?;
+    let span = Duration::try_from_secs_f64(cli.seconds)?;
+    let loads: Vec<Load> = cli
+        .records
+        .iter()
+        .flat_map(|bytes| {
+            cli.in_flight.iter().map(|n| Load {
+                record_bytes: *bytes,
+                in_flight: *n,
+            })
+        })
+        .collect();
+    let mut probes = Vec::new();
+    let mut measured: Vec<Vec<(f64, f64, f64, Quantiles)>> =
+        loads.iter().map(|_| Vec::new()).collect();
+    for _ in 0..cli.rounds {
+        probes.push(disk::probe(
+            dir.path(),
+            Method::Fdatasync,
+            Duration::from_millis(300),
+        )?);
+        for (load, rows) in loads.iter().zip(&mut measured) {
+            let reference = tokio::task::block_in_place(|| floor.run(*load, span))?;
+            let (ops, latency) = appends(&log, *load, span).await?;
+            rows.push((
+                reference.ops_per_second,
+                reference.latency.p50_us,
+                ops,
+                latency,
+            ));
+        }
+    }
+    cluster.stop().await;
+    let rows = loads
+        .iter()
+        .zip(&measured)
+        .map(|(load, rounds)| row(*load, rounds))
+        .collect();
+    Ok(Results {
+        rounds: cli.rounds,
+        seconds_per_load: cli.seconds,
+        probes,
+        rows,
+    })
+}
+
+/// Keeps `load.in_flight` records without an answer for `span`; operations a second, and the time of each.
+async fn appends(log: &LogVolume, load: Load, span: Duration) -> anyhow::Result<(f64, Quantiles)> {
+    let payload = bytes::Bytes::from(vec![0x5a_u8; load.record_bytes]);
+    let (to, mut pending) =
+        mpsc::channel::<(Instant, mainstay_client::PendingAppend)>(load.in_flight);
+    let room = std::sync::Arc::new(tokio::sync::Semaphore::new(load.in_flight));
+    let begin = Instant::now();
+    let collect = {
+        let room = room.clone();
+        tokio::spawn(async move {
+            let mut times = histogram();
+            while let Some((sent, append)) = pending.recv().await {
+                append.await?;
+                record(&mut times, sent.elapsed());
+                room.add_permits(1);
+            }
+            anyhow::Ok(times)
+        })
+    };
+    while begin.elapsed() < span {
+        room.acquire().await?.forget();
+        let sent = Instant::now();
+        let append = log.submit(payload.clone()).await?;
+        to.send((sent, append))
+            .await
+            .ok()
+            .context("the collector ended")?;
+    }
+    drop(to);
+    let times = collect.await??;
+    let took = begin.elapsed().as_secs_f64();
+    let latency = Quantiles::of(&times);
+    #[expect(clippy::cast_precision_loss, reason = "a count of seconds' work")]
+    let ops = latency.count as f64 / took;
+    Ok((ops, latency))
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn row(load: Load, rounds: &[(f64, f64, f64, Quantiles)]) -> Row {
+    let of = |pick: fn(&(f64, f64, f64, Quantiles)) -> f64| {
+        rounds.iter().map(pick).collect::<Vec<f64>>()
+    };
+    let ratios = of(|(floor, _, product, _)| product / floor);
+    Row {
+        load,
+        floor_ops: median(of(|round| round.0)),
+        product_ops: median(of(|round| round.2)),
+        ratio: median(ratios.clone()),
+        ratio_lowest: ratios.iter().copied().fold(f64::INFINITY, f64::min),
+        ratio_highest: ratios.iter().copied().fold(0.0, f64::max),
+        floor_p50_us: median(of(|round| round.1)),
+        product_p50_us: median(of(|round| round.3.p50_us)),
+        product_p99_us: median(of(|round| round.3.p99_us)),
+    }
+}
+
+fn print(results: &Results) {
+    println!(
+        "appends, committed on two of three copies; {} rounds of {} s a load, medians\n",
+        results.rounds, results.seconds_per_load
+    );
+    println!(
+        "record  in flight  floor ops/s  product ops/s  ratio (lowest-highest)  p50 us floor / product  p99 us"
+    );
+    for row in &results.rows {
+        println!(
+            "{:>6}  {:>9}  {:>11.0}  {:>13.0}  {:>5.2} ({:.2}-{:.2})      {:>9.0} / {:<9.0}  {:>7.0}",
+            row.load.record_bytes,
+            row.load.in_flight,
+            row.floor_ops,
+            row.product_ops,
+            row.ratio,
+            row.ratio_lowest,
+            row.ratio_highest,
+            row.floor_p50_us,
+            row.product_p50_us,
+            row.product_p99_us
+        );
+    }
+    for probe in &results.probes {
+        println!(
+            "disk alone, one durable 4 KiB write: p50 {:.0} us, p99 {:.0} us",
+            probe.p50_us, probe.p99_us
+        );
+    }
+}

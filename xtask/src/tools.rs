@@ -1,0 +1,110 @@
+//! The programs that interoperability tests drive: installs what is missing where that is allowed.
+//!
+//! Without them those tests have nothing to talk to. On a developer's machine that is said plainly and the gate goes
+//! on; where `CI` is set it fails, because there a test that did not run must not look like one that passed.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::report::Outcome;
+
+/// A Debian package, and a file that is there when it is installed.
+struct Tool {
+    package: &'static str,
+    proof: &'static str,
+}
+
+const TOOLS: [Tool; 5] = [
+    Tool {
+        package: "libnbd-bin",
+        proof: "nbdinfo",
+    },
+    Tool {
+        package: "python3-libnbd",
+        proof: "/usr/lib/python3/dist-packages/nbd.py",
+    },
+    Tool {
+        package: "qemu-utils",
+        proof: "qemu-img",
+    },
+    Tool {
+        package: "fio",
+        proof: "fio",
+    },
+    Tool {
+        package: "e2fsprogs",
+        proof: "mke2fs",
+    },
+];
+
+/// Makes sure of all of them.
+pub(crate) fn install() -> anyhow::Result<Outcome> {
+    let wanted = missing();
+    if wanted.is_empty() {
+        eprintln!("all tools are there");
+        return Ok(Outcome::Passed);
+    }
+    match why_not() {
+        Some(reason) => eprintln!("cannot install {}: {reason}", wanted.join(" ")),
+        None => apt_get(&wanted),
+    }
+    let still = missing();
+    if still.is_empty() {
+        return Ok(Outcome::Passed);
+    }
+    let still = still.join(" ");
+    eprintln!(
+        "missing: {still}\nTests that need them are left out. As root: apt-get install {still}"
+    );
+    if in_ci() {
+        return Ok(Outcome::Failed);
+    }
+    Ok(Outcome::PassedWith(format!("without {still}")))
+}
+
+fn missing() -> Vec<&'static str> {
+    let absent = TOOLS.iter().filter(|tool| !is_there(tool.proof));
+    absent.map(|tool| tool.package).collect()
+}
+
+fn is_there(proof: &str) -> bool {
+    if proof.starts_with('/') {
+        return Path::new(proof).exists();
+    }
+    // System tools may lie outside an ordinary user's path.
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let more = ["/usr/sbin", "/sbin"].map(Into::into);
+    std::env::split_paths(&path)
+        .chain(more)
+        .any(|dir| dir.join(proof).exists())
+}
+
+/// Why packages cannot be installed here; `None` if they can.
+fn why_not() -> Option<&'static str> {
+    if !is_there("apt-get") {
+        return Some("this system has no apt-get");
+    }
+    let uid = Command::new("id").arg("-u").output();
+    let root = uid.is_ok_and(|output| output.stdout.trim_ascii() == b"0");
+    (!root).then_some("only root may; run this once as root")
+}
+
+/// The outcome is seen by looking for the tools again.
+fn apt_get(packages: &[&str]) {
+    eprintln!("installing with apt-get: {}", packages.join(" "));
+    let run = |args: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.args(args).env("DEBIAN_FRONTEND", "noninteractive");
+        command.status().is_ok_and(|status| status.success())
+    };
+    let mut install = vec!["install", "--yes", "--no-install-recommends"];
+    install.extend(packages);
+    // Package lists may be there already, and updating them may fail where installing works.
+    if !run(&install) && run(&["update"]) {
+        run(&install);
+    }
+}
+
+fn in_ci() -> bool {
+    std::env::var("CI").is_ok_and(|value| value == "true" || value == "1")
+}
