@@ -45,13 +45,17 @@ impl Oracle {
         Ok(())
     }
 
-    /// A new primary's log holds everything that anybody ever saw committed.
+    /// A new primary's log holds everything that was ever committed in an epoch before its own.
+    ///
+    /// A start order may reach its primary when a later epoch has long been committing. What that epoch inherited need
+    /// not be in the log of the one that it replaced, whose members never heard of it; nor can the late primary commit
+    /// anything any more, which is property 4.
     pub(super) fn check_inherited(&self, key: CopyKey, epoch: Epoch) -> Check {
         let Some(copy) = self.copies.get(&key) else {
             return Ok(());
         };
-        for info in &self.canon {
-            if info.point.lsn <= copy.log.base {
+        for (info, committed_in) in &self.canon {
+            if *committed_in >= epoch || info.point.lsn <= copy.log.base {
                 continue;
             }
             match copy.log.get(info.point.lsn) {

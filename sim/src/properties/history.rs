@@ -63,7 +63,7 @@ impl Oracle {
             for info in fresh {
                 self.check_fenced(key, epoch, &info)?;
                 self.ops.committed(&info)?;
-                self.canon.push(info);
+                self.canon.push((info, epoch));
             }
         }
         if let Some(copy) = self.copies.get_mut(&key) {

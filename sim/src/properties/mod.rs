@@ -32,7 +32,7 @@ use std::fmt;
 use mainstay_replication::Member;
 use mainstay_storage::EntryKind;
 use mainstay_storage::format::EntryRef;
-use mainstay_types::{Incarnation, LogPoint, Lsn, NodeId, SessionId, VolumeKind};
+use mainstay_types::{Epoch, Incarnation, LogPoint, Lsn, NodeId, SessionId, VolumeKind};
 
 pub use copy::{Copy, CopyLog};
 pub use linearizable::{Called, LogRead, Ops};
@@ -156,8 +156,8 @@ pub type CopyKey = (NodeId, Incarnation);
 /// All that is known of one volume, by somebody who sees every process at once.
 #[derive(Debug)]
 pub struct Oracle {
-    /// What was committed, from LSN 1.
-    pub canon: Vec<EntryInfo>,
+    /// What was committed, from LSN 1, and the epoch whose primary committed it first.
+    pub canon: Vec<(EntryInfo, Epoch)>,
     /// Every copy there ever was.
     pub copies: BTreeMap<CopyKey, Copy>,
     /// Decided register values.
@@ -183,7 +183,8 @@ impl Oracle {
     /// The entry committed at `lsn`.
     #[must_use]
     pub fn committed(&self, lsn: Lsn) -> Option<&EntryInfo> {
-        self.canon.get(usize::try_from(lsn.0.checked_sub(1)?).ok()?)
+        let at = usize::try_from(lsn.0.checked_sub(1)?).ok()?;
+        self.canon.get(at).map(|(info, _)| info)
     }
 
     /// Last LSN committed by anybody.
