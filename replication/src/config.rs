@@ -61,6 +61,8 @@ pub struct LeaseConfig {
     pub retry: Duration,
     /// An attempt that has not ended by then starts over.
     pub attempt: Duration,
+    /// How promotions on suspicion are spaced.
+    pub hold_down: HoldDownConfig,
     /// Deliberate mistakes, for the simulator.
     pub mistakes: Mistakes,
 }
@@ -77,7 +79,33 @@ impl Default for LeaseConfig {
             grace: Duration::from_millis(40),
             retry: Duration::from_millis(50),
             attempt: Duration::from_millis(1500),
+            hold_down: HoldDownConfig::default(),
             mistakes: Mistakes::NONE,
+        }
+    }
+}
+
+/// Spacing of promotions that follow from suspicion alone. The replacement of a primary that is proved to have stopped
+/// is never delayed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HoldDownConfig {
+    /// So many within `window` wait for nothing.
+    pub free: u32,
+    /// Older ones are forgotten.
+    pub window: Duration,
+    /// The first wait, counted from the promotion before; each further one is twice as long.
+    pub first: Duration,
+    /// No wait is longer.
+    pub longest: Duration,
+}
+
+impl Default for HoldDownConfig {
+    fn default() -> Self {
+        Self {
+            free: 3,
+            window: Duration::from_secs(60),
+            first: Duration::from_secs(1),
+            longest: Duration::from_secs(30),
         }
     }
 }

@@ -32,7 +32,7 @@ mod seal;
 mod witness;
 
 pub use beats::{BeatOutput, Beats};
-pub use config::{LeaseConfig, MemberConfig};
+pub use config::{HoldDownConfig, LeaseConfig, MemberConfig};
 pub use journal::{Durable, OpId};
 pub use member::{Input, LogWrite, Member, MemberStart, Output, Role};
 pub use mistakes::{Mistake, Mistakes};

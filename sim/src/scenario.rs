@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use mainstay_replication::{LeaseConfig, MemberConfig, Mistakes, Rng};
+use mainstay_replication::{HoldDownConfig, LeaseConfig, MemberConfig, Mistakes, Rng};
 use mainstay_types::{AckRule, NodeId, Policy, VolumeKind};
 use mainstay_volume::VolumeConfig;
 
@@ -151,6 +151,11 @@ impl Scenario {
             store_ns: [100_000, 2_000_000, 10_000_000][index(r, 3)],
             volume: volume_config(r, mistakes),
             lease: LeaseConfig {
+                // Long enough to be seen, and short enough for the time in which writes must resume at the end.
+                hold_down: HoldDownConfig {
+                    longest: Duration::from_secs(2),
+                    ..HoldDownConfig::default()
+                },
                 mistakes,
                 ..LeaseConfig::default()
             },

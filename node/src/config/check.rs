@@ -291,6 +291,8 @@ impl Checker<'_> {
                 ("grace_ms", lease.grace_ms),
                 ("retry_ms", lease.retry_ms),
                 ("attempt_ms", lease.attempt_ms),
+                ("hold_down_ms", lease.hold_down_ms),
+                ("hold_down_longest_ms", lease.hold_down_longest_ms),
             ],
         );
         let least = lease.beat_ms.saturating_mul(BEATS_PER_LEASE_MIN);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mainstay_replication::{LeaseConfig, MemberConfig};
+use mainstay_replication::{HoldDownConfig, LeaseConfig, MemberConfig};
 use mainstay_types::{ClusterId, VolumeName};
 
 use super::{HostPort, LeaseSection, NbdSection, NodeSection, ReplicationSection};
@@ -80,6 +80,11 @@ impl From<&LeaseSection> for LeaseConfig {
             grace: Duration::from_millis(section.grace_ms),
             retry: Duration::from_millis(section.retry_ms),
             attempt: Duration::from_millis(section.attempt_ms),
+            hold_down: HoldDownConfig {
+                first: Duration::from_millis(section.hold_down_ms),
+                longest: Duration::from_millis(section.hold_down_longest_ms),
+                ..HoldDownConfig::default()
+            },
             ..Self::default()
         }
     }

@@ -85,6 +85,10 @@ pub struct LeaseSection {
     pub retry_ms: u64,
     /// An attempt at a promotion that has not ended by then starts over.
     pub attempt_ms: u64,
+    /// From the fourth promotion on suspicion within a minute on, the next one waits so long; twice as long each time.
+    pub hold_down_ms: u64,
+    /// No such wait is longer.
+    pub hold_down_longest_ms: u64,
 }
 
 impl Default for LeaseSection {
@@ -99,6 +103,8 @@ impl Default for LeaseSection {
             grace_ms: 40,
             retry_ms: 50,
             attempt_ms: 1_500,
+            hold_down_ms: 1_000,
+            hold_down_longest_ms: 30_000,
         }
     }
 }

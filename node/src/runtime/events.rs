@@ -35,6 +35,8 @@ pub enum EventKind {
     PrimaryLost,
     /// The register names a new primary.
     Promoted,
+    /// Primaries of a volume are lost again and again.
+    Flapping,
     /// A primary on this node stopped serving.
     SteppedDown,
     /// A copy became a member.
@@ -154,6 +156,27 @@ impl EventLog {
                      committed; any of these members could complete it: {missing:?}"
                 );
                 let event = warning(EventKind::PrimaryLost, message);
+                self.add(Event {
+                    volume: name(volume),
+                    epoch,
+                    severity: Severity::Alarm,
+                    ..event
+                });
+            }
+            WitnessEvent::HeldDown {
+                volume,
+                epoch,
+                promotions,
+                until,
+            } => {
+                let wait = until.since(clock::mono());
+                let message = format!(
+                    "{promotions} primaries were lost within a minute: the one of epoch {epoch} is replaced on suspicion \
+                     in {:.1} s at the earliest; look for a flapping link or a sick disk",
+                    wait.as_secs_f64()
+                );
+                let event = warning(EventKind::Flapping, message);
+                node.held_down(volume, until);
                 self.add(Event {
                     volume: name(volume),
                     epoch,

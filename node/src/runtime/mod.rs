@@ -166,6 +166,8 @@ pub struct Node {
     /// Copies being opened or formatted at this moment.
     opening: Mutex<std::collections::BTreeSet<VolumeId>>,
     registers: Mutex<BTreeMap<VolumeId, Register>>,
+    /// Until when this node's witness replaces nobody on suspicion.
+    held_down: Mutex<BTreeMap<VolumeId, MonoTime>>,
     witness: Option<mpsc::UnboundedSender<WitnessInput>>,
     heard: Mutex<Vec<(NodeId, Option<Duration>)>>,
     next_conn: AtomicU64,
@@ -197,6 +199,7 @@ impl Node {
             starting: std::sync::atomic::AtomicBool::new(true),
             opening: Mutex::default(),
             registers: Mutex::default(),
+            held_down: Mutex::default(),
             witness,
             heard: Mutex::default(),
             next_conn: AtomicU64::new(1),
@@ -370,14 +373,33 @@ impl Node {
                 .expect("no panic while the lock is held");
             if let Some(before) = known.get(&volume)
                 && (before.epoch, before.version) >= (register.epoch, register.version)
-                && before.lineage == register.lineage
             {
+                // Both rise in a new lineage, too: a late message of the one before brings nothing back.
                 return;
             }
             self.events.learned(self, known.get(&volume), &register);
             known.insert(volume, register.clone());
         }
         volumes::reconcile(self, register);
+    }
+
+    /// This node's witness replaces nobody on suspicion before `until`.
+    fn held_down(&self, volume: VolumeId, until: MonoTime) {
+        self.held_down
+            .lock()
+            .expect("no panic while the lock is held")
+            .insert(volume, until);
+    }
+
+    /// How long the next promotion on suspicion waits, as this node's witness sees it.
+    #[must_use]
+    pub fn hold_down(&self, volume: VolumeId) -> Duration {
+        let held = self
+            .held_down
+            .lock()
+            .expect("no panic while the lock is held");
+        held.get(&volume)
+            .map_or(Duration::ZERO, |until| until.since(clock::mono()))
     }
 
     /// How long ago each witness answered a beat.

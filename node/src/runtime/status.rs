@@ -108,6 +108,7 @@ pub fn volume(node: &Node, register: &Register) -> pb::VolumeStatus {
         volume: register.spec.name.id().0,
         register: Some(encode_register(register)),
         seen_by: node.settings.node.0,
+        hold_down_ms: ms(node.hold_down(register.spec.name.id())),
         ..pb::VolumeStatus::default()
     };
     status.set_health(pb::VolumeHealth::Unavailable);
@@ -296,6 +297,9 @@ fn merge(statuses: Vec<pb::VolumeStatus>) -> Vec<pb::VolumeStatus> {
     for mut group in by_volume.into_values() {
         group.sort_by_key(|status| std::cmp::Reverse(rank(status)));
         let mut best = group.remove(0);
+        // Only witnesses know of it.
+        let held_down = group.iter().map(|status| status.hold_down_ms).max();
+        best.hold_down_ms = best.hold_down_ms.max(held_down.unwrap_or(0));
         for member in group.into_iter().flat_map(|status| status.members) {
             let node = member.member.as_ref().map(|member| member.node);
             match best
@@ -522,6 +526,7 @@ fn encode_event(node: &Node, event: super::events::Event) -> pb::Event {
         EventKind::VolumeDeleted => pb::EventKind::VolumeDeleted,
         EventKind::PrimaryLost => pb::EventKind::PrimaryLost,
         EventKind::Promoted => pb::EventKind::Promoted,
+        EventKind::Flapping => pb::EventKind::Flapping,
         EventKind::SteppedDown => pb::EventKind::SteppedDown,
         EventKind::MemberAdded => pb::EventKind::MemberAdded,
         EventKind::MemberRemoved => pb::EventKind::MemberRemoved,

@@ -31,6 +31,8 @@ pub(super) struct Coordinator {
     prefer: Option<NodeId>,
     /// Whether `PromotionWaits` was reported.
     reported: bool,
+    /// Whether `HeldDown` was.
+    held: bool,
 }
 
 #[derive(Debug)]
@@ -93,8 +95,30 @@ impl Witness {
             give_up: now + delay + self.config.attempt,
             prefer,
             reported: false,
+            held: false,
         };
         self.drive(now, volume, coordinator);
+    }
+
+    /// Before this time an attempt does not begin, because of how earlier ones went. Asked anew at each step: a report
+    /// that the primary has stopped ends the wait at once. What somebody has fenced or sealed already is no flapping.
+    fn hold_down(&mut self, now: MonoTime, volume: VolumeId, c: &mut Coordinator) -> MonoTime {
+        let until = match c.reason {
+            SuspectReason::LeaseGone => self.held_down_until(now, volume),
+            SuspectReason::Fenced | SuspectReason::SealedAbove => MonoTime::ZERO,
+        };
+        if until > now && !c.held {
+            c.held = true;
+            let promotions = self.grants.get(&volume).map(|g| g.hold_down.count());
+            self.out
+                .push_back(super::WitnessOutput::Event(WitnessEvent::HeldDown {
+                    volume,
+                    epoch: c.epoch,
+                    promotions: promotions.unwrap_or(0),
+                    until,
+                }));
+        }
+        until
     }
 
     /// Turns among the witnesses, another one first for each volume and epoch.
@@ -134,9 +158,6 @@ impl Witness {
         }
         if self.step(now, volume, &mut coordinator) {
             self.wake_at(coordinator.give_up.min(coordinator.resend));
-            if let Step::Waiting { until } = coordinator.step {
-                self.wake_at(until);
-            }
             self.coordinators.insert(volume, coordinator);
         }
     }
@@ -149,7 +170,11 @@ impl Witness {
         }
         match &mut c.step {
             Step::Waiting { until } => {
-                if now >= *until {
+                let turn = *until;
+                let turn = turn.max(self.hold_down(now, volume, c));
+                c.give_up = turn.max(now) + self.config.attempt;
+                self.wake_at(turn);
+                if now >= turn {
                     c.step = Step::Suspecting {
                         agreed: BTreeSet::new(),
                     };

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use mainstay_types::{Epoch, Instance, MonoTime, NodeId, Register, VolumeId};
 
 use super::Witness;
+use super::holddown::HoldDown;
 use crate::message::{Beat, Claim, ClaimHealth, Granted, Message, SuspectReason, WitnessMessage};
 use crate::mistakes::Mistake;
 use crate::quorum::sight;
@@ -21,13 +22,16 @@ pub(super) struct Grants {
     released: BTreeSet<(Epoch, Instance)>,
     /// A fence that waits for running grants to end, and who waits for it.
     fencing: Option<(Epoch, BTreeSet<NodeId>)>,
-    /// The register's epoch, and when this witness first saw it.
+    /// The register's epoch, who acts in it, and when this witness first saw it.
     pub(super) epoch: Epoch,
+    holder: Option<Instance>,
     pub(super) epoch_since: MonoTime,
     /// Whom the last primary, or an operator, wants next.
     pub(super) prefer: Option<NodeId>,
     /// Whether the present epoch was ever granted here.
     pub(super) granted: bool,
+    /// How its primaries were lost lately.
+    pub(super) hold_down: HoldDown,
 }
 
 /// What this witness knows of one data node.
@@ -237,7 +241,11 @@ impl Witness {
                 // Both are facts that another witness or a member has written down: the primary is refused for ever
                 // by somebody, whatever this witness hears.
                 SuspectReason::Fenced | SuspectReason::SealedAbove => true,
-                SuspectReason::LeaseGone => known < epoch || self.lease_gone(now, volume),
+                SuspectReason::LeaseGone => {
+                    known < epoch
+                        || (self.lease_gone(now, volume)
+                            && now >= self.held_down_until(now, volume))
+                }
             };
         self.send(
             from,
@@ -258,13 +266,30 @@ impl Witness {
             return false;
         };
         let holder = (register.epoch, register.primary.instance);
-        if grants.released.contains(&holder) || self.dead.contains(&holder.1) {
+        if self.has_stopped(grants, holder) {
             return true;
         }
         if grants.running.get(&holder).is_some_and(|ends| now < *ends) {
             return false;
         }
         now >= self.lease_due(now, grants)
+    }
+
+    /// Whether the holder of an epoch said itself, or its supervisor, that it serves no more.
+    fn has_stopped(&self, grants: &Grants, holder: (Epoch, Instance)) -> bool {
+        grants.released.contains(&holder) || self.dead.contains(&holder.1)
+    }
+
+    /// Before this time the primary is not replaced on suspicion.
+    pub(super) fn held_down_until(&self, now: MonoTime, volume: VolumeId) -> MonoTime {
+        let (Some(register), Some(grants)) = (self.accepted(volume), self.grants.get(&volume))
+        else {
+            return MonoTime::ZERO;
+        };
+        if self.has_stopped(grants, (register.epoch, register.primary.instance)) {
+            return MonoTime::ZERO;
+        }
+        grants.hold_down.until(now, &self.config.hold_down)
     }
 
     /// When a lease that never came counts as gone: a lease after the epoch was first seen, and after a start here.
@@ -343,11 +368,23 @@ impl Witness {
 
     /// Notes that a register value was accepted here.
     pub(super) fn note_register(&mut self, now: MonoTime, volume: VolumeId) {
-        let Some(epoch) = self.accepted(volume).map(|register| register.epoch) else {
+        let Some(register) = self.accepted(volume) else {
             return;
         };
+        let (epoch, holder) = (register.epoch, register.primary.instance);
+        let before = self.grants.get(&volume);
+        let stopped = before.is_some_and(|grants| {
+            grants
+                .holder
+                .is_some_and(|holder| self.has_stopped(grants, (grants.epoch, holder)))
+        });
         let grants = self.grants.entry(volume).or_default();
         if epoch != grants.epoch || grants.epoch_since == MonoTime::ZERO {
+            match grants.holder.replace(holder) {
+                Some(_) if stopped => grants.hold_down.released(),
+                Some(_) => grants.hold_down.suspected(now, &self.config.hold_down),
+                None => {}
+            }
             grants.epoch = epoch;
             grants.epoch_since = now;
             grants.granted = false;

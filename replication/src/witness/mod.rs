@@ -11,6 +11,9 @@ mod acceptor;
 mod choose;
 mod coordinator;
 mod grants;
+mod holddown;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -116,6 +119,17 @@ pub enum WitnessEvent {
         needed: usize,
         /// Registered members that could still complete it.
         missing: Vec<NodeId>,
+    },
+    /// The volume's primaries are lost again and again: the next one is replaced on suspicion no sooner than this.
+    HeldDown {
+        /// The volume.
+        volume: VolumeId,
+        /// The epoch whose primary is suspected.
+        epoch: Epoch,
+        /// Promotions on suspicion within the window.
+        promotions: usize,
+        /// When the wait ends.
+        until: MonoTime,
     },
     /// The register names a new primary.
     Promoted(Box<Certificate>),

@@ -98,6 +98,7 @@ impl World {
                         WitnessEvent::PromotionStarted { .. } => 1,
                         WitnessEvent::PromotionWaits { .. } => 2,
                         WitnessEvent::Promoted(_) => 3,
+                        WitnessEvent::HeldDown { .. } => 4,
                     };
                     self.trace.note(now, 5, w as u64, code, || {
                         format!("witness {id}: {event:?}")
