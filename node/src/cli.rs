@@ -107,7 +107,16 @@ Move the primary of a volume to another node.
 
 A planned switchover: the primary first finishes what it accepted, then hands over. Clients wait for a moment and go \
 on; nothing fails. Refused, with the reason, if the other node does not hold everything.")]
-    #[command(after_long_help = "Example:\n  mainstay promote ledger --to 2")]
+    #[command(after_long_help = "\
+Examples:
+  mainstay promote ledger --to 2
+  mainstay promote ledger --to 2 --force                      # says what would be lost, and changes nothing
+  mainstay promote ledger --to 2 --force --accept-data-loss --declare-off 1,3
+
+A forced promotion is for the day on which the copies that hold the newest writes are gone for good. The copy on the \
+named node goes on in a new history; every acknowledged write that it lacks is given up. Each other member must promise \
+to acknowledge nothing more, or you must make sure that its node is off and say so with --declare-off: a node that is up \
+and merely cut off would go on by itself. Copies that come back later are set aside whole, never merged.")]
     Promote(PromoteArgs),
 
     /// Print what happened: promotions, members that came and went, alarms
@@ -362,6 +371,35 @@ pub struct PromoteArgs {
     /// The node that shall be primary
     #[arg(long, value_name = "NODE")]
     pub to: u32,
+
+    /// Without the answers that prove that no acknowledged write is lost; alone it says what would be
+    #[arg(long)]
+    pub force: bool,
+
+    /// With --force: go on, and give up what the copy there does not hold
+    #[arg(long, requires = "force")]
+    pub accept_data_loss: bool,
+
+    /// With --force: nodes that you have made sure are off, and stay off
+    #[arg(
+        long,
+        value_name = "NODE,...",
+        value_delimiter = ',',
+        requires = "force"
+    )]
+    pub declare_off: Vec<u32>,
+
+    /// With --force: take writes again with so few full copies; 1 if no other node is left
+    #[arg(long, value_name = "N", requires = "force")]
+    pub min_copies: Option<u32>,
+
+    /// Why, for the event log
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub reason: String,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 
     /// The cluster.
     #[command(flatten)]

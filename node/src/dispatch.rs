@@ -105,8 +105,13 @@ async fn promote(args: PromoteArgs) -> anyhow::Result<()> {
     let options = commands::promote::Args {
         volume: args.volume.to_string(),
         to: Some(NodeId(args.to)),
-        reason: String::new(),
-        json: false,
+        force: args.force.then(|| commands::promote::Force {
+            accept_data_loss: args.accept_data_loss,
+            declared_off: args.declare_off.into_iter().map(NodeId).collect(),
+            min_copies: args.min_copies.unwrap_or(0),
+        }),
+        reason: args.reason,
+        json: args.json,
     };
     commands::promote::run(&options, endpoints(&args.cluster)?, &mut io::stdout()).await
 }

@@ -289,6 +289,7 @@ async fn promote_until(endpoints: Vec<String>, name: &str, mut stop: oneshot::Re
         let args = promote::Args {
             volume: name.to_owned(),
             to: Some(NodeId(to % 3 + 1)),
+            force: None,
             reason: "test".to_owned(),
             json: true,
         };
@@ -423,6 +424,7 @@ async fn status_and_events_tell_what_is_and_what_happened() {
     let to_other = promote::Args {
         volume: "ledger".to_owned(),
         to: Some(other),
+        force: None,
         reason: String::new(),
         json: false,
     };

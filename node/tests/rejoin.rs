@@ -120,12 +120,8 @@ async fn a_wiped_node_gets_a_full_copy_while_writes_go_on_and_equals_the_others(
 
     for node in [NodeId(3), NodeId(1), NodeId(2)] {
         let promote = Promote {
-            volume: "disk".to_owned(),
             to: Some(node),
-            force: false,
-            accept_data_loss: false,
-            declared_off: Vec::new(),
-            reason: String::new(),
+            ..Promote::planned("disk")
         };
         admin.promote(promote).await.expect("promoted");
         model.assert_equal(&disk, node).await;

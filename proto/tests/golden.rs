@@ -123,6 +123,7 @@ fn register() -> pb::Register {
             kind: Some(block()),
         }),
         deleted: true,
+        log_lineage: 0xa3,
     }
 }
 

@@ -14,6 +14,7 @@
 
 mod beats;
 mod config;
+mod fate;
 mod handover;
 mod journal;
 mod member;
@@ -33,6 +34,7 @@ mod witness;
 
 pub use beats::{BeatOutput, Beats};
 pub use config::{HoldDownConfig, LeaseConfig, MemberConfig};
+pub use fate::{CopyFate, CopyNames, fate_of_copy};
 pub use journal::{Durable, OpId};
 pub use member::{Input, LogWrite, Member, MemberStart, Output, Role};
 pub use mistakes::{Mistake, Mistakes};
@@ -41,5 +43,6 @@ pub use register::Round;
 pub use rng::Rng;
 pub use runs::EpochRuns;
 pub use witness::{
-    Certificate, Witness, WitnessEvent, WitnessInput, WitnessOutput, WitnessRecord, WitnessStart,
+    Certificate, ForceRefused, ForceRequest, ForceResult, Loss, Witness, WitnessEvent,
+    WitnessInput, WitnessOutput, WitnessRecord, WitnessStart,
 };

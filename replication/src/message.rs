@@ -284,6 +284,8 @@ pub enum SuspectReason {
     Fenced,
     /// A member is sealed above the register's epoch.
     SealedAbove,
+    /// An operator forced an attempt, which found out that enough copies answer.
+    Operator,
 }
 
 /// One claim to a lease.

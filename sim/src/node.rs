@@ -11,10 +11,10 @@ use mainstay_replication::{AppendPlan, Beats, OpId};
 use mainstay_storage::engine::SimDisk;
 use mainstay_storage::format::{EntryIter, EntryRef};
 use mainstay_storage::{Checkpoint, Image, LogEnd, Meta, Wal, WalReader};
-use mainstay_types::{
-    ClusterId, Epoch, Incarnation, Instance, Lineage, Lsn, MonoTime, NodeId, VolumeId, VolumeSpec,
+use mainstay_types::{ClusterId, Incarnation, Instance, Lineage, Lsn, MonoTime, NodeId, VolumeId};
+use mainstay_volume::store::{
+    CopyConfig, NewCopy, State, carry_out, create_copy, open_log, open_state,
 };
-use mainstay_volume::store::{CopyConfig, State, carry_out, create_copy, open_log, open_state};
 use mainstay_volume::{ConnId, Token, Volume, VolumeStart, WalJob};
 
 use crate::clock::Clock;
@@ -292,14 +292,8 @@ async fn open_one(args: &OpenArgs, dir: &Path) -> Result<Opened, String> {
 pub struct CreateArgs {
     /// As for opening; one directory.
     pub open: OpenArgs,
-    /// What the volume is.
-    pub spec: VolumeSpec,
-    /// Its history.
-    pub lineage: Lineage,
     /// The new copy.
-    pub incarnation: Incarnation,
-    /// Refuses every epoch below this one.
-    pub sealed: Epoch,
+    pub new: NewCopy,
 }
 
 /// Formats a copy and opens it.
@@ -308,10 +302,7 @@ pub async fn create(args: CreateArgs, answer: Answer) {
         &args.open.disk,
         &args.open.dirs[0],
         &args.open.config,
-        &args.spec,
-        args.lineage,
-        args.incarnation,
-        args.sealed,
+        args.new,
     )
     .await;
     match made {

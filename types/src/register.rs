@@ -45,8 +45,10 @@ pub struct Register {
     pub id: RegisterId,
     /// One more than the value before: for people and for the monotonicity check.
     pub version: u64,
-    /// The history that the volume is in.
+    /// The history that the volume is in. Only a forced promotion begins a new one.
     pub lineage: Lineage,
+    /// The history that the volume was created with: it seeds the checksums of entries, and outlives forced promotions.
+    pub log_lineage: Lineage,
     /// The epoch in force.
     pub epoch: Epoch,
     /// Who acts in it.

@@ -78,6 +78,7 @@ pub(super) fn promote_request(promote: &Promote, patience: Duration) -> pb::Prom
         declared_off: promote.declared_off.iter().map(|node| node.0).collect(),
         reason: promote.reason.clone(),
         patience_ms: millis(patience),
+        min_copies: promote.min_copies,
     }
 }
 
@@ -125,6 +126,7 @@ fn promote_refused(refused: pb::PromoteRefused) -> PromoteRefused {
             PromoteRefused::ExternalFenceFailed { output: m.output }
         }
         Some(Reason::WouldLose(m)) => PromoteRefused::WouldLose {
+            message: refused.message,
             from: Lsn(m.from_lsn),
             to: m.to_lsn.map(Lsn),
             not_fenced: nodes(&m.not_fenced),

@@ -325,6 +325,8 @@ pub struct Promote {
     pub accept_data_loss: bool,
     /// Nodes stated to be off, and to stay off.
     pub declared_off: Vec<NodeId>,
+    /// With `force`: full copies below which nothing is acknowledged from now on; zero leaves it as it was.
+    pub min_copies: u32,
     /// For the event log.
     pub reason: String,
 }
@@ -601,9 +603,11 @@ pub enum PromoteRefused {
         /// What it printed.
         output: String,
     },
-    /// Forced, and data loss not accepted: what it would cost.
-    #[error("would put entries from {from} on in doubt; not fenced: {not_fenced:?}")]
+    /// Forced, and data loss not accepted or not every other copy fenced: what it would cost.
+    #[error("{message}")]
     WouldLose {
+        /// The server's words.
+        message: String,
         /// First entry in doubt.
         from: Lsn,
         /// Last one, if anybody knows it.
@@ -652,6 +656,7 @@ impl Promote {
             force: false,
             accept_data_loss: false,
             declared_off: Vec::new(),
+            min_copies: 0,
             reason: String::new(),
         }
     }

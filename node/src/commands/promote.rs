@@ -1,4 +1,4 @@
-//! `mainstay promote`: a planned switchover.
+//! `mainstay promote`: a planned switchover, or a forced promotion.
 
 use std::io::Write;
 use std::time::Instant;
@@ -17,10 +17,23 @@ pub struct Args {
     pub volume: String,
     /// The node that shall be primary; `None`: whoever is best.
     pub to: Option<NodeId>,
+    /// Whatever is lost by it.
+    pub force: Option<Force>,
     /// For the event log.
     pub reason: String,
     /// Print JSON.
     pub json: bool,
+}
+
+/// What an operator says to a forced promotion.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Force {
+    /// Without it the refusal says what would be lost.
+    pub accept_data_loss: bool,
+    /// Nodes that are off, and stay off.
+    pub declared_off: Vec<NodeId>,
+    /// Full copies below which nothing is acknowledged from now on; zero: as before.
+    pub min_copies: u32,
 }
 
 #[derive(Serialize)]
@@ -37,11 +50,17 @@ struct Done<'a> {
 /// Refused for a named reason, or the outcome is unknown; the error says what to do.
 pub async fn run(args: &Args, endpoints: Vec<String>, out: &mut impl Write) -> anyhow::Result<()> {
     let admin = connect(endpoints).await?.admin();
-    let request = Promote {
+    let mut request = Promote {
         to: args.to,
         reason: args.reason.clone(),
         ..Promote::planned(&args.volume)
     };
+    if let Some(force) = &args.force {
+        request.force = true;
+        request.accept_data_loss = force.accept_data_loss;
+        request.declared_off.clone_from(&force.declared_off);
+        request.min_copies = force.min_copies;
+    }
     let began = Instant::now();
     let promoted = admin
         .promote(request)
@@ -67,6 +86,12 @@ pub async fn run(args: &Args, endpoints: Vec<String>, out: &mut impl Write) -> a
         promoted.epoch,
         text::span(took)
     )?;
+    if args.force.is_some() {
+        writeln!(
+            out,
+            "a new history began; `mainstay events` says which writes were given up"
+        )?;
+    }
     Ok(())
 }
 
@@ -100,7 +125,9 @@ fn advice(refused: &PromoteRefused) -> &'static str {
         PromoteRefused::ExternalFenceFailed { .. } => {
             "make the fence command succeed, then try again"
         }
-        PromoteRefused::WouldLose { .. } => "bring back a member that holds these entries",
+        PromoteRefused::WouldLose { .. } => {
+            "bring back a member that holds these entries; if they are gone for good, `mainstay promote --help` says what to add"
+        }
         PromoteRefused::Raced { .. } | PromoteRefused::Other { .. } => {
             "`mainstay status` shows who is primary now"
         }

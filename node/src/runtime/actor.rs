@@ -151,6 +151,10 @@ pub struct VolumeHandle {
     pub spec: VolumeSpec,
     /// Its history.
     pub lineage: Lineage,
+    /// The history that it was created with.
+    pub log_lineage: Lineage,
+    /// Where its files lie.
+    pub dir: PathBuf,
     /// Which formatting of this node's copy.
     pub incarnation: Incarnation,
     /// Its thread.
@@ -296,11 +300,14 @@ impl Actor {
         let (lineage, spec) = (volume_start.member.lineage, volume_start.spec.clone());
         let incarnation = volume_start.member.me.incarnation;
         let volume = Volume::new(clock::now(), config, volume_start);
+        let log_lineage = volume.log_lineage();
         let report = Arc::new(Mutex::new(report_of(&volume, Duration::ZERO, None)));
         let (commit, commit_seen) = watch::channel(volume.member().commit());
         let handle = VolumeHandle {
             spec,
             lineage,
+            log_lineage,
+            dir,
             incarnation,
             to: to.clone(),
             report: report.clone(),
@@ -549,7 +556,7 @@ impl Actor {
             let _gone = replies.send(ConnReply { token, answer });
             return;
         }
-        let (reader, lineage) = (self.reader.clone(), self.volume.member().lineage());
+        let (reader, lineage) = (self.reader.clone(), self.volume.log_lineage());
         tokio::task::spawn_local(async move {
             let answer = match reader.read(from, bytes_max).await {
                 Ok(batch) => {

@@ -52,7 +52,7 @@ pub async fn create(
     let epoch = before
         .as_ref()
         .map_or(first, |register| register.epoch.next());
-    volumes::format_copy(node, &new.spec, lineage, epoch)
+    volumes::format_copy(node, &new.spec, lineage, lineage, epoch)
         .await
         .map_err(|error| Status::unavailable(format!("{:#}", anyhow::Error::from(error))))?;
     let Some(handle) = node
@@ -68,6 +68,7 @@ pub async fn create(
         id: RegisterId(node.random()),
         version: before.as_ref().map_or(1, |register| register.version + 1),
         lineage,
+        log_lineage: lineage,
         epoch,
         primary: PrimaryId {
             node: node.settings.node,

@@ -14,12 +14,12 @@ use mainstay_proto::tuning::node_endpoint;
 use mainstay_proto::v1 as pb;
 use mainstay_proto::v1::copy_frame::Body;
 use mainstay_proto::v1::replication_client::ReplicationClient;
+use mainstay_storage::LogEnd;
 use mainstay_storage::engine::{RealDisk, run_on};
 use mainstay_storage::image::ExportedBlock;
-use mainstay_storage::{LogEnd, MetaFacts};
 use mainstay_types::{Epoch, Incarnation, LogPoint, Lsn, NodeId, Register, VolumeName};
 use mainstay_volume::Event;
-use mainstay_volume::store::CopyReceiver;
+use mainstay_volume::store::{CopyReceiver, NewCopy};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
@@ -267,9 +267,14 @@ fn start_receiver(
     let incarnation = Incarnation(node.random());
     let path = dir.clone();
     let work = move |disk: RealDisk| async move {
-        let lineage = register.lineage;
-        let mut receiver =
-            CopyReceiver::begin(&disk, &path, &register.spec, lineage, base, &sessions).await?;
+        let new = NewCopy {
+            spec: register.spec.clone(),
+            lineage: register.lineage,
+            log_lineage: register.log_lineage,
+            incarnation,
+            sealed: register.epoch,
+        };
+        let mut receiver = CopyReceiver::begin(&disk, &path, new, base, &sessions).await?;
         while let Some(part) = received.recv().await {
             match part {
                 Received::Blocks(blocks) => receiver.import(&blocks).await?,
@@ -277,21 +282,7 @@ fn start_receiver(
                     consistent_from,
                     done,
                 } => {
-                    let facts = MetaFacts {
-                        cluster: config.cluster,
-                        node: config.node,
-                        volume: register.spec.name.id(),
-                        spec: register.spec.clone(),
-                        incarnation,
-                        log_lineage: lineage,
-                        lineage,
-                        boot_counter: 0,
-                        sealed: register.epoch,
-                        rebuilding: true,
-                        damaged: None,
-                        commit: Lsn::ZERO,
-                    };
-                    let finished = receiver.finish(&config, facts, consistent_from).await;
+                    let finished = receiver.finish(&config, consistent_from).await;
                     let _gone =
                         done.send(finished.map(|()| incarnation).map_err(anyhow::Error::from));
                     return anyhow::Ok(());

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Mutex;
 
-use mainstay_replication::{Certificate, Role, WitnessEvent};
+use mainstay_replication::{Certificate, Loss, Role, WitnessEvent};
 use mainstay_types::{Epoch, Lsn, Register, VolumeName};
 use tokio::sync::watch;
 
@@ -186,13 +186,14 @@ impl EventLog {
             }
             WitnessEvent::Promoted(certificate) => {
                 let c = &certificate;
-                let message = format!(
-                    "node {} is primary of epoch {} after node {} in epoch {}; no acknowledged write was lost: the \
-                     chosen log ends at {}, seen by {:?}",
-                    c.primary.node, c.epoch, c.from.node, c.from_epoch, c.cut, c.answers
-                );
+                let event = match &c.forced {
+                    None => info(EventKind::Promoted, promoted(c)),
+                    Some(loss) => Event {
+                        severity: Severity::Alarm,
+                        ..warning(EventKind::Promoted, forced(c, loss))
+                    },
+                };
                 let (volume, epoch, lsn) = (name(c.volume), c.epoch, c.cut.lsn);
-                let event = info(EventKind::Promoted, message);
                 self.add(Event {
                     volume,
                     epoch,
@@ -275,6 +276,21 @@ impl EventLog {
         }
     }
 
+    /// A copy of an ended history was put aside.
+    pub(super) fn set_aside(&self, volume: &VolumeName, register: &Register, path: &Path) {
+        let message = format!(
+            "the copy here is of the history that a forced promotion ended in epoch {}: it is kept whole in {}, and a new \
+             copy is made; remove it when nobody needs what it holds",
+            register.epoch,
+            path.display()
+        );
+        self.add(Event {
+            volume: Some(volume.clone()),
+            epoch: register.epoch,
+            ..warning(EventKind::DamageFound, message)
+        });
+    }
+
     /// A copy does not open.
     pub(super) fn copy_failed(&self, _node: &Node, path: &Path, error: &str) {
         let message = format!(
@@ -286,6 +302,31 @@ impl EventLog {
             ..warning(EventKind::DamageFound, message)
         });
     }
+}
+
+fn promoted(c: &Certificate) -> String {
+    format!(
+        "node {} is primary of epoch {} after node {} in epoch {}; no acknowledged write was lost: the chosen log ends at \
+         {}, seen by {:?}",
+        c.primary.node, c.epoch, c.from.node, c.from_epoch, c.cut, c.answers
+    )
+}
+
+fn forced(c: &Certificate, loss: &Loss) -> String {
+    let range = if loss.unknown.is_empty() {
+        format!("entries {} to {} are given up", loss.from, loss.known_to)
+    } else {
+        format!(
+            "every entry from {} on is given up, and how many there are nobody knows: copies on nodes {:?} did not say what \
+             they hold; the furthest that is known of is {}",
+            loss.from, loss.unknown, loss.known_to
+        )
+    };
+    format!(
+        "an operator forced node {} to be primary of epoch {} after node {} in epoch {}: {range}; not sealed, but stated to be \
+         off: {:?}; a new history begins",
+        c.primary.node, c.epoch, c.from.node, c.from_epoch, loss.not_sealed
+    )
 }
 
 /// An event that needs nobody.

@@ -14,6 +14,7 @@ pub mod client_service;
 pub mod clock;
 pub mod copies;
 pub mod events;
+pub mod forced;
 pub mod link_service;
 pub mod peers;
 pub mod rounds;
@@ -47,6 +48,7 @@ use actor::VolumeHandle;
 use beats::BeatsHandle;
 use copies::Copies;
 use events::EventLog;
+use forced::Forced;
 use peers::Peers;
 use rounds::Rounds;
 
@@ -154,6 +156,8 @@ pub struct Node {
     pub events: EventLog,
     /// Full copies for learners.
     pub copies: Copies,
+    /// Forced promotions that the witness here is at.
+    pub forced: Forced,
     /// A stop was asked for.
     pub stopping: watch::Sender<bool>,
     /// Everything that others wait for is done.
@@ -192,6 +196,7 @@ impl Node {
             rounds: Rounds::default(),
             events: EventLog::default(),
             copies: Copies::default(),
+            forced: Forced::default(),
             stopping: watch::channel(false).0,
             stopped: watch::channel(false).0,
             volumes: RwLock::default(),
@@ -261,10 +266,15 @@ impl Node {
         }
     }
 
-    fn to_witness(&self, from: NodeId, message: Message) {
+    /// Asks this node's witness for something of its own.
+    fn ask_witness(&self, input: WitnessInput) {
         if let Some(witness) = &self.witness {
-            let _stopped = witness.send(WitnessInput::Message { from, message });
+            let _stopped = witness.send(input);
         }
+    }
+
+    fn to_witness(&self, from: NodeId, message: Message) {
+        self.ask_witness(WitnessInput::Message { from, message });
     }
 
     fn deliver_member(self: &Arc<Self>, from: NodeId, envelope: MemberEnvelope, batch: Bytes) {

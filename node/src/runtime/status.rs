@@ -348,7 +348,7 @@ pub async fn forward_create(
     client.create_volume(request).await
 }
 
-async fn admin(address: &str) -> Result<AdminClient<tonic::transport::Channel>, Status> {
+pub(super) async fn admin(address: &str) -> Result<AdminClient<tonic::transport::Channel>, Status> {
     let unavailable =
         |error: tonic::transport::Error| Status::unavailable(format!("{address}: {error}"));
     let channel = client_endpoint(address)
@@ -369,13 +369,10 @@ pub async fn promote(
         .volume
         .parse()
         .map_err(|error: mainstay_types::NameError| Status::invalid_argument(error.to_string()))?;
-    if request.force {
-        return Err(Status::unimplemented(
-            "forced promotion is not part of this release: bring back a member that holds what was committed \
-             (`mainstay status` names those that could complete the promotion)",
-        ));
-    }
     let wait = patience(request.patience_ms);
+    if request.force {
+        return super::forced::promote(node, &name, request, wait).await;
+    }
     let here = node
         .volume(name.id())
         .is_some_and(|handle| handle.report().acting.is_some());
@@ -542,7 +539,7 @@ fn encode_event(node: &Node, event: super::events::Event) -> pb::Event {
     out
 }
 
-fn encode_certificate(node: &Node, certificate: &Certificate) -> pb::Certificate {
+pub(super) fn encode_certificate(node: &Node, certificate: &Certificate) -> pb::Certificate {
     let point = |point: mainstay_types::LogPoint| pb::LogPoint {
         epoch: point.epoch.0,
         lsn: point.lsn.0,
@@ -556,9 +553,14 @@ fn encode_certificate(node: &Node, certificate: &Certificate) -> pb::Certificate
             last: Some(point(*last)),
             ..pb::SealReport::default()
         });
+    let off = if certificate.forced.is_some() {
+        "declared off"
+    } else {
+        "silent"
+    };
     let silent = certificate.silent.iter().map(|member| pb::SealReport {
         node: member.0,
-        answer: "silent".to_owned(),
+        answer: off.to_owned(),
         ..pb::SealReport::default()
     });
     pb::Certificate {
@@ -569,7 +571,14 @@ fn encode_certificate(node: &Node, certificate: &Certificate) -> pb::Certificate
         driven_by: node.settings.node.0,
         seals: answered.chain(silent).collect(),
         cut: Some(point(certificate.cut)),
-        nothing_lost: true,
+        nothing_lost: certificate.forced.is_none(),
+        forced: certificate.forced.is_some(),
+        doubt_from: certificate.forced.as_ref().map_or(0, |loss| loss.from.0),
+        doubt_to: certificate
+            .forced
+            .as_ref()
+            .filter(|loss| loss.unknown.is_empty())
+            .map(|loss| loss.known_to.0),
         ..pb::Certificate::default()
     }
 }

@@ -1,12 +1,14 @@
 //! Copies on this node: opened at the start, formatted when a register says that one belongs here, dropped when the
-//! volume is deleted.
+//! volume is deleted, set aside or taken over when a forced promotion began a new history.
 
+use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use mainstay_replication::{CopyFate, CopyNames, fate_of_copy};
 use mainstay_storage::engine::run_on;
 use mainstay_types::{Epoch, Incarnation, Lineage, Register, VolumeId, VolumeSpec};
-use mainstay_volume::store::{CopyError, create_copy};
+use mainstay_volume::store::{CopyError, NewCopy, create_copy};
 use tokio::sync::oneshot;
 
 use super::Node;
@@ -26,6 +28,9 @@ pub fn incoming_dir(node: &Node, volume: VolumeId, lineage: Lineage) -> PathBuf 
 
 /// Ends the name of a copy that is being received.
 const INCOMING: &str = ".incoming";
+
+/// In the name of a copy of a history that a forced promotion ended, before the epoch that ended it.
+const ASIDE: &str = ".aside-";
 
 /// Ends the name of a directory that is no copy and was set aside.
 const UNFINISHED: &str = ".unfinished";
@@ -51,7 +56,7 @@ pub async fn open_all(node: &Arc<Node>) -> std::io::Result<()> {
             std::fs::remove_dir_all(&path)?;
             continue;
         }
-        if name.ends_with(UNFINISHED) {
+        if name.ends_with(UNFINISHED) || name.contains(ASIDE) {
             continue;
         }
         if !path.join("meta").exists() {
@@ -87,32 +92,60 @@ fn host(node: &Node, handle: VolumeHandle) {
 
 /// Makes this node's copies what a decided register value says.
 pub(super) fn reconcile(node: &Arc<Node>, register: Register) {
-    let volume = register.spec.name.id();
-    let hosted = node.volume(volume);
-    let stale = hosted
-        .as_ref()
-        .is_some_and(|handle| handle.lineage != register.lineage);
-    if let Some(handle) = hosted.filter(|_| register.deleted || stale) {
-        let node = node.clone();
-        node.handle.clone().spawn(async move {
+    let hosted = node.volume(register.spec.name.id());
+    let fate = hosted.as_ref().map(|handle| {
+        let copy = CopyNames {
+            node: node.settings.node,
+            incarnation: handle.incarnation,
+            lineage: handle.lineage,
+            log_lineage: handle.log_lineage,
+        };
+        fate_of_copy(copy, &register)
+    });
+    match (hosted, fate) {
+        (Some(handle), Some(CopyFate::Drop)) => then(node, register, |node, register| async move {
             drop_copy(&node, handle).await;
             // The name may have been created anew: then a copy of the new volume belongs here.
             reconcile(&node, register);
-        });
-        return;
-    }
-    let wanted = node.settings.data && register.policy.placement.contains(&node.settings.node);
-    if wanted && !register.deleted && node.volume(volume).is_none() {
-        let node = node.clone();
-        node.handle.clone().spawn(async move {
-            if let Err(error) =
-                format_copy(&node, &register.spec, register.lineage, Epoch::ZERO).await
-            {
-                tracing::warn!(volume = %register.spec.name, error = %format!("{:#}", anyhow::Error::from(error)),
-                    "no copy could be made here");
+        }),
+        (Some(handle), Some(CopyFate::SetAside)) => {
+            then(node, register, |node, register| async move {
+                if set_aside(&node, handle, &register).await {
+                    reconcile(&node, register);
+                }
+            });
+        }
+        (Some(handle), Some(CopyFate::Adopt)) => {
+            then(node, register, |node, register| async move {
+                adopt_lineage(&node, handle, &register).await;
+            })
+        }
+        (Some(_), _) => {}
+        (None, _) => {
+            let wanted =
+                node.settings.data && register.policy.placement.contains(&node.settings.node);
+            if wanted && !register.deleted {
+                then(node, register, |node, register| async move {
+                    let (lineage, log_lineage) = (register.lineage, register.log_lineage);
+                    let made =
+                        format_copy(&node, &register.spec, lineage, log_lineage, Epoch::ZERO).await;
+                    if let Err(error) = made {
+                        tracing::warn!(volume = %register.spec.name, error = %format!("{:#}", anyhow::Error::from(error)),
+                            "no copy could be made here");
+                    }
+                });
             }
-        });
+        }
     }
+}
+
+/// Runs work that takes time in a task of its own.
+fn then<W, F>(node: &Arc<Node>, register: Register, work: W)
+where
+    W: FnOnce(Arc<Node>, Register) -> F,
+    F: Future<Output = ()> + Send + 'static,
+{
+    node.handle.spawn(work(node.clone(), register));
 }
 
 /// Formats an empty copy, unless there is one, and hosts it.
@@ -123,38 +156,62 @@ pub async fn format_copy(
     node: &Arc<Node>,
     spec: &VolumeSpec,
     lineage: Lineage,
+    log_lineage: Lineage,
     sealed: Epoch,
 ) -> Result<(), CopyError> {
-    let volume = spec.name.id();
-    if !node
-        .opening
-        .lock()
-        .expect("no panic while the lock is held")
-        .insert(volume)
-    {
-        return Ok(());
+    let new = NewCopy {
+        spec: spec.clone(),
+        lineage,
+        log_lineage,
+        incarnation: Incarnation(node.random()),
+        sealed,
+    };
+    match Opening::begin(node, spec.name.id()) {
+        Some(_opening) => format_and_open(node, new).await,
+        None => Ok(()),
     }
-    let result = format_and_open(node, spec, lineage, sealed).await;
-    node.opening
-        .lock()
-        .expect("no panic while the lock is held")
-        .remove(&volume);
-    result
 }
 
-async fn format_and_open(
-    node: &Arc<Node>,
-    spec: &VolumeSpec,
-    lineage: Lineage,
-    sealed: Epoch,
-) -> Result<(), CopyError> {
+/// Held while a copy of a volume is made, replaced or taken over: only one of these runs at a time.
+struct Opening {
+    node: Arc<Node>,
+    volume: VolumeId,
+}
+
+impl Opening {
+    /// `None` if somebody else is at it.
+    fn begin(node: &Arc<Node>, volume: VolumeId) -> Option<Self> {
+        let mut opening = node
+            .opening
+            .lock()
+            .expect("no panic while the lock is held");
+        opening.insert(volume).then(|| Self {
+            node: node.clone(),
+            volume,
+        })
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        let mut opening = self
+            .node
+            .opening
+            .lock()
+            .expect("no panic while the lock is held");
+        opening.remove(&self.volume);
+    }
+}
+
+async fn format_and_open(node: &Arc<Node>, new: NewCopy) -> Result<(), CopyError> {
+    let volume = new.spec.name.id();
     if node
-        .volume(spec.name.id())
-        .is_some_and(|handle| handle.lineage == lineage)
+        .volume(volume)
+        .is_some_and(|handle| handle.lineage == new.lineage)
     {
         return Ok(());
     }
-    let dir = copy_dir(node, spec.name.id(), lineage);
+    let dir = copy_dir(node, volume, new.lineage);
     if dir.join("meta").exists() {
         // A copy that did not open: it is kept, and not formatted over.
         return Ok(());
@@ -166,11 +223,10 @@ async fn format_and_open(
     if dir.exists() {
         std::fs::remove_dir_all(&dir).map_err(io)?;
     }
-    let (config, engine, spec) = (node.copy_config(), node.settings.engine, spec.clone());
-    let (path, incarnation) = (dir.clone(), Incarnation(node.random()));
+    let (config, engine, path) = (node.copy_config(), node.settings.engine, dir.clone());
     let made = tokio::task::spawn_blocking(move || {
         run_on(engine, |disk| async move {
-            create_copy(&disk, &path, &config, &spec, lineage, incarnation, sealed).await
+            create_copy(&disk, &path, &config, new).await
         })
     });
     made.await
@@ -187,32 +243,17 @@ async fn format_and_open(
 /// # Errors
 /// The disk's; the copy that was here is gone, and the primary sends another.
 pub async fn adopt_copy(node: &Arc<Node>, register: &Register) -> anyhow::Result<()> {
-    let volume = register.spec.name.id();
-    if !node
-        .opening
-        .lock()
-        .expect("no panic while the lock is held")
-        .insert(volume)
-    {
+    let Some(_opening) = Opening::begin(node, register.spec.name.id()) else {
         anyhow::bail!("the copy here is being opened");
-    }
-    let replaced = replace_copy(node, register).await;
-    node.opening
-        .lock()
-        .expect("no panic while the lock is held")
-        .remove(&volume);
-    host(node, replaced?);
+    };
+    let replaced = replace_copy(node, register).await?;
+    host(node, replaced);
     Ok(())
 }
 
 async fn replace_copy(node: &Arc<Node>, register: &Register) -> anyhow::Result<VolumeHandle> {
     let volume = register.spec.name.id();
-    let hosted = node
-        .volumes
-        .write()
-        .expect("no panic while the lock is held")
-        .remove(&volume);
-    if let Some(handle) = hosted {
+    if let Some(handle) = unhost(node, volume) {
         stop_one(&handle, false).await;
     }
     let dir = copy_dir(node, volume, register.lineage);
@@ -226,13 +267,12 @@ async fn replace_copy(node: &Arc<Node>, register: &Register) -> anyhow::Result<V
 
 /// Stops a copy and removes its files: its volume was deleted.
 async fn drop_copy(node: &Arc<Node>, handle: VolumeHandle) {
-    let volume = handle.spec.name.id();
-    node.volumes
-        .write()
-        .expect("no panic while the lock is held")
-        .remove(&volume);
+    let Some(_opening) = Opening::begin(node, handle.spec.name.id()) else {
+        return;
+    };
+    unhost(node, handle.spec.name.id());
     stop_one(&handle, false).await;
-    let dir = copy_dir(node, volume, handle.lineage);
+    let dir = handle.dir;
     match std::fs::remove_dir_all(&dir) {
         Ok(()) => {
             tracing::info!(volume = %handle.spec.name, "removed the copy of a deleted volume")
@@ -241,6 +281,76 @@ async fn drop_copy(node: &Arc<Node>, handle: VolumeHandle) {
             tracing::warn!(path = %dir.display(), %error, "the copy of a deleted volume is left")
         }
     }
+}
+
+/// Keeps a copy of a history that a forced promotion ended, whole and under another name: it may hold the only trace of
+/// what was given up. True if the copy of the new history may take its place.
+async fn set_aside(node: &Arc<Node>, handle: VolumeHandle, register: &Register) -> bool {
+    let Some(_opening) = Opening::begin(node, handle.spec.name.id()) else {
+        return false;
+    };
+    unhost(node, handle.spec.name.id());
+    stop_one(&handle, false).await;
+    let mut name = handle.dir.clone().into_os_string();
+    name.push(format!("{ASIDE}{}", register.epoch));
+    let aside = PathBuf::from(name);
+    if let Err(error) = rename_durably(&handle.dir, &aside) {
+        tracing::error!(path = %handle.dir.display(), %error, "a copy of an ended history could not be set aside");
+        return false;
+    }
+    node.events.set_aside(&handle.spec.name, register, &aside);
+    true
+}
+
+/// Takes the copy that a forced promotion chose over into the new history, and opens it again. It holds exactly what the
+/// register calls the cut: it was sealed when it was asked, and nobody acted since.
+async fn adopt_lineage(node: &Arc<Node>, handle: VolumeHandle, register: &Register) {
+    let Some(_opening) = Opening::begin(node, handle.spec.name.id()) else {
+        return;
+    };
+    unhost(node, handle.spec.name.id());
+    stop_one(&handle, false).await;
+    match adopt(node, &handle.dir, register).await {
+        Ok(opened) => host(node, opened),
+        Err(error) => {
+            let error = format!("{error:#}");
+            tracing::error!(volume = %handle.spec.name, error, "the chosen copy does not open in its new history; \
+                it is left as it is, and the next start tries again");
+            node.events.copy_failed(node, &handle.dir, &error);
+        }
+    }
+}
+
+async fn adopt(node: &Arc<Node>, dir: &Path, register: &Register) -> anyhow::Result<VolumeHandle> {
+    // The name first: if all ends here, the copy still says that it is of the old history, and is taken over again.
+    let renamed = copy_dir(node, register.spec.name.id(), register.lineage);
+    if dir != renamed {
+        rename_durably(dir, &renamed)?;
+    }
+    let (config, engine) = (node.copy_config(), node.settings.engine);
+    let (path, lineage) = (renamed.clone(), register.lineage);
+    let adopted = tokio::task::spawn_blocking(move || {
+        run_on(engine, |disk| async move {
+            mainstay_volume::store::adopt_lineage(&disk, &path, &config, lineage).await
+        })
+    });
+    adopted.await???;
+    Ok(actor::open(node, renamed).await?)
+}
+
+fn rename_durably(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::rename(from, to)?;
+    match to.parent() {
+        Some(parent) => std::fs::File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+fn unhost(node: &Node, volume: VolumeId) -> Option<VolumeHandle> {
+    node.volumes
+        .write()
+        .expect("no panic while the lock is held")
+        .remove(&volume)
 }
 
 async fn stop_one(handle: &VolumeHandle, hand_over: bool) {

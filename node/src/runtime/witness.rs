@@ -76,6 +76,7 @@ fn carry_out(
                 }
                 WitnessOutput::Send { to, message } => node.send(to, message, Bytes::new()),
                 WitnessOutput::Event(event) => report(node, event),
+                WitnessOutput::Forced { id, result } => node.forced.ended(id, result),
             }
         }
         let Some(op) = last else { return Ok(()) };

@@ -116,6 +116,7 @@ pub fn encode_register(register: &Register) -> pb::Register {
             kind: Some(encode_kind(register.spec.kind)),
         }),
         deleted: register.deleted,
+        log_lineage: register.log_lineage.0,
     }
 }
 
@@ -133,6 +134,7 @@ pub fn decode_register(register: pb::Register) -> Result<Register, WireError> {
         id: RegisterId(register.id),
         version: number("register.version", register.version)?,
         lineage: Lineage(register.lineage),
+        log_lineage: Lineage(register.log_lineage),
         epoch: epoch("register.epoch", register.epoch)?,
         primary: decode_process("register.primary", register.primary)?,
         members,

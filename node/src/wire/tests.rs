@@ -88,7 +88,14 @@ fn spec() -> impl Strategy<Value = VolumeSpec> {
 }
 
 fn register() -> impl Strategy<Value = Box<Register>> {
-    let ids = (any::<u64>(), number(), any::<u64>(), epoch(), process());
+    let ids = (
+        any::<u64>(),
+        number(),
+        any::<u64>(),
+        epoch(),
+        process(),
+        any::<u64>(),
+    );
     let rest = (
         vec(member(), 0..5),
         any::<u32>(),
@@ -102,6 +109,7 @@ fn register() -> impl Strategy<Value = Box<Register>> {
             id: RegisterId(ids.0),
             version: ids.1,
             lineage: Lineage(ids.2),
+            log_lineage: Lineage(ids.5),
             epoch: ids.3,
             primary: ids.4,
             members: rest.0,
@@ -260,7 +268,8 @@ fn witness_message() -> impl Strategy<Value = WitnessMessage> {
     let reason = prop_oneof![
         Just(SuspectReason::LeaseGone),
         Just(SuspectReason::Fenced),
-        Just(SuspectReason::SealedAbove)
+        Just(SuspectReason::SealedAbove),
+        Just(SuspectReason::Operator)
     ];
     prop_oneof![
         beat().prop_map(WitnessMessage::Beat),

@@ -181,6 +181,7 @@ fn encode_reason(reason: SuspectReason) -> pb::SuspectReason {
         SuspectReason::LeaseGone => pb::SuspectReason::LeaseGone,
         SuspectReason::Fenced => pb::SuspectReason::Fenced,
         SuspectReason::SealedAbove => pb::SuspectReason::SealedAbove,
+        SuspectReason::Operator => pb::SuspectReason::Operator,
     }
 }
 
@@ -189,6 +190,7 @@ fn decode_reason(value: i32) -> Result<SuspectReason, WireError> {
         Ok(pb::SuspectReason::LeaseGone) => Ok(SuspectReason::LeaseGone),
         Ok(pb::SuspectReason::Fenced) => Ok(SuspectReason::Fenced),
         Ok(pb::SuspectReason::SealedAbove) => Ok(SuspectReason::SealedAbove),
+        Ok(pb::SuspectReason::Operator) => Ok(SuspectReason::Operator),
         Ok(pb::SuspectReason::Unspecified) | Err(_) => Err(WireError::UnknownValue {
             field: "suspect.reason",
             value,

@@ -101,6 +101,23 @@ impl Cluster {
         self.nodes.remove(&node).expect("it runs").stop().await;
     }
 
+    /// Stops nodes at the same time: none of them can hand over to another.
+    pub(crate) async fn stop_together(&mut self, nodes: &[NodeId]) {
+        let stops = nodes.iter().map(|node| self.nodes.remove(node));
+        let stops: Vec<Running> = stops.map(|running| running.expect("it runs")).collect();
+        futures_util::future::join_all(stops.into_iter().map(Running::stop)).await;
+    }
+
+    /// Copies that a node has set aside.
+    pub(crate) fn set_aside(&self, node: NodeId) -> Vec<PathBuf> {
+        let dir = self.settings[&node].data_dir.join("volumes");
+        let found = std::fs::read_dir(dir).expect("listed");
+        let paths = found.map(|entry| entry.expect("an entry").path());
+        paths
+            .filter(|path| path.to_string_lossy().contains(".aside-"))
+            .collect()
+    }
+
     /// Removes everything that a stopped node kept.
     pub(crate) fn wipe(&self, node: NodeId) {
         let dir = &self.settings[&node].data_dir;

@@ -105,7 +105,41 @@ pub enum State<D: Disk> {
     Log(CheckpointFile<D>),
 }
 
-/// Makes an empty copy in `dir`, sealed at `sealed`. Durable on return; a crash before leaves nothing that opens.
+/// A copy to be made.
+#[derive(Debug, Clone)]
+pub struct NewCopy {
+    /// What the volume is.
+    pub spec: VolumeSpec,
+    /// The history that it is in.
+    pub lineage: Lineage,
+    /// The history that seeds the checksums of its entries.
+    pub log_lineage: Lineage,
+    /// The name of this formatting.
+    pub incarnation: Incarnation,
+    /// Refuses every epoch below this one from the start.
+    pub sealed: Epoch,
+}
+
+impl NewCopy {
+    fn facts(self, config: &CopyConfig) -> MetaFacts {
+        MetaFacts {
+            cluster: config.cluster,
+            node: config.node,
+            volume: self.spec.name.id(),
+            spec: self.spec,
+            incarnation: self.incarnation,
+            log_lineage: self.log_lineage,
+            lineage: self.lineage,
+            boot_counter: 0,
+            sealed: self.sealed,
+            rebuilding: false,
+            damaged: None,
+            commit: Lsn::ZERO,
+        }
+    }
+}
+
+/// Makes an empty copy in `dir`. Durable on return; a crash before leaves nothing that opens.
 ///
 /// # Errors
 /// The disk's; or the copy exists already.
@@ -113,19 +147,17 @@ pub async fn create_copy<D: Disk>(
     disk: &D,
     dir: &Path,
     config: &CopyConfig,
-    spec: &VolumeSpec,
-    lineage: Lineage,
-    incarnation: Incarnation,
-    sealed: Epoch,
+    new: NewCopy,
 ) -> Result<(), CopyError> {
     let io = |source| CopyError::Io {
         path: dir.to_owned(),
         source,
     };
+    let lineage = new.log_lineage;
     disk.create_dir_all(dir).await.map_err(io)?;
-    let log = wal_config(config, lineage, incarnation);
+    let log = wal_config(config, lineage, new.incarnation);
     Wal::create(disk.clone(), dir, log, LogEnd::ZERO).await?;
-    match spec.kind {
+    match new.spec.kind {
         VolumeKind::Block { size_bytes } => {
             let config = ImageConfig {
                 lineage,
@@ -140,20 +172,7 @@ pub async fn create_copy<D: Disk>(
         }
     }
     // Last: a directory without facts is not a copy.
-    let facts = MetaFacts {
-        cluster: config.cluster,
-        node: config.node,
-        volume: spec.name.id(),
-        spec: spec.clone(),
-        incarnation,
-        log_lineage: lineage,
-        lineage,
-        boot_counter: 0,
-        sealed,
-        rebuilding: false,
-        damaged: None,
-        commit: Lsn::ZERO,
-    };
+    let facts = new.facts(config);
     Meta::create(disk.clone(), dir, facts).await?;
     Ok(())
 }
@@ -173,6 +192,7 @@ fn wal_config(config: &CopyConfig, lineage: Lineage, incarnation: Incarnation) -
 pub struct CopyReceiver<D: Disk> {
     disk: D,
     dir: PathBuf,
+    new: NewCopy,
     image: Image<D>,
     base: LogEnd,
     sessions: Sessions,
@@ -186,8 +206,7 @@ impl<D: Disk> CopyReceiver<D> {
     pub async fn begin(
         disk: &D,
         dir: &Path,
-        spec: &VolumeSpec,
-        lineage: Lineage,
+        new: NewCopy,
         base: LogEnd,
         blob: &Bytes,
     ) -> Result<Self, CopyError> {
@@ -195,7 +214,7 @@ impl<D: Disk> CopyReceiver<D> {
             path: dir.to_owned(),
             source,
         };
-        let VolumeKind::Block { size_bytes } = spec.kind else {
+        let VolumeKind::Block { size_bytes } = new.spec.kind else {
             return Err(io(std::io::Error::other(
                 "only block volumes are copied whole",
             )));
@@ -203,7 +222,7 @@ impl<D: Disk> CopyReceiver<D> {
         let sessions = Sessions::decode(blob)?;
         disk.create_dir_all(dir).await.map_err(io)?;
         let config = ImageConfig {
-            lineage,
+            lineage: new.log_lineage,
             size_bytes,
             sums_pages: SUMS_PAGES,
         };
@@ -212,6 +231,7 @@ impl<D: Disk> CopyReceiver<D> {
         Ok(Self {
             disk: disk.clone(),
             dir: dir.to_owned(),
+            new,
             image,
             base,
             sessions,
@@ -234,20 +254,37 @@ impl<D: Disk> CopyReceiver<D> {
     pub async fn finish(
         mut self,
         config: &CopyConfig,
-        mut facts: MetaFacts,
         consistent_from: Lsn,
     ) -> Result<(), CopyError> {
         self.sessions.consistent_from = consistent_from;
         self.image
             .finish_rebuild(self.base, self.sessions.encode())
             .await?;
-        let log = wal_config(config, facts.log_lineage, facts.incarnation);
+        let log = wal_config(config, self.new.log_lineage, self.new.incarnation);
         Wal::create(self.disk.clone(), &self.dir, log, self.base).await?;
-        facts.rebuilding = true;
-        facts.commit = Lsn::ZERO;
+        let facts = MetaFacts {
+            rebuilding: true,
+            ..self.new.facts(config)
+        };
         Meta::create(self.disk, &self.dir, facts).await?;
         Ok(())
     }
+}
+
+/// Takes the copy in `dir`, which nobody has open, over into another history of its volume: what a forced promotion
+/// chose goes on there, entry for entry. Durable on return; repeating it changes nothing.
+///
+/// # Errors
+/// There is no copy, it is another node's, or the disk failed.
+pub async fn adopt_lineage<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    config: &CopyConfig,
+    lineage: Lineage,
+) -> Result<(), CopyError> {
+    let mut meta = Meta::open(disk.clone(), dir, config.cluster, config.node).await?;
+    meta.update(|facts| facts.lineage = lineage).await?;
+    Ok(())
 }
 
 /// Opens and recovers the log of the copy in `dir`, and its durable facts.
@@ -352,6 +389,7 @@ pub async fn open_state<D: Disk>(
     let start = VolumeStart {
         member,
         spec: facts.spec.clone(),
+        log_lineage: facts.log_lineage,
         applied: checkpoint.applied,
         sessions,
         tail,

@@ -56,6 +56,8 @@ pub struct VolumeStart {
     pub member: MemberStart,
     /// What the volume is.
     pub spec: VolumeSpec,
+    /// The history that seeds the checksums of its entries.
+    pub log_lineage: mainstay_types::Lineage,
     /// The position of the checkpoint.
     pub applied: LogEnd,
     /// The session table of the checkpoint.
@@ -90,6 +92,7 @@ pub(crate) enum Read {
 pub struct Volume {
     pub(crate) config: VolumeConfig,
     pub(crate) spec: VolumeSpec,
+    log_lineage: mainstay_types::Lineage,
     pub(crate) member: Member,
     pub(crate) tail: Tail,
     /// Never falls, never passes the commit point.
@@ -130,6 +133,7 @@ impl Volume {
         let mut volume = Self {
             config,
             spec: start.spec,
+            log_lineage: start.log_lineage,
             member,
             tail,
             applied: start.applied.point.lsn,
@@ -239,6 +243,12 @@ impl Volume {
     #[must_use]
     pub fn applied(&self) -> Lsn {
         self.applied
+    }
+
+    /// The history that seeds the checksums of its entries.
+    #[must_use]
+    pub fn log_lineage(&self) -> mainstay_types::Lineage {
+        self.log_lineage
     }
 
     /// What the volume is.
@@ -355,7 +365,7 @@ impl Volume {
         if let MemberMessage::Append(append) = &envelope.body
             && append.last >= append.first
         {
-            match verify(self.member.lineage(), append, &batch) {
+            match verify(self.log_lineage, append, &batch) {
                 Ok(entries) => {
                     self.incoming = entries.into();
                     self.incoming_bytes = batch;
@@ -429,7 +439,7 @@ impl Volume {
 
     /// Gives unstamped entries that lie side by side their places in the log.
     fn stamp_chunk(&mut self, epoch: Epoch, mut chunk: bytes::BytesMut) -> Bytes {
-        let lineage = self.member.lineage();
+        let lineage = self.log_lineage;
         let mut end = self.tail.end();
         let mut at = 0;
         while at < chunk.len() {

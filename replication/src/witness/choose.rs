@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mainstay_types::{Epoch, LogPoint, Member, MemberKind, NodeId, PrimaryId, Register, VolumeId};
 
+use super::forced::Loss;
 use crate::message::{CopyId, SealAnswer, SuspectReason};
 use crate::mistakes::{Mistake, Mistakes};
 use crate::quorum::sight;
@@ -32,6 +33,50 @@ pub struct Certificate {
     pub answers: Vec<(NodeId, LogPoint)>,
     /// Registered members that did not answer.
     pub silent: Vec<NodeId>,
+    /// What may be lost, if an operator forced it; otherwise nothing is.
+    pub forced: Option<Loss>,
+}
+
+impl Certificate {
+    /// The record of the step from `before` to `after`.
+    pub(super) fn of(
+        volume: VolumeId,
+        before: &Register,
+        after: &Register,
+        reason: SuspectReason,
+        answers: &Answers,
+    ) -> Self {
+        Self {
+            volume,
+            from_epoch: before.epoch,
+            from: before.primary,
+            epoch: after.epoch,
+            primary: after.primary,
+            reason,
+            cut: after.cut,
+            answers: answers
+                .values()
+                .map(|(id, answer)| (id.node, answer.last))
+                .collect(),
+            silent: missing(before, answers),
+            forced: None,
+        }
+    }
+}
+
+/// Registered members that did not answer.
+pub(super) fn missing(register: &Register, answers: &Answers) -> Vec<NodeId> {
+    register
+        .members
+        .iter()
+        .filter(|m| {
+            !answers.contains_key(&CopyId {
+                node: m.node,
+                incarnation: m.incarnation,
+            })
+        })
+        .map(|m| m.node)
+        .collect()
 }
 
 /// What the answers allow.

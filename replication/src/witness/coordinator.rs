@@ -5,9 +5,11 @@
 
 use std::collections::BTreeSet;
 
-use mainstay_types::{Epoch, MonoTime, NodeId, PrimaryId, Register, RegisterId, VolumeId};
+use mainstay_types::PrimaryId;
+use mainstay_types::{Epoch, MonoTime, NodeId, Register, RegisterId, VolumeId};
 
-use super::choose::{Answers, Certificate, Choice, choose, fold};
+use super::choose::{Answers, Certificate, Choice, choose, fold, missing};
+use super::forced::Force;
 use super::{Witness, WitnessEvent};
 use crate::message::{
     CopyId, MemberMessage, Message, RegisterMessage, RoundResult, SealAnswer, SuspectReason,
@@ -22,8 +24,8 @@ use crate::register::Round;
 pub(super) struct Coordinator {
     /// The epoch to be ended, as this witness's register copy has it.
     epoch: Epoch,
-    reason: SuspectReason,
-    step: Step,
+    pub(super) reason: SuspectReason,
+    pub(super) step: Step,
     /// What got no answer is asked again then.
     resend: MonoTime,
     /// The attempt is given up then.
@@ -33,10 +35,34 @@ pub(super) struct Coordinator {
     reported: bool,
     /// Whether `HeldDown` was.
     held: bool,
+    /// An operator asked for it.
+    pub(super) force: Option<Force>,
+}
+
+impl Coordinator {
+    /// An attempt that waits for nothing yet.
+    pub(super) fn new(
+        now: MonoTime,
+        epoch: Epoch,
+        reason: SuspectReason,
+        give_up: MonoTime,
+    ) -> Self {
+        Self {
+            epoch,
+            reason,
+            step: Step::Waiting { until: now },
+            resend: now,
+            give_up,
+            prefer: None,
+            reported: false,
+            held: false,
+            force: None,
+        }
+    }
 }
 
 #[derive(Debug)]
-enum Step {
+pub(super) enum Step {
     /// Waits its turn among the witnesses.
     Waiting { until: MonoTime },
     /// Asks the others whether they see it, too.
@@ -87,15 +113,11 @@ impl Witness {
         };
         let prefer = self.grants.get(&volume).and_then(|grants| grants.prefer);
         let delay = self.config.stagger * self.rank(volume, epoch);
+        let give_up = now + delay + self.config.attempt;
         let coordinator = Coordinator {
-            epoch,
-            reason,
             step: Step::Waiting { until: now + delay },
-            resend: now,
-            give_up: now + delay + self.config.attempt,
             prefer,
-            reported: false,
-            held: false,
+            ..Coordinator::new(now, epoch, reason, give_up)
         };
         self.drive(now, volume, coordinator);
     }
@@ -105,7 +127,9 @@ impl Witness {
     fn hold_down(&mut self, now: MonoTime, volume: VolumeId, c: &mut Coordinator) -> MonoTime {
         let until = match c.reason {
             SuspectReason::LeaseGone => self.held_down_until(now, volume),
-            SuspectReason::Fenced | SuspectReason::SealedAbove => MonoTime::ZERO,
+            SuspectReason::Fenced | SuspectReason::SealedAbove | SuspectReason::Operator => {
+                MonoTime::ZERO
+            }
         };
         if until > now && !c.held {
             c.held = true;
@@ -141,7 +165,11 @@ impl Witness {
         // round must go on until its outcome is known: nobody else would tell the new primary.
         let swapping = matches!(coordinator.step, Step::Swapping { .. });
         let overtaken = copy_epoch > coordinator.epoch && !swapping;
-        let settled = !swapping && self.reason(now, volume).is_none();
+        let forced = coordinator.force.is_some();
+        let settled = !swapping && !forced && self.reason(now, volume).is_none();
+        if forced && !announcing && (overtaken || now >= coordinator.give_up) {
+            return self.force_given_up(&coordinator);
+        }
         if !announcing && (overtaken || now >= coordinator.give_up || settled) {
             // Start over, if there is still a reason: with jitter, so that two witnesses do not meet for ever.
             if !overtaken && now >= coordinator.give_up && self.reason(now, volume).is_some() {
@@ -159,6 +187,8 @@ impl Witness {
         if self.step(now, volume, &mut coordinator) {
             self.wake_at(coordinator.give_up.min(coordinator.resend));
             self.coordinators.insert(volume, coordinator);
+        } else {
+            self.force_given_up(&coordinator);
         }
     }
 
@@ -227,7 +257,7 @@ impl Witness {
         }
     }
 
-    fn start_fencing(&mut self, now: MonoTime, volume: VolumeId, c: &mut Coordinator) {
+    pub(super) fn start_fencing(&mut self, now: MonoTime, volume: VolumeId, c: &mut Coordinator) {
         let (epoch, reason) = (c.epoch, c.reason);
         self.out.push_back(super::WitnessOutput::Event(
             WitnessEvent::PromotionStarted {
@@ -342,7 +372,8 @@ impl Witness {
         let (register, epoch) = (register.clone(), *epoch);
         let prefer = c.prefer.or_else(|| {
             // An orphaned fence or seal says nothing against the present primary.
-            (c.reason != SuspectReason::LeaseGone).then_some(register.primary.node)
+            let orphan = matches!(c.reason, SuspectReason::Fenced | SuspectReason::SealedAbove);
+            orphan.then_some(register.primary.node)
         });
         let avoid = self.unwell(volume, &register);
         match choose(&register, answers, prefer, &avoid, self.config.mistakes) {
@@ -350,7 +381,15 @@ impl Witness {
                 answers: counted,
                 needed,
             } => {
-                if !c.reported && now + self.config.attempt / 2 >= c.give_up {
+                if c.force.is_some() {
+                    let answers = answers.clone();
+                    if !self.step_forced(now, volume, c, &register, epoch, &answers) {
+                        return false;
+                    }
+                    if !matches!(c.step, Step::Sealing { .. }) {
+                        return true;
+                    }
+                } else if !c.reported && now + self.config.attempt / 2 >= c.give_up {
                     c.reported = true;
                     let silent = missing(&register, answers);
                     self.out
@@ -374,7 +413,21 @@ impl Witness {
                     counted >= register.quorum() && prefer.is_none_or(|node| node == primary.node);
                 if all || enough || now >= at {
                     let answers = answers.clone();
-                    self.start_swapping(now, volume, c, &register, epoch, primary, cut, &answers);
+                    self.force_not_needed(c);
+                    let (members, ack_quorum) =
+                        fold(&register, &answers, cut, self.config.mistakes);
+                    let next = Register {
+                        id: RegisterId(self.rng.id()),
+                        version: register.version + 1,
+                        epoch,
+                        primary,
+                        members,
+                        ack_quorum,
+                        cut,
+                        ..(*register).clone()
+                    };
+                    let certificate = Certificate::of(volume, &register, &next, c.reason, &answers);
+                    self.start_swapping(now, volume, c, &register, next, certificate);
                     return true;
                 }
                 self.wake_at(at);
@@ -390,46 +443,16 @@ impl Witness {
         true
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one value is built from all of these, once"
-    )]
-    fn start_swapping(
+    pub(super) fn start_swapping(
         &mut self,
         now: MonoTime,
         volume: VolumeId,
         c: &mut Coordinator,
         register: &Register,
-        epoch: Epoch,
-        primary: PrimaryId,
-        cut: mainstay_types::LogPoint,
-        answers: &Answers,
+        next: Register,
+        certificate: Certificate,
     ) {
-        let (members, ack_quorum) = fold(register, answers, cut, self.config.mistakes);
-        let next = Register {
-            id: RegisterId(self.rng.id()),
-            version: register.version + 1,
-            epoch,
-            primary,
-            members,
-            ack_quorum,
-            cut,
-            ..register.clone()
-        };
-        let certificate = Box::new(Certificate {
-            volume,
-            from_epoch: register.epoch,
-            from: register.primary,
-            epoch,
-            primary,
-            reason: c.reason,
-            cut,
-            answers: answers
-                .values()
-                .map(|(id, answer)| (id.node, answer.last))
-                .collect(),
-            silent: missing(register, answers),
-        });
+        let certificate = Box::new(certificate);
         let (seed, retry, mistakes) = (self.rng.id(), self.config.retry * 2, self.config.mistakes);
         let round = Round::swap(
             now,
@@ -544,6 +567,10 @@ impl Witness {
                         c.give_up = now + self.config.lease;
                         c.resend = now;
                         c.step = Step::Announcing { register };
+                        if let Some(mut c) = self.coordinators.remove(&volume) {
+                            self.force_done(&mut c, &certificate);
+                            self.coordinators.insert(volume, c);
+                        }
                         self.out
                             .push_back(super::WitnessOutput::Event(WitnessEvent::Promoted(
                                 certificate,
@@ -551,7 +578,9 @@ impl Witness {
                     }
                     // The loser of a race is harmless.
                     RoundResult::Conflict(_) | RoundResult::Absent => {
-                        self.coordinators.remove(&volume);
+                        if let Some(c) = self.coordinators.remove(&volume) {
+                            self.force_given_up(&c);
+                        }
                     }
                 }
             }
@@ -604,18 +633,4 @@ impl Witness {
             c.resend = now;
         }
     }
-}
-
-fn missing(register: &Register, answers: &Answers) -> Vec<NodeId> {
-    register
-        .members
-        .iter()
-        .filter(|m| {
-            !answers.contains_key(&CopyId {
-                node: m.node,
-                incarnation: m.incarnation,
-            })
-        })
-        .map(|m| m.node)
-        .collect()
 }

@@ -241,7 +241,7 @@ impl Witness {
                 // Both are facts that another witness or a member has written down: the primary is refused for ever
                 // by somebody, whatever this witness hears.
                 SuspectReason::Fenced | SuspectReason::SealedAbove => true,
-                SuspectReason::LeaseGone => {
+                SuspectReason::LeaseGone | SuspectReason::Operator => {
                     known < epoch
                         || (self.lease_gone(now, volume)
                             && now >= self.held_down_until(now, volume))

@@ -10,6 +10,7 @@
 mod acceptor;
 mod choose;
 mod coordinator;
+mod forced;
 mod grants;
 mod holddown;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use crate::rng::Rng;
 
 pub use choose::Certificate;
 use coordinator::Coordinator;
+pub use forced::{ForceRefused, ForceRequest, ForceResult, Loss};
 use grants::{Grants, NodeSeen};
 
 /// What a witness keeps of one volume, durably.
@@ -68,6 +70,8 @@ pub enum WitnessInput {
     },
     /// Every write up to this one survived a completed sync.
     Persisted(OpId),
+    /// An operator wants a copy to go on whatever is lost by it. Answered by `WitnessOutput::Forced`.
+    Force(ForceRequest),
     /// Time passed.
     Tick,
 }
@@ -93,6 +97,13 @@ pub enum WitnessOutput {
     },
     /// Something that an operator wants to know.
     Event(WitnessEvent),
+    /// How a forced promotion ended.
+    Forced {
+        /// As asked.
+        id: u64,
+        /// The promotion's record, or why there was none.
+        result: ForceResult,
+    },
 }
 
 /// For the cluster's event log.
@@ -198,6 +209,7 @@ impl Witness {
         match input {
             WitnessInput::Message { from, message } => self.handle_message(now, from, message),
             WitnessInput::Persisted(op) => self.handle_persisted(op),
+            WitnessInput::Force(request) => self.handle_force(now, request),
             WitnessInput::Tick => {}
         }
         self.close(now);

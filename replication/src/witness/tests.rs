@@ -1,6 +1,6 @@
-//! One witness alone, a volume with one copy: what it does when primaries are lost.
+//! One witness alone, a volume with one copy that answers: what it does when primaries are lost, and when one is forced.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use mainstay_types::{
@@ -8,7 +8,10 @@ use mainstay_types::{
     Policy, PrimaryId, Register, RegisterId, VolumeId, VolumeKind, VolumeSpec,
 };
 
-use super::{Witness, WitnessEvent, WitnessInput, WitnessOutput, WitnessRecord, WitnessStart};
+use super::{
+    ForceRefused, ForceRequest, ForceResult, Witness, WitnessEvent, WitnessInput, WitnessOutput,
+    WitnessRecord, WitnessStart,
+};
 use crate::config::LeaseConfig;
 use crate::message::{Ballot, MemberEnvelope, MemberMessage, Message, SealAnswer, WitnessMessage};
 
@@ -26,10 +29,20 @@ struct Stage {
     witness: Witness,
     volume: VolumeId,
     events: Vec<(MonoTime, WitnessEvent)>,
+    forced: BTreeMap<u64, ForceResult>,
 }
 
 impl Stage {
     fn new() -> Self {
+        Self::of(1)
+    }
+
+    /// Two copies, both needed; the other one never answers.
+    fn with_silent_copy() -> Self {
+        Self::of(2)
+    }
+
+    fn of(copies: u32) -> Self {
         let spec = VolumeSpec {
             name: "ledger".parse().expect("a good name"),
             kind: VolumeKind::Log,
@@ -39,15 +52,19 @@ impl Stage {
             id: RegisterId(1),
             version: 1,
             lineage: Lineage(5),
+            log_lineage: Lineage(5),
             epoch: Epoch(1),
             primary: COPY,
-            members: vec![Member {
-                node: COPY.node,
-                incarnation: COPY.incarnation,
-                kind: MemberKind::Full,
-            }],
+            members: (1..=copies)
+                .map(|node| Member {
+                    node: NodeId(node),
+                    incarnation: Incarnation(6 + u64::from(node)),
+                    kind: MemberKind::Full,
+                })
+                .collect(),
+            // One of two: a promotion must hear both.
             ack_quorum: 1,
-            policy: Policy::for_placement(vec![COPY.node]),
+            policy: Policy::for_placement((1..=copies).map(NodeId).collect()),
             cut: LogPoint::ZERO,
             spec,
             deleted: false,
@@ -74,6 +91,7 @@ impl Stage {
             witness: Witness::new(now, LeaseConfig::default(), start),
             volume,
             events: Vec::new(),
+            forced: BTreeMap::new(),
         }
     }
 
@@ -100,9 +118,12 @@ impl Stage {
                 }
                 WitnessOutput::Send {
                     message: Message::Member(envelope),
-                    ..
-                } => self.answer_member(&envelope),
+                    to,
+                } if to == COPY.node => self.answer_member(&envelope),
                 WitnessOutput::Send { .. } => {}
+                WitnessOutput::Forced { id, result } => {
+                    self.forced.insert(id, result);
+                }
                 WitnessOutput::Event(event) => self.events.push((self.now, event)),
             }
         }
@@ -133,6 +154,24 @@ impl Stage {
         let from = COPY.node;
         self.witness
             .handle(self.now, WitnessInput::Message { from, message });
+    }
+
+    fn request(&self, id: u64, off: &[NodeId]) -> ForceRequest {
+        ForceRequest {
+            id,
+            volume: self.volume,
+            target: COPY.node,
+            declared_off: off.iter().copied().collect::<BTreeSet<_>>(),
+            min_copies: Some(1),
+        }
+    }
+
+    fn ask(&mut self, request: ForceRequest) {
+        self.witness.handle(self.now, WitnessInput::Force(request));
+    }
+
+    fn force(&mut self, id: u64, off: &[NodeId]) {
+        self.ask(self.request(id, off));
     }
 
     /// Times between promotions, in whole seconds.
@@ -188,4 +227,76 @@ fn a_primary_that_is_proved_to_have_stopped_is_replaced_at_once() {
         .handle(stage.now, WitnessInput::Message { from, message });
     stage.pass(Duration::from_millis(60));
     assert!(stage.epoch() > epoch, "released, and still held down");
+}
+
+#[test]
+fn without_sight_a_forced_promotion_needs_a_word_on_every_copy_and_starts_a_new_history() {
+    let mut stage = Stage::with_silent_copy();
+    stage.pass(Duration::from_secs(3));
+    assert_eq!(
+        stage.epoch(),
+        Epoch(1),
+        "blind: nobody is promoted by itself"
+    );
+
+    stage.force(1, &[]);
+    stage.pass(Duration::from_secs(4));
+    let Some(Err(ForceRefused::NotFenced(loss))) = stage.forced.remove(&1) else {
+        panic!("{:?}", stage.forced);
+    };
+    assert_eq!(
+        (loss.from, &loss.not_sealed[..]),
+        (Lsn(4), &[NodeId(2)][..])
+    );
+    assert_eq!(stage.epoch(), Epoch(1));
+
+    stage.force(2, &[NodeId(2)]);
+    stage.pass(Duration::from_secs(4));
+    let Some(Ok(certificate)) = stage.forced.remove(&2) else {
+        panic!("{:?}", stage.forced);
+    };
+    assert_eq!(certificate.cut.lsn, Lsn(3));
+    let register = stage.witness.accepted(stage.volume).expect("decided");
+    assert!(register.epoch > Epoch(1));
+    assert_ne!(register.lineage, Lineage(5));
+    assert_eq!(register.log_lineage, Lineage(5), "entries stay readable");
+    assert_eq!((register.members.len(), register.ack_quorum), (1, 1));
+    assert_eq!(register.primary, COPY);
+}
+
+#[test]
+fn nothing_is_forced_when_enough_copies_answer() {
+    let mut stage = Stage::new();
+    stage.force(1, &[]);
+    // The quiet time after a start goes by first.
+    stage.pass(Duration::from_millis(1200));
+    let result = stage.forced.remove(&1);
+    assert_eq!(result, Some(Err(ForceRefused::NotNeeded)));
+    let register = stage.witness.accepted(stage.volume).expect("decided");
+    assert_eq!(register.lineage, Lineage(5), "the same history goes on");
+    assert!(
+        register.epoch > Epoch(1),
+        "by a promotion that loses nothing"
+    );
+}
+
+#[test]
+fn a_forced_promotion_of_what_is_not_there_is_refused_at_once() {
+    let mut stage = Stage::new();
+    let request = ForceRequest {
+        volume: VolumeId(77),
+        ..stage.request(1, &[])
+    };
+    stage.ask(request);
+    let request = ForceRequest {
+        target: NodeId(8),
+        ..stage.request(2, &[])
+    };
+    stage.ask(request);
+    stage.answer();
+    let results: Vec<_> = stage.forced.values().collect();
+    assert_eq!(
+        results,
+        [&Err(ForceRefused::NoVolume), &Err(ForceRefused::NotAMember)]
+    );
 }

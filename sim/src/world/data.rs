@@ -13,7 +13,7 @@ use mainstay_storage::engine::SimDisk;
 use mainstay_types::{
     Epoch, Incarnation, Instance, Lineage, MonoTime, NodeId, PrimaryId, Register, VolumeId,
 };
-use mainstay_volume::store::{CopyConfig, State};
+use mainstay_volume::store::{CopyConfig, NewCopy, State};
 use mainstay_volume::{Action, Event as VolumeEvent, Now, Volume};
 
 use super::{CLIENT_BASE, Event, Packet, Reply, WITNESS_BASE, World};
@@ -164,10 +164,13 @@ impl World {
         let spec = self.volumes[&volume].spec.clone();
         let args = CreateArgs {
             open,
-            spec,
-            lineage,
-            incarnation,
-            sealed,
+            new: NewCopy {
+                spec,
+                lineage,
+                log_lineage: lineage,
+                incarnation,
+                sealed,
+            },
         };
         let answer = self.answer(i, volume, Incarnation(0));
         if let Some(process) = &mut self.nodes[i].process {

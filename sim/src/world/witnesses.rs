@@ -93,6 +93,8 @@ impl World {
                     let pid = node.process.as_ref().map_or(0, |p| p.pid);
                     self.at(at, Event::WitnessStored(w, pid, op));
                 }
+                // Nobody forces anything here.
+                WitnessOutput::Forced { .. } => {}
                 WitnessOutput::Event(event) => {
                     let code = match &event {
                         WitnessEvent::PromotionStarted { .. } => 1,
@@ -286,6 +288,7 @@ impl World {
             id: RegisterId(self.rng.id()),
             version: 1,
             lineage: world.lineage,
+            log_lineage: world.lineage,
             epoch: Epoch(1),
             primary: members[0].0,
             members: members

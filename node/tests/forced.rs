@@ -1,0 +1,170 @@
+//! A forced promotion: refused while it is not needed, says first what it costs, and leaves nothing of two histories mixed.
+
+mod support;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use mainstay_client::report::{CreateVolume, EventFilter, Promote, PromoteRefused, VolumeHealth};
+use mainstay_client::{Admin, AdminError, Client, ClientConfig, LogVolume, ReadLimits};
+use mainstay_types::{Lsn, NodeId, VolumeKind};
+use support::{Cluster, PATIENCE};
+
+const LEDGER: &str = "ledger";
+
+async fn connect(cluster: &Cluster) -> Client {
+    let config = ClientConfig::new(cluster.endpoints());
+    Client::connect(config).await.expect("connected")
+}
+
+async fn append(log: &LogVolume, from: u32, to: u32) {
+    for number in from..to {
+        let record = Bytes::from(format!("record {number}"));
+        log.append(record).await.expect("committed");
+    }
+}
+
+async fn records(log: &LogVolume) -> Vec<String> {
+    let (mut out, mut next) = (Vec::new(), Lsn(1));
+    loop {
+        let page = log.read(next, ReadLimits::default()).await.expect("read");
+        let text = |data: &Bytes| String::from_utf8(data.to_vec()).expect("text");
+        out.extend(page.records.iter().map(|record| text(&record.data)));
+        if page.end {
+            return out;
+        }
+        next = page.next;
+    }
+}
+
+/// Waits until the volume has `members` members and a primary.
+async fn healed(admin: &Admin, members: usize) {
+    let give_up = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let found = admin.show_volume(LEDGER).await.expect("shown");
+        let whole = found.authoritative && found.members.len() == members;
+        if whole && found.health == VolumeHealth::Ok && found.lease_held {
+            return;
+        }
+        assert!(
+            tokio::time::Instant::now() < give_up,
+            "not healed: {found:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn forced(accept_data_loss: bool, off: &[u32]) -> Promote {
+    Promote {
+        to: Some(NodeId(3)),
+        force: true,
+        accept_data_loss,
+        declared_off: off.iter().copied().map(NodeId).collect(),
+        min_copies: 1,
+        ..Promote::planned(LEDGER)
+    }
+}
+
+async fn refused(admin: &Admin, promote: Promote) -> PromoteRefused {
+    match admin.promote(promote).await {
+        Err(AdminError::PromoteRefused(refused)) => *refused,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stale_copy_goes_on_only_by_an_explicit_word_and_in_a_history_of_its_own() {
+    let mut cluster = Cluster::start().await;
+    let client = connect(&cluster).await;
+    let admin = client.admin();
+    admin
+        .create_volume(CreateVolume::new(LEDGER, VolumeKind::Log))
+        .await
+        .expect("created");
+    healed(&admin, 3).await;
+    let log = client.log(LEDGER).open().await.expect("open");
+    append(&log, 0, 20).await;
+
+    // Served: nothing is to be forced.
+    let why = refused(&admin, forced(true, &[1, 2])).await;
+    assert!(why.to_string().contains("without `--force`"), "{why}");
+
+    // Node 3 misses ten records; then the two that have them are lost.
+    cluster.stop(NodeId(3)).await;
+    append(&log, 20, 30).await;
+    cluster.stop_together(&[NodeId(1), NodeId(2)]).await;
+    cluster.restart(NodeId(3)).await;
+
+    let why = refused(&admin, forced(false, &[])).await;
+    let PromoteRefused::WouldLose { not_fenced, to, .. } = &why else {
+        panic!("{why}");
+    };
+    assert_eq!((not_fenced, *to), (&vec![NodeId(1), NodeId(2)], None));
+    let why = refused(&admin, forced(true, &[1])).await;
+    assert!(why.to_string().contains("--declare-off"), "{why}");
+
+    let promoted = admin.promote(forced(true, &[1, 2])).await.expect("forced");
+    assert_eq!(promoted.primary, NodeId(3));
+    let certificate = promoted.certificate.expect("a certificate");
+    assert!(certificate.forced && !certificate.nothing_lost);
+    assert_eq!(certificate.doubt_to, None, "open-ended");
+    healed_alone(&admin).await;
+    let client = connect(&cluster).await;
+    let log = client.log(LEDGER).open().await.expect("open");
+    append(&log, 100, 110).await;
+    let kept: Vec<u32> = (0..20).chain(100..110).collect();
+    let kept: Vec<String> = kept.iter().map(|n| format!("record {n}")).collect();
+    assert_eq!(records(&log).await, kept);
+
+    // The others come back: what they hold is set aside, and they are fed anew.
+    cluster.restart(NodeId(1)).await;
+    cluster.restart(NodeId(2)).await;
+    healed(&admin, 3).await;
+    for node in [1, 2] {
+        assert_eq!(cluster.set_aside(NodeId(node)).len(), 1, "node {node}");
+        admin
+            .promote(Promote {
+                to: Some(NodeId(node)),
+                ..Promote::planned(LEDGER)
+            })
+            .await
+            .expect("moved");
+        assert_eq!(records(&log).await, kept, "node {node}");
+    }
+    assert!(told(&admin).await, "no event says what was given up");
+    cluster.shut_down().await;
+}
+
+/// Waits until the only copy serves: it is short of copies, and says so.
+async fn healed_alone(admin: &Admin) {
+    let give_up = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let found = admin.show_volume(LEDGER).await.expect("shown");
+        if found.authoritative && found.health == VolumeHealth::Degraded {
+            return;
+        }
+        assert!(
+            tokio::time::Instant::now() < give_up,
+            "not served: {found:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn told(admin: &Admin) -> bool {
+    let status = admin.status().await.expect("status");
+    for node in status.nodes {
+        let filter = EventFilter::default();
+        let mut events = admin
+            .events_of(&node.address, filter)
+            .await
+            .expect("events");
+        while let Some(event) = events.next().await {
+            let event = event.expect("an event");
+            if event.message.contains("a new history begins") {
+                return true;
+            }
+        }
+    }
+    false
+}
