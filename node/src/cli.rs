@@ -122,6 +122,14 @@ and merely cut off would go on by itself. Copies that come back later are set as
     /// Print what happened: promotions, members that came and went, alarms
     Events(EventsArgs),
 
+    /// Say how a volume came by its present primary: who was fenced, who answered what, what was chosen and why
+    #[command(after_long_help = "\
+Examples:
+  mainstay explain ledger               # the newest promotion
+  mainstay explain ledger --epoch 7
+  mainstay explain ledger --all --json")]
+    Explain(ExplainArgs),
+
     /// Append to, read and follow log volumes
     #[command(subcommand)]
     Log(LogCommand),
@@ -412,6 +420,29 @@ pub struct EventsArgs {
     /// Go on with events as they happen
     #[arg(long)]
     pub follow: bool,
+
+    /// Print one JSON object a line
+    #[arg(long)]
+    pub json: bool,
+
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// Of `explain`.
+#[derive(Debug, Clone, Args)]
+pub struct ExplainArgs {
+    /// The volume
+    pub volume: VolumeName,
+
+    /// The promotion to this epoch; without it, the newest one
+    #[arg(long, value_name = "N", conflicts_with = "all")]
+    pub epoch: Option<u64>,
+
+    /// Every promotion that any node remembers, oldest first
+    #[arg(long)]
+    pub all: bool,
 
     /// Print one JSON object a line
     #[arg(long)]

@@ -6,8 +6,8 @@ use std::time::Duration;
 use mainstay_types::{Lsn, NodeId, VolumeKind};
 
 use crate::cli::{
-    AppendArgs, Command, CreateArgs, DeleteArgs, EventsArgs, Framing as FramingArg, KindArg,
-    LogCommand, NbdArgs, PromoteArgs, ReadArgs, StatusArgs, TailArgs, VolumeCommand,
+    AppendArgs, Command, CreateArgs, DeleteArgs, EventsArgs, ExplainArgs, Framing as FramingArg,
+    KindArg, LogCommand, NbdArgs, PromoteArgs, ReadArgs, StatusArgs, TailArgs, VolumeCommand,
 };
 use crate::commands::{self, log, unless_pipe_closed};
 use crate::locate::ClusterArgs;
@@ -22,6 +22,7 @@ pub async fn run(command: Command) -> Option<anyhow::Result<()>> {
         Command::Status(args) => status(args).await,
         Command::Promote(args) => promote(args).await,
         Command::Events(args) => events(args).await,
+        Command::Explain(args) => explain(args).await,
         Command::Log(command) => log_command(command).await,
         Command::Nbd(args) => nbd(args).await,
         Command::Node(_)
@@ -114,6 +115,16 @@ async fn promote(args: PromoteArgs) -> anyhow::Result<()> {
         json: args.json,
     };
     commands::promote::run(&options, endpoints(&args.cluster)?, &mut io::stdout()).await
+}
+
+async fn explain(args: ExplainArgs) -> anyhow::Result<()> {
+    let options = commands::explain::Args {
+        volume: args.volume.to_string(),
+        epoch: args.epoch.map(mainstay_types::Epoch),
+        all: args.all,
+        json: args.json,
+    };
+    commands::explain::run(&options, endpoints(&args.cluster)?, &mut io::stdout()).await
 }
 
 async fn events(args: EventsArgs) -> anyhow::Result<()> {

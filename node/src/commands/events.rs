@@ -1,7 +1,6 @@
 //! `mainstay events`: what happened, on all nodes, by time.
 //!
-//! Each node keeps an event log of its own, numbered from 1 at each start of its process. So every node is asked, and a
-//! follower that finds another process behind an address begins at its first event.
+//! Each node keeps an event log of its own, with numbers that go on across restarts. So every node is asked.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -9,7 +8,6 @@ use std::time::Duration;
 
 use mainstay_client::report::{Event, EventFilter, Severity};
 use mainstay_client::{Admin, AdminError};
-use mainstay_types::Instance;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -48,17 +46,17 @@ pub async fn run(args: &Args, endpoints: Vec<String>, out: &mut impl Write) -> a
     let mut events = Vec::new();
     let mut seen = BTreeMap::new();
     for (address, past) in addresses.into_iter().zip(pasts) {
-        let place = match past {
-            Ok((place, found)) => {
+        let number = match past {
+            Ok((number, found)) => {
                 events.extend(found);
-                place
+                number
             }
             Err(error) => {
                 eprintln!("without the events of {address}: {error}");
-                Place::default()
+                0
             }
         };
-        seen.insert(address, place);
+        seen.insert(address, number);
     }
     print(args, events, out)?;
     if args.follow {
@@ -67,19 +65,11 @@ pub async fn run(args: &Args, endpoints: Vec<String>, out: &mut impl Write) -> a
     Ok(())
 }
 
-/// How far one node's log was read.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Place {
-    instance: Instance,
-    number: u64,
-}
-
-async fn past(
+pub(super) async fn past(
     admin: &Admin,
     address: &str,
     volume: &Option<String>,
-) -> Result<(Place, Vec<Event>), AdminError> {
-    let instance = admin.health(address).await?.instance;
+) -> Result<(u64, Vec<Event>), AdminError> {
     let filter = EventFilter {
         volume: volume.clone(),
         ..EventFilter::default()
@@ -90,21 +80,21 @@ async fn past(
         events.push(event?);
     }
     let number = events.last().map_or(0, |event| event.number);
-    Ok((Place { instance, number }, events))
+    Ok((number, events))
 }
 
 async fn follow(
     args: &Args,
     admin: &Admin,
-    seen: BTreeMap<String, Place>,
+    seen: BTreeMap<String, u64>,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     let (sender, mut arriving) = mpsc::channel(256);
-    for (address, place) in seen {
+    for (address, number) in seen {
         let follower = follow_node(
             admin.clone(),
             address,
-            place,
+            number,
             args.volume.clone(),
             sender.clone(),
         );
@@ -126,13 +116,13 @@ async fn follow(
 async fn follow_node(
     admin: Admin,
     address: String,
-    mut place: Place,
+    mut number: u64,
     volume: Option<String>,
     events: mpsc::Sender<Event>,
 ) {
     while !events.is_closed() {
         // An error only means that the node does not answer now.
-        let _lost = follow_process(&admin, &address, &mut place, &volume, &events).await;
+        let _lost = follow_process(&admin, &address, &mut number, &volume, &events).await;
         tokio::time::sleep(RETRY).await;
     }
 }
@@ -140,19 +130,12 @@ async fn follow_node(
 async fn follow_process(
     admin: &Admin,
     address: &str,
-    place: &mut Place,
+    number: &mut u64,
     volume: &Option<String>,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), AdminError> {
-    let instance = admin.health(address).await?.instance;
-    if place.instance != instance {
-        *place = Place {
-            instance,
-            number: 0,
-        };
-    }
     let filter = EventFilter {
-        since: place.number,
+        since: *number,
         volume: volume.clone(),
         follow: true,
         past_max: 0,
@@ -160,7 +143,7 @@ async fn follow_process(
     let mut stream = admin.events_of(address, filter).await?;
     while let Some(event) = stream.next().await {
         let event = event?;
-        place.number = event.number;
+        *number = event.number;
         if events.send(event).await.is_err() {
             return Ok(());
         }

@@ -8,6 +8,7 @@
 //! * Nothing here knows `clap`: the command line is read elsewhere.
 
 pub mod events;
+pub mod explain;
 pub mod log;
 pub mod nbd;
 mod problems;

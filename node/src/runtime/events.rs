@@ -1,13 +1,16 @@
-//! What happened in the cluster, as this node saw it: a bounded list in memory, each event also in the log.
+//! What happened in the cluster, as this node saw it: a bounded list, kept across restarts, each event also in the log.
 
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Mutex;
 
+use mainstay_proto::v1 as pb;
+use mainstay_replication::message::SuspectReason;
 use mainstay_replication::{Certificate, Loss, Role, WitnessEvent};
-use mainstay_types::{Epoch, Lsn, Register, VolumeName};
+use mainstay_types::{Epoch, Lsn, NodeId, Register, VolumeName};
 use tokio::sync::watch;
 
+use super::event_file::EventFile;
 use super::{Node, clock};
 
 /// Events kept.
@@ -54,10 +57,6 @@ pub enum EventKind {
 /// One event.
 #[derive(Debug, Clone)]
 pub struct Event {
-    /// Rises by one on this node, from 1 at each start.
-    pub number: u64,
-    /// Milliseconds since 1970.
-    pub unix_ms: u64,
     /// What kind.
     pub kind: EventKind,
     /// How much to care.
@@ -77,27 +76,43 @@ pub struct Event {
 /// The list.
 #[derive(Debug)]
 pub struct EventLog {
-    events: Mutex<VecDeque<Event>>,
+    node: NodeId,
+    events: Mutex<VecDeque<pb::Event>>,
     newest: watch::Sender<u64>,
-}
-
-impl Default for EventLog {
-    fn default() -> Self {
-        Self {
-            events: Mutex::default(),
-            newest: watch::channel(0).0,
-        }
-    }
+    /// None if it does not open: events are then lost with the process.
+    file: Option<EventFile>,
 }
 
 impl EventLog {
-    /// Events after number `since`, oldest first.
+    /// The list that a node kept in `dir`.
     #[must_use]
-    pub fn since(&self, since: u64) -> Vec<Event> {
+    pub fn open(node: NodeId, dir: &Path) -> Self {
+        let (file, mut events) = match EventFile::open(dir) {
+            Ok((file, events)) => (Some(file), events),
+            Err(error) => {
+                let dir = dir.display();
+                tracing::warn!(%dir, %error, "events are not kept across restarts");
+                (None, Vec::new())
+            }
+        };
+        let newest = events.last().map_or(0, |event| event.number);
+        events.drain(..events.len().saturating_sub(EVENTS_KEPT));
+        Self {
+            node,
+            events: Mutex::new(events.into()),
+            newest: watch::channel(newest).0,
+            file,
+        }
+    }
+
+    /// Events after number `since`, oldest first. A number that was never given means a list that was lost: all of them.
+    #[must_use]
+    pub fn since(&self, since: u64) -> Vec<pb::Event> {
+        let lost = since > *self.newest.borrow();
         let events = self.events.lock().expect("no panic while the lock is held");
         events
             .iter()
-            .filter(|event| event.number > since)
+            .filter(|event| lost || event.number > since)
             .cloned()
             .collect()
     }
@@ -109,16 +124,18 @@ impl EventLog {
     }
 
     /// Adds one.
-    pub fn add(&self, mut event: Event) {
+    pub fn add(&self, event: Event) {
         let mut events = self.events.lock().expect("no panic while the lock is held");
-        event.number = *self.newest.borrow() + 1;
-        event.unix_ms = clock::unix_ms();
+        let number = *self.newest.borrow() + 1;
         let volume = event.volume.as_ref().map_or("-", VolumeName::as_str);
         match event.severity {
             Severity::Info => tracing::info!(volume, "{}", event.message),
             Severity::Warning | Severity::Alarm => tracing::warn!(volume, "{}", event.message),
         }
-        let number = event.number;
+        let event = encode(self.node, number, event);
+        if let Some(file) = &self.file {
+            file.keep(&event);
+        }
         events.push_back(event);
         if events.len() > EVENTS_KEPT {
             events.pop_front();
@@ -193,7 +210,7 @@ impl EventLog {
                         ..warning(EventKind::Promoted, forced(c, loss))
                     },
                 };
-                let (volume, epoch, lsn) = (name(c.volume), c.epoch, c.cut.lsn);
+                let (volume, epoch, lsn) = (Some(c.name.clone()), c.epoch, c.cut.lsn);
                 self.add(Event {
                     volume,
                     epoch,
@@ -304,6 +321,118 @@ impl EventLog {
     }
 }
 
+/// As it is kept and shown.
+fn encode(node: NodeId, number: u64, event: Event) -> pb::Event {
+    let mut out = pb::Event {
+        number,
+        unix_ms: clock::unix_ms(),
+        node: node.0,
+        volume: event.volume.map(String::from).unwrap_or_default(),
+        epoch: event.epoch.0,
+        lsn: event.lsn.0,
+        message: event.message,
+        certificate: event
+            .certificate
+            .map(|certificate| encode_certificate(node, &certificate)),
+        ..pb::Event::default()
+    };
+    out.set_kind(match event.kind {
+        EventKind::VolumeCreated => pb::EventKind::VolumeCreated,
+        EventKind::VolumeDeleted => pb::EventKind::VolumeDeleted,
+        EventKind::PrimaryLost => pb::EventKind::PrimaryLost,
+        EventKind::Promoted => pb::EventKind::Promoted,
+        EventKind::Flapping => pb::EventKind::Flapping,
+        EventKind::SteppedDown => pb::EventKind::SteppedDown,
+        EventKind::MemberAdded => pb::EventKind::MemberAdded,
+        EventKind::MemberRemoved => pb::EventKind::MemberRemoved,
+        EventKind::DamageFound => pb::EventKind::DamageFound,
+        EventKind::NodeStarted => pb::EventKind::NodeStarted,
+        EventKind::NodeStopped => pb::EventKind::NodeStopped,
+    });
+    out.set_severity(match event.severity {
+        Severity::Info => pb::Severity::Info,
+        Severity::Warning => pb::Severity::Warning,
+        Severity::Alarm => pb::Severity::Alarm,
+    });
+    out
+}
+
+/// The record of a promotion that the witness on `node` drove.
+#[must_use]
+pub fn encode_certificate(node: NodeId, certificate: &Certificate) -> pb::Certificate {
+    let point = |point: mainstay_types::LogPoint| pb::LogPoint {
+        epoch: point.epoch.0,
+        lsn: point.lsn.0,
+    };
+    let answered = certificate
+        .answers
+        .iter()
+        .map(|(member, last)| pb::SealReport {
+            node: member.0,
+            answer: "sealed".to_owned(),
+            last: Some(point(*last)),
+            ..pb::SealReport::default()
+        });
+    let off = if certificate.forced.is_some() {
+        "declared off"
+    } else {
+        "silent"
+    };
+    let silent = certificate.silent.iter().map(|member| pb::SealReport {
+        node: member.0,
+        answer: off.to_owned(),
+        ..pb::SealReport::default()
+    });
+    pb::Certificate {
+        epoch_before: certificate.from_epoch.0,
+        epoch_after: certificate.epoch.0,
+        lineage: certificate.lineage.0,
+        reason: reason(certificate.reason).to_owned(),
+        primary_before: certificate.from.node.0,
+        primary_after: Some(pb::ProcessId {
+            node: certificate.primary.node.0,
+            incarnation: certificate.primary.incarnation.0,
+            instance: certificate.primary.instance.0,
+        }),
+        fences: certificate
+            .fenced
+            .iter()
+            .map(|witness| pb::FenceAnswer {
+                witness: witness.0,
+                fenced: true,
+                ..pb::FenceAnswer::default()
+            })
+            .collect(),
+        sight_needed: u32::try_from(certificate.sight_needed).unwrap_or(u32::MAX),
+        took_ms: u64::try_from(certificate.took.as_millis()).unwrap_or(u64::MAX),
+        members_after: certificate.members.iter().map(|node| node.0).collect(),
+        ack_quorum_after: certificate.ack_quorum,
+        driven_by: node.0,
+        seals: answered.chain(silent).collect(),
+        cut: Some(point(certificate.cut)),
+        nothing_lost: certificate.forced.is_none(),
+        forced: certificate.forced.is_some(),
+        doubt_from: certificate.forced.as_ref().map_or(0, |loss| loss.from.0),
+        doubt_to: certificate
+            .forced
+            .as_ref()
+            .filter(|loss| loss.unknown.is_empty())
+            .map(|loss| loss.known_to.0),
+        ..pb::Certificate::default()
+    }
+}
+
+fn reason(reason: SuspectReason) -> &'static str {
+    match reason {
+        SuspectReason::LeaseGone => "the primary's lease ended or was released",
+        SuspectReason::Fenced => "its epoch was fenced by a promotion that did not end",
+        SuspectReason::SealedAbove => {
+            "a member was sealed above its epoch by a promotion that did not end"
+        }
+        SuspectReason::Operator => "an operator forced it",
+    }
+}
+
 fn promoted(c: &Certificate) -> String {
     format!(
         "node {} is primary of epoch {} after node {} in epoch {}; no acknowledged write was lost: the chosen log ends at \
@@ -333,8 +462,6 @@ fn forced(c: &Certificate, loss: &Loss) -> String {
 #[must_use]
 pub fn info(kind: EventKind, message: String) -> Event {
     Event {
-        number: 0,
-        unix_ms: 0,
         kind,
         severity: Severity::Info,
         volume: None,

@@ -14,7 +14,7 @@ use mainstay_types::{NodeId, Register, VolumeName};
 use tokio::sync::oneshot;
 use tonic::{Response, Status};
 
-use super::{Node, rounds, status};
+use super::{Node, events, rounds, status};
 
 /// How long a witness may take: a lease runs out, copies may answer, the register is changed.
 const WITNESS_TAKES: Duration = Duration::from_secs(15);
@@ -200,7 +200,7 @@ fn promoted(
     let promoted = pb::Promoted {
         epoch: certificate.epoch.0,
         primary: certificate.primary.node.0,
-        certificate: Some(status::encode_certificate(node, certificate)),
+        certificate: Some(events::encode_certificate(node.settings.node, certificate)),
     };
     let outcome = Some(Outcome::Promoted(promoted));
     Response::new(pb::PromoteReply { outcome })

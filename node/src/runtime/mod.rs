@@ -13,6 +13,7 @@ mod client_replies;
 pub mod client_service;
 pub mod clock;
 pub mod copies;
+pub mod event_file;
 pub mod events;
 pub mod forced;
 pub mod link_service;
@@ -189,12 +190,11 @@ impl Node {
         Arc::new(Self {
             peers: Peers::new(&settings.peers),
             handle: tokio::runtime::Handle::current(),
-            settings,
             instance,
             started: clock::mono(),
             beats,
             rounds: Rounds::default(),
-            events: EventLog::default(),
+            events: EventLog::open(settings.node, &settings.data_dir),
             copies: Copies::default(),
             forced: Forced::default(),
             stopping: watch::channel(false).0,
@@ -208,6 +208,7 @@ impl Node {
             witness,
             heard: Mutex::default(),
             next_conn: AtomicU64::new(1),
+            settings,
         })
     }
 

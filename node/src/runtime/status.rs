@@ -7,14 +7,13 @@ use std::time::Duration;
 use mainstay_proto::tuning::client_endpoint;
 use mainstay_proto::v1 as pb;
 use mainstay_proto::v1::admin_client::AdminClient;
-use mainstay_replication::{Certificate, PeerStatus, Role};
+use mainstay_replication::{PeerStatus, Role};
 use mainstay_types::{Member, MonoTime, NodeId, Register, VolumeName};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status};
 
 use super::actor::VolumeReport;
-use super::events::{EventKind, Severity};
 use super::{Node, admin_ops, clock};
 use crate::wire::encode_register;
 
@@ -478,16 +477,11 @@ pub fn events(
         let mut newest = node.events.newest();
         let mut since = request.since;
         loop {
-            let wanted = |event: &super::events::Event| {
-                request.volume.is_empty()
-                    || event
-                        .volume
-                        .as_ref()
-                        .is_some_and(|v| v.as_str() == request.volume)
-            };
+            let wanted =
+                |event: &pb::Event| request.volume.is_empty() || event.volume == request.volume;
             for event in node.events.since(since) {
                 since = event.number;
-                if wanted(&event) && sender.send(Ok(encode_event(&node, event))).await.is_err() {
+                if wanted(&event) && sender.send(Ok(event)).await.is_err() {
                     return;
                 }
             }
@@ -502,83 +496,4 @@ pub fn events(
         }
     });
     ReceiverStream::new(receiver)
-}
-
-fn encode_event(node: &Node, event: super::events::Event) -> pb::Event {
-    let mut out = pb::Event {
-        number: event.number,
-        unix_ms: event.unix_ms,
-        node: node.settings.node.0,
-        volume: event.volume.map(String::from).unwrap_or_default(),
-        epoch: event.epoch.0,
-        lsn: event.lsn.0,
-        message: event.message,
-        certificate: event
-            .certificate
-            .map(|certificate| encode_certificate(node, &certificate)),
-        ..pb::Event::default()
-    };
-    out.set_kind(match event.kind {
-        EventKind::VolumeCreated => pb::EventKind::VolumeCreated,
-        EventKind::VolumeDeleted => pb::EventKind::VolumeDeleted,
-        EventKind::PrimaryLost => pb::EventKind::PrimaryLost,
-        EventKind::Promoted => pb::EventKind::Promoted,
-        EventKind::Flapping => pb::EventKind::Flapping,
-        EventKind::SteppedDown => pb::EventKind::SteppedDown,
-        EventKind::MemberAdded => pb::EventKind::MemberAdded,
-        EventKind::MemberRemoved => pb::EventKind::MemberRemoved,
-        EventKind::DamageFound => pb::EventKind::DamageFound,
-        EventKind::NodeStarted => pb::EventKind::NodeStarted,
-        EventKind::NodeStopped => pb::EventKind::NodeStopped,
-    });
-    out.set_severity(match event.severity {
-        Severity::Info => pb::Severity::Info,
-        Severity::Warning => pb::Severity::Warning,
-        Severity::Alarm => pb::Severity::Alarm,
-    });
-    out
-}
-
-pub(super) fn encode_certificate(node: &Node, certificate: &Certificate) -> pb::Certificate {
-    let point = |point: mainstay_types::LogPoint| pb::LogPoint {
-        epoch: point.epoch.0,
-        lsn: point.lsn.0,
-    };
-    let answered = certificate
-        .answers
-        .iter()
-        .map(|(member, last)| pb::SealReport {
-            node: member.0,
-            answer: "sealed".to_owned(),
-            last: Some(point(*last)),
-            ..pb::SealReport::default()
-        });
-    let off = if certificate.forced.is_some() {
-        "declared off"
-    } else {
-        "silent"
-    };
-    let silent = certificate.silent.iter().map(|member| pb::SealReport {
-        node: member.0,
-        answer: off.to_owned(),
-        ..pb::SealReport::default()
-    });
-    pb::Certificate {
-        epoch_before: certificate.from_epoch.0,
-        epoch_after: certificate.epoch.0,
-        reason: format!("{:?}", certificate.reason),
-        primary_before: certificate.from.node.0,
-        driven_by: node.settings.node.0,
-        seals: answered.chain(silent).collect(),
-        cut: Some(point(certificate.cut)),
-        nothing_lost: certificate.forced.is_none(),
-        forced: certificate.forced.is_some(),
-        doubt_from: certificate.forced.as_ref().map_or(0, |loss| loss.from.0),
-        doubt_to: certificate
-            .forced
-            .as_ref()
-            .filter(|loss| loss.unknown.is_empty())
-            .map(|loss| loss.known_to.0),
-        ..pb::Certificate::default()
-    }
 }

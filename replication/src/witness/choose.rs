@@ -1,8 +1,11 @@
 //! The choice of a new primary: rules R6.4, R6.5 and the fold of R6.7. Pure, and tested over every small case.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use mainstay_types::{Epoch, LogPoint, Member, MemberKind, NodeId, PrimaryId, Register, VolumeId};
+use mainstay_types::{
+    Epoch, Lineage, LogPoint, Member, MemberKind, NodeId, PrimaryId, Register, VolumeId, VolumeName,
+};
 
 use super::forced::Loss;
 use crate::message::{CopyId, SealAnswer, SuspectReason};
@@ -17,6 +20,10 @@ pub(super) type Answers = BTreeMap<CopyId, (PrimaryId, SealAnswer)>;
 pub struct Certificate {
     /// The volume.
     pub volume: VolumeId,
+    /// Its name.
+    pub name: VolumeName,
+    /// The history in force afterwards.
+    pub lineage: Lineage,
     /// The epoch that was ended.
     pub from_epoch: Epoch,
     /// Who acted in it.
@@ -33,6 +40,16 @@ pub struct Certificate {
     pub answers: Vec<(NodeId, LogPoint)>,
     /// Registered members that did not answer.
     pub silent: Vec<NodeId>,
+    /// Answers of registered, intact copies that show everything committed.
+    pub sight_needed: usize,
+    /// Witnesses that grant no lease of the ended epoch any more.
+    pub fenced: Vec<NodeId>,
+    /// Members afterwards.
+    pub members: Vec<NodeId>,
+    /// Ack quorum afterwards.
+    pub ack_quorum: u32,
+    /// From the first question to the decision.
+    pub took: Duration,
     /// What may be lost, if an operator forced it; otherwise nothing is.
     pub forced: Option<Loss>,
 }
@@ -48,6 +65,8 @@ impl Certificate {
     ) -> Self {
         Self {
             volume,
+            name: after.spec.name.clone(),
+            lineage: after.lineage,
             from_epoch: before.epoch,
             from: before.primary,
             epoch: after.epoch,
@@ -59,6 +78,11 @@ impl Certificate {
                 .map(|(id, answer)| (id.node, answer.last))
                 .collect(),
             silent: missing(before, answers),
+            sight_needed: sight(before.members.len(), before.quorum()),
+            fenced: Vec::new(),
+            members: after.members.iter().map(|member| member.node).collect(),
+            ack_quorum: after.ack_quorum,
+            took: Duration::ZERO,
             forced: None,
         }
     }

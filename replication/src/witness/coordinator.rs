@@ -31,6 +31,10 @@ pub(super) struct Coordinator {
     /// The attempt is given up then.
     give_up: MonoTime,
     prefer: Option<NodeId>,
+    /// When it asked its first question.
+    began: MonoTime,
+    /// Witnesses that fenced the ended epoch.
+    fenced: Vec<NodeId>,
     /// Whether `PromotionWaits` was reported.
     reported: bool,
     /// Whether `HeldDown` was.
@@ -54,6 +58,8 @@ impl Coordinator {
             resend: now,
             give_up,
             prefer: None,
+            began: now,
+            fenced: Vec::new(),
             reported: false,
             held: false,
             force: None,
@@ -259,6 +265,7 @@ impl Witness {
 
     pub(super) fn start_fencing(&mut self, now: MonoTime, volume: VolumeId, c: &mut Coordinator) {
         let (epoch, reason) = (c.epoch, c.reason);
+        c.began = now;
         self.out.push_back(super::WitnessOutput::Event(
             WitnessEvent::PromotionStarted {
                 volume,
@@ -303,6 +310,7 @@ impl Witness {
         let ready = match read {
             Some(register) if register.epoch != c.epoch || register.deleted => return false,
             Some(register) if fenced.len() >= majority(self.witnesses.len()) => {
+                c.fenced = fenced.iter().copied().collect();
                 Some(register.clone())
             }
             _ => None,
@@ -452,7 +460,11 @@ impl Witness {
         next: Register,
         certificate: Certificate,
     ) {
-        let certificate = Box::new(certificate);
+        let fenced = c.fenced.clone();
+        let certificate = Box::new(Certificate {
+            fenced,
+            ..certificate
+        });
         let (seed, retry, mistakes) = (self.rng.id(), self.config.retry * 2, self.config.mistakes);
         let round = Round::swap(
             now,
@@ -560,7 +572,10 @@ impl Witness {
                 let Some(result) = round.handle(now, from, body) else {
                     return;
                 };
-                let certificate = certificate.clone();
+                let certificate = Box::new(Certificate {
+                    took: now.since(c.began),
+                    ..(**certificate).clone()
+                });
                 match result {
                     RoundResult::Decided(register) => {
                         c.epoch = register.epoch;
