@@ -71,6 +71,7 @@ pub struct Executor {
     inner: Rc<RefCell<Inner>>,
     ready: Arc<ReadyQueue>,
     now: Rc<Cell<u64>>,
+    polls: Rc<Cell<u64>>,
 }
 
 impl fmt::Debug for Executor {
@@ -136,14 +137,23 @@ impl Executor {
         self.poll(id);
     }
 
-    /// Runs every task that is ready.
-    pub fn run_ready(&self) {
-        while let Some(task) = self.ready.pop() {
+    /// Runs every task that is ready, until so many polls were made since the start.
+    pub fn run_ready(&self, polls_max: u64) {
+        while self.polls() <= polls_max
+            && let Some(task) = self.ready.pop()
+        {
             self.poll(task);
         }
     }
 
+    /// Polls since the start.
+    #[must_use]
+    pub fn polls(&self) -> u64 {
+        self.polls.get()
+    }
+
     fn poll(&self, id: TaskId) {
+        self.polls.set(self.polls.get() + 1);
         let (mut future, waker) = {
             let mut inner = self.inner.borrow_mut();
             let inner = &mut *inner;

@@ -106,6 +106,9 @@ pub struct Volume {
     next_read: u64,
     /// Copies for which entries are being read from disk.
     feeding: BTreeSet<NodeId>,
+    /// Copies whose entries could not be read, and when to try again: the read fails at once while the log is being
+    /// recycled there, or for good if the entries are damaged, and asking again at once would keep the thread busy.
+    feed_again: BTreeMap<NodeId, MonoTime>,
     /// The last join of several pieces: most appends go to two copies alike.
     joined: Option<(Lsn, Lsn, Bytes)>,
     checkpoint_runs: bool,
@@ -144,6 +147,7 @@ impl Volume {
             reads: BTreeMap::new(),
             next_read: 1,
             feeding: BTreeSet::new(),
+            feed_again: BTreeMap::new(),
             joined: None,
             checkpoint_runs: false,
             checkpointed: start.applied.point.lsn,
@@ -224,7 +228,10 @@ impl Volume {
     /// When to call `handle` with `Tick`, at the latest.
     #[must_use]
     pub fn next_deadline(&self) -> MonoTime {
-        self.member.next_deadline()
+        let feed = self.feed_again.values().min().copied();
+        self.member
+            .next_deadline()
+            .min(feed.unwrap_or(MonoTime::MAX))
     }
 
     /// The core, to look at.
@@ -496,8 +503,10 @@ impl Volume {
 /// The feed, checkpoints and recycling.
 impl Volume {
     fn feed(&mut self, now: Now) {
+        self.feed_again.retain(|_, again| now.mono < *again);
         for node in self.member.peers() {
             while !self.feeding.contains(&node)
+                && !self.feed_again.contains_key(&node)
                 && let Some(plan) = self.member.append_plan(now.mono, node)
             {
                 if !self.feed_one(now, plan) {
@@ -559,6 +568,8 @@ impl Volume {
     fn handle_fed(&mut self, now: Now, plan: AppendPlan, entries: Option<(Lsn, Vec<Bytes>)>) {
         self.feeding.remove(&plan.to);
         let Some((last, pieces)) = entries else {
+            let again = now.mono + self.config.member.heartbeat;
+            self.feed_again.insert(plan.to, again);
             return;
         };
         // What was read may have been cut since, or the member may want something else by now.

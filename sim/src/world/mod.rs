@@ -158,6 +158,10 @@ pub struct Report {
     pub lines: Vec<String>,
 }
 
+/// Events of one run: many times what the longest of the first 2,000 seeds takes.
+const EVENTS_MAX: u64 = 2_000_000;
+/// Polls of tasks in one run.
+const POLLS_MAX: u64 = 20_000_000;
 /// First witness.
 const WITNESS_BASE: u32 = 11;
 /// First client.
@@ -214,6 +218,14 @@ impl World {
             if self.violation.is_some() || self.ending.over {
                 break;
             }
+            if self.ran_away() {
+                let text = format!(
+                    "more than {EVENTS_MAX} events, at {:.6} s: messages or retries multiply without end",
+                    self.now() as f64 / 1e9
+                );
+                self.violate(Property::Liveness, text);
+                break;
+            }
             if !self.step() {
                 self.violate(Property::Liveness, "nothing is left to happen".to_owned());
                 break;
@@ -240,10 +252,15 @@ impl World {
         true
     }
 
+    /// Whether far more has happened than in any run that makes progress.
+    fn ran_away(&self) -> bool {
+        self.trace.events() > EVENTS_MAX || self.executor.polls() > POLLS_MAX
+    }
+
     /// Runs tasks and takes their answers until nothing moves.
     fn settle(&mut self) {
-        loop {
-            self.executor.run_ready();
+        while !self.ran_away() {
+            self.executor.run_ready(POLLS_MAX);
             let Some((pid, volume, incarnation, done)) = self.done.borrow_mut().pop_front() else {
                 return;
             };
