@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use bytes::Bytes;
 use mainstay_types::{Epoch, LogPoint, Lsn};
 
 use super::scan::{Content, Head, HeadState, read_content, read_directory};
@@ -16,11 +17,13 @@ use crate::format::{
 use crate::wal::{OpenError, SegmentInfo, WalConfig};
 
 /// Where the writer may go on in the last segment.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Tail {
     pub(crate) seq: u64,
     pub(crate) write_pos: u64,
     pub(crate) file_bytes: u64,
+    /// What may be readable and yet not durable, as it was verified, and where: the segment's header and its last frame.
+    pub(crate) rewrite: Vec<(u64, Bytes)>,
 }
 
 /// Everything that the writer needs to know about a recovered log.
@@ -231,6 +234,7 @@ impl Walk {
         self.tail = None;
         let mut pos = SEGMENT_HEADER_BYTES;
         let mut write_pos = pos;
+        let mut last_frame = pos..pos;
         loop {
             if self
                 .running
@@ -261,6 +265,7 @@ impl Walk {
                     pos += skip;
                     // The next frame takes a mark's place, since the mark is perhaps not durable.
                     if frame.entry_count > 0 {
+                        last_frame = pos - skip..pos;
                         write_pos = pos;
                     }
                 }
@@ -288,10 +293,20 @@ impl Walk {
             }
         }
         if self.damage.is_none() && self.doubt.is_none() {
+            let mut page = vec![0; SEGMENT_HEADER_BYTES];
+            header.encode(&mut page);
+            let mut rewrite = vec![(0, Bytes::from(page))];
+            if !last_frame.is_empty() {
+                rewrite.push((
+                    last_frame.start as u64,
+                    content.bytes.slice(last_frame.clone()),
+                ));
+            }
             self.tail = Some(Tail {
                 seq: head.seq,
                 write_pos: write_pos as u64,
                 file_bytes: header.file_bytes,
+                rewrite,
             });
             if let Some(info) = self.segments.last_mut() {
                 info.end_offset = write_pos as u64;

@@ -188,7 +188,7 @@ impl<D: Disk> Wal<D> {
         for name in &found.temporary {
             disk.remove(&dir.join(name)).await.map_err(fail)?;
         }
-        let active = match found.tail {
+        let active = match &found.tail {
             Some(tail) => {
                 let opened =
                     open_active(&disk, dir, tail.seq, tail.write_pos, tail.file_bytes).await;
@@ -196,10 +196,21 @@ impl<D: Disk> Wal<D> {
             }
             None => None,
         };
-        // What was read may have been written and not synced by a process that was killed in between: it counts as
-        // durable from now on, so it is made durable now. Everything in earlier segments was, before the next began.
-        if let Some(active) = &active {
-            active.file.sync().await.map_err(fail)?;
+        // What was read may have been written and not synced by a process that was killed in between, or whose sync
+        // failed: it counts as durable from now on, so it is made durable now. A sync alone does not do that, since the
+        // kernel takes pages whose write-back failed for clean: the bytes are written anew, as they were verified. That
+        // the header and the last frame are enough is because each frame was durable before the next was written, and
+        // everything in earlier segments before the next began.
+        if let (Some(active), Some(tail)) = (&active, found.tail) {
+            for (offset, bytes) in tail.rewrite {
+                let page = AlignedBuf::padded_from(&bytes);
+                active
+                    .file
+                    .write_durable(page, offset)
+                    .await
+                    .0
+                    .map_err(fail)?;
+            }
             disk.sync_dir(dir).await.map_err(fail)?;
         }
         // A spare with a number below a used segment's cannot take over from it.
