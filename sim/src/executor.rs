@@ -197,6 +197,12 @@ impl Executor {
         drop(dropped);
     }
 
+    /// Drops every task. Tasks hold clones of their executor: nothing else would ever free them.
+    pub fn end_all(&self) {
+        let dropped = std::mem::take(&mut self.inner.borrow_mut().tasks);
+        drop(dropped);
+    }
+
     /// Keeps a process's tasks from running.
     pub fn pause(&self, owner: ProcId) {
         self.inner.borrow_mut().paused.insert(owner);

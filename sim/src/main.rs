@@ -160,6 +160,7 @@ fn many(arguments: &Arguments) -> bool {
     let (done, failed, stop) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
     let begun = Instant::now();
     let totals = std::sync::Mutex::new((BTreeMap::<&'static str, u64>::new(), [0_u64; 4]));
+    let longest = std::sync::Mutex::new((0, 0));
     std::thread::scope(|scope| {
         for _ in 0..arguments.jobs {
             scope.spawn(|| {
@@ -178,6 +179,9 @@ fn many(arguments: &Arguments) -> bool {
                         totals.1[1] += report.changes;
                         totals.1[2] += report.answered;
                         totals.1[3] += report.reads;
+                    }
+                    if let Ok(mut longest) = longest.lock() {
+                        *longest = (*longest).max((report.events, seed));
                     }
                     if let Some(violation) = report.violation {
                         failed.fetch_add(1, Ordering::Relaxed);
@@ -202,6 +206,9 @@ fn many(arguments: &Arguments) -> bool {
     if let Ok((injected, [promotions, changes, answered, reads])) = totals.into_inner() {
         for (kind, times) in injected {
             println!("{times:>10}  {kind}");
+        }
+        if let Ok((events, seed)) = longest.into_inner() {
+            println!("{events:>10}  events in seed {seed}, the longest");
         }
         println!("{promotions:>10}  promotions");
         println!("{changes:>10}  other register changes");

@@ -3,23 +3,28 @@
 use mainstay_replication::Mistake;
 
 /// A seed at which each mistake is caught, and which passes without it.
-///
-/// Those that are missing here are listed in `docs/simulator.md`.
-pub const CAUGHT: &[(Mistake, u64)] = &[
+pub const CAUGHT: [(Mistake, u64); Mistake::ALL.len()] = [
     (Mistake::RestartedPrimaryGoesOn, 2),
-    (Mistake::NoSyncPoint, 1_044),
+    (Mistake::NoSyncPoint, 1_104),
+    (Mistake::PromotionDropsSilent, 1_020),
     (Mistake::AckAfterSeal, 0),
-    (Mistake::UnverifiedSuffix, 2),
-    (Mistake::RegisterByNumber, 11),
-    (Mistake::NoQuietTime, 1_017),
+    (Mistake::DamageCountsAsSight, 1_019),
+    (Mistake::UnverifiedSuffix, 8),
+    (Mistake::RegisterByNumber, 9),
+    (Mistake::OrphansIgnored, 1_186),
+    (Mistake::ReleaseByNode, 1_135),
+    (Mistake::GrantsWithoutNames, 1_374),
+    (Mistake::NoQuietTime, 1_167),
     (Mistake::StartUnchecked, 0),
     (Mistake::AckBeforeSync, 0),
-    (Mistake::ChoiceByLsnAlone, 1_037),
+    (Mistake::ChoiceByLsnAlone, 1_050),
     (Mistake::SealNotDurable, 0),
-    (Mistake::NoJointRule, 1_035),
-    (Mistake::TruncateBelowCommit, 1_006),
-    (Mistake::VoteNotDurable, 1_001),
-    (Mistake::ReadAfterLease, 1_008),
-    (Mistake::CommitInherited, 1_004),
-    (Mistake::AckAloneBeforeShrink, 1_011),
+    (Mistake::LeaseFromReceipt, 1_331),
+    (Mistake::NoJointRule, 1_004),
+    (Mistake::TruncateBelowCommit, 1_007),
+    (Mistake::IncarnationIgnored, 1_041),
+    (Mistake::VoteNotDurable, 1_002),
+    (Mistake::ReadAfterLease, 1_012),
+    (Mistake::CommitInherited, 1_005),
+    (Mistake::AckAloneBeforeShrink, 1_004),
 ];

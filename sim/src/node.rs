@@ -45,6 +45,10 @@ pub struct DataNode {
     pub process: Option<Process>,
     /// It may not run before then.
     pub down_until: u64,
+    /// It lost its power and has not shown since that its last batch is whole.
+    pub lost_power: bool,
+    /// Errors of its disk were ordered and may still strike.
+    pub erring: bool,
 }
 
 /// One process of a data node.
@@ -100,6 +104,8 @@ pub struct Host {
     pub since: VecDeque<(OpId, MonoTime)>,
     /// It has failed or is damaged; set aside when the process finds a primary that goes on without it.
     pub damaged: bool,
+    /// Its last batch was in doubt when it was opened.
+    pub doubt: bool,
     /// A write or sync failed.
     pub failed: bool,
     /// Entry infos as found at the start.

@@ -70,6 +70,10 @@ pub enum Fault {
     IsolatePrimary(u8, u64),
     /// The newest primary is cut off from data nodes or from witnesses only.
     StrandPrimary(bool, u64),
+    /// The newest primary is cut off from all data nodes, and from the witnesses of this mask.
+    CutPrimary(u32, u64),
+    /// The supervisor's report of the process before the newest primary's, on the same node, comes only now.
+    LateReport,
     /// One of the data nodes beside the newest primary, counted from it, for so long.
     Replica(u32, ReplicaFault, u64),
 }

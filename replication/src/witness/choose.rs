@@ -201,9 +201,12 @@ fn choose_among(
             .position(|n| *n == node)
             .unwrap_or(usize::MAX)
     };
+    let able = |member: &Member, answer: &SealAnswer| {
+        member.kind == MemberKind::Full && !answer.damaged && answer.last == cut
+    };
     let best = counted
         .iter()
-        .filter(|(member, _, answer)| member.kind == MemberKind::Full && answer.last == cut)
+        .filter(|(member, _, answer)| able(member, answer))
         .min_by_key(|(member, _, answer)| {
             (
                 Some(member.node) != prefer,

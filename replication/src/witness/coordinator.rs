@@ -15,7 +15,6 @@ use crate::message::{
     CopyId, MemberMessage, Message, RegisterMessage, RoundResult, SealAnswer, SuspectReason,
     WitnessMessage,
 };
-use crate::mistakes::Mistake;
 use crate::quorum::majority;
 use crate::register::Round;
 
@@ -640,7 +639,6 @@ impl Witness {
             } = &mut c.step
             && *epoch == asked
             && sealed >= asked
-            && !self.config.mistakes.has(Mistake::OrphansIgnored)
         {
             *epoch = sealed.next();
             answers.clear();

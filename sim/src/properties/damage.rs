@@ -28,8 +28,6 @@ impl Oracle {
     pub fn opened(&mut self, key: CopyKey, found: Found) -> Check {
         let copy = self.copies.entry(key).or_default();
         let (had, has) = (copy.durable.last(), found.log.last());
-        // Known weakness: after a failed sync and a restart of the process alone, recovery reads from the page cache what
-        // never became durable, and counts it; `copy.tainted` excuses what a later loss of power takes.
         let covered = found.damaged
             || copy.tainted
             || has >= had

@@ -10,7 +10,7 @@ use mainstay_types::{Lsn, NodeId};
 pub const RESUME_NS: u64 = 12_000_000_000;
 
 /// Longest until all copies are equal after that.
-pub const CONVERGE_NS: u64 = 40_000_000_000;
+pub const CONVERGE_NS: u64 = 120_000_000_000;
 
 /// One member at the end, as far as the comparison needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -28,9 +28,15 @@ pub enum Theme {
     Doubles,
     /// Lost and damaged copies while another one lags.
     Disks,
+    /// One primary after the other dies while a copy is cut off from all others.
+    Succession,
+    /// Promotions that meet: members that hear some witnesses only, witnesses with slow stores.
+    Orphans,
+    /// A witness that missed a promotion, and a primary that has only this one and another left.
+    OldNames,
 }
 
-const THEMES: [Theme; 8] = [
+const THEMES: [Theme; 11] = [
     Theme::Leases,
     Theme::Witnesses,
     Theme::Names,
@@ -39,6 +45,9 @@ const THEMES: [Theme; 8] = [
     Theme::Tails,
     Theme::Doubles,
     Theme::Disks,
+    Theme::Succession,
+    Theme::Orphans,
+    Theme::OldNames,
 ];
 
 /// The theme of a seed, if it has one.
@@ -56,10 +65,11 @@ pub fn theme(seed: u64) -> Option<Theme> {
 pub fn theme_of(mistake: Mistake) -> Option<Theme> {
     match mistake {
         Mistake::LeaseFromReceipt | Mistake::ReadAfterLease => Some(Theme::Leases),
-        Mistake::NoQuietTime | Mistake::VoteNotDurable | Mistake::OrphansIgnored => {
-            Some(Theme::Witnesses)
-        }
-        Mistake::ReleaseByNode | Mistake::GrantsWithoutNames => Some(Theme::Names),
+        Mistake::NoQuietTime | Mistake::VoteNotDurable => Some(Theme::Witnesses),
+        Mistake::ReleaseByNode => Some(Theme::Names),
+        Mistake::GrantsWithoutNames => Some(Theme::OldNames),
+        Mistake::OrphansIgnored => Some(Theme::Orphans),
+        Mistake::PromotionDropsSilent => Some(Theme::Succession),
         Mistake::NoJointRule | Mistake::AckAloneBeforeShrink => Some(Theme::Pair),
         Mistake::NoSyncPoint | Mistake::CommitInherited => Some(Theme::Laggard),
         Mistake::ChoiceByLsnAlone => Some(Theme::Tails),
@@ -124,7 +134,14 @@ pub(super) fn direct(scenario: &mut Scenario, theme: Theme, r: &mut Rng) {
             scenario.net.streams = false;
             scenario.net.double_ppm = 300_000;
         }
-        Theme::Leases | Theme::Disks => {}
+        Theme::Orphans => scenario.store_ns = MS * [10, 40, 80][index(r, 3)],
+        Theme::OldNames => {
+            scenario.lease.lease = Duration::from_millis(300);
+            scenario.lease.lease_longest = Duration::from_millis(300);
+            scenario.net.delay_max_ns = MS;
+            scenario.reports = 0;
+        }
+        Theme::Leases | Theme::Disks | Theme::Succession => {}
     }
     scenario.faults.clear();
     let mut at = 600 * MS;
@@ -145,12 +162,21 @@ pub(super) fn direct(scenario: &mut Scenario, theme: Theme, r: &mut Rng) {
 fn combination(theme: Theme, r: &mut Rng) -> Vec<(u64, Fault)> {
     let mode = u8::try_from(r.below(3)).unwrap_or(0);
     let other = u32::try_from(r.below(2)).unwrap_or(0);
+    let witness = u32::try_from(r.below(3)).unwrap_or(0);
     let long = MS * (1_000 + r.below(1_500));
     let mut ms = |from: u64, below: u64| MS * from + r.below(MS * (below - from));
     match theme {
-        Theme::Leases => match other {
+        Theme::Leases => match mode {
             0 => vec![(0, Fault::PausePrimary(ms(400, 2_000)))],
-            _ => vec![(0, Fault::IsolatePrimary(mode, ms(600, 2_500)))],
+            // What the witnesses granted before waits in the sockets of a primary that wakes up alone.
+            1 => vec![
+                (0, Fault::PausePrimary(ms(350, 1_300))),
+                (ms(10, 60), Fault::IsolatePrimary(0, long)),
+            ],
+            _ => vec![(
+                0,
+                Fault::IsolatePrimary(u8::try_from(witness).unwrap_or(0), ms(600, 2_500)),
+            )],
         },
         Theme::Witnesses => {
             let first = match other {
@@ -162,7 +188,15 @@ fn combination(theme: Theme, r: &mut Rng) -> Vec<(u64, Fault)> {
             out.extend((0..3).map(|w| (ms(1, late), Fault::WitnessCrash(w, ms(1, 20)))));
             out
         }
-        Theme::Names => match mode {
+        Theme::Names => match mode + u8::from(mode == 0 && other == 0) * 3 {
+            3 => {
+                let late = ms(900, 1_600);
+                vec![
+                    (0, Fault::KillPrimary(ms(5, 60))),
+                    (late, Fault::LateReport),
+                    (late + ms(0, 4), Fault::IsolatePrimary(0, long)),
+                ]
+            }
             0 => vec![
                 (0, Fault::KillPrimary(ms(5, 60))),
                 (ms(300, 1_800), Fault::IsolatePrimary(0, long)),
@@ -204,6 +238,28 @@ fn combination(theme: Theme, r: &mut Rng) -> Vec<(u64, Fault)> {
         }
         Theme::Doubles => vec![(0, Fault::KillPrimary(ms(100, 1_000)))],
         Theme::Disks => {
+            if witness == 0 {
+                // Only the primary and this copy have the newest entries; then this one has them no more.
+                let what = match mode {
+                    0 => ReplicaFault::DiskLost,
+                    _ => ReplicaFault::RotUncopied,
+                };
+                let struck = ms(100, 300);
+                return vec![
+                    (0, Fault::Replica(other, ReplicaFault::Stranded, long)),
+                    (struck, Fault::Replica(1 - other, what, 0)),
+                    (struck + ms(1, 30), Fault::KillPrimary(long)),
+                ];
+            }
+            if witness == 1 {
+                return vec![
+                    (0, Fault::Replica(other, ReplicaFault::DiskLost, 0)),
+                    (
+                        ms(1, 600),
+                        Fault::Replica(1 - other, ReplicaFault::Stranded, long),
+                    ),
+                ];
+            }
             let what = match mode {
                 0 => ReplicaFault::DiskLost,
                 _ => ReplicaFault::Rot,
@@ -215,6 +271,41 @@ fn combination(theme: Theme, r: &mut Rng) -> Vec<(u64, Fault)> {
                     Fault::Replica(1 - other, ReplicaFault::Cut, ms(100, 900)),
                 ),
                 (ms(40, 1_200), Fault::KillPrimary(long)),
+            ]
+        }
+        Theme::Succession => {
+            let (first, second) = (ms(50, 300), ms(500, 1_600));
+            vec![
+                (
+                    0,
+                    Fault::Replica(other, ReplicaFault::Stranded, 2 * long + second),
+                ),
+                (first, Fault::KillPrimary(long + second)),
+                (first + second, Fault::KillPrimary(long)),
+            ]
+        }
+        Theme::Orphans => vec![
+            (
+                0,
+                Fault::Replica(
+                    other,
+                    ReplicaFault::CutWitnesses(7 ^ (1 << witness)),
+                    ms(600, 1_600),
+                ),
+            ),
+            (ms(1, 100), Fault::KillPrimary(long + MS * 500)),
+            (ms(200, 1_100), Fault::WitnessPause(witness, ms(100, 400))),
+        ],
+        Theme::OldNames => {
+            let (old, lost) = (3 + witness, 3 + (witness + 1) % 3);
+            let third = 3 + (witness + 2) % 3;
+            let cut = ms(900, 1_300);
+            let again = ms(310, 420);
+            vec![
+                (0, Fault::Cut(old, lost, cut + again)),
+                (0, Fault::Cut(old, third, cut + again)),
+                (ms(1, 20), Fault::KillPrimary(ms(5, 60))),
+                (cut, Fault::CutPrimary(1 << (lost - 3), long)),
             ]
         }
     }
@@ -231,4 +322,10 @@ pub enum ReplicaFault {
     DiskLost,
     /// A byte of its log rots, and the process restarts.
     Rot,
+    /// Nothing passes between it and the other data nodes.
+    Stranded,
+    /// Nothing passes between it and the witnesses of this mask.
+    CutWitnesses(u32),
+    /// An entry that another copy lacks rots, and the process restarts.
+    RotUncopied,
 }

@@ -45,6 +45,8 @@ impl World {
                 dirs: BTreeMap::new(),
                 process: None,
                 down_until: 0,
+                lost_power: false,
+                erring: false,
             });
         }
         for node in 0..self.nodes.len() {
@@ -224,6 +226,7 @@ impl World {
                 self.volume_event(i, volume, VolumeEvent::Stored { op });
             }
             Done::Failed(reason) => {
+                self.nodes[i].erring = false;
                 if let Some(host) = self.host_mut(i, volume) {
                     host.failed = true;
                 }
@@ -269,6 +272,10 @@ impl World {
             doubt: start.doubt.map(|doubt| doubt.to),
         };
         let damaged = start.damaged;
+        let doubt = start.doubt.is_some();
+        if !doubt {
+            self.nodes[i].lost_power = false;
+        }
         let check = self.oracle_mut(volume).opened(key, found);
         self.check(check);
         let jobs = Rc::new(Jobs::default());
@@ -283,6 +290,7 @@ impl World {
             state,
             since: VecDeque::new(),
             damaged,
+            doubt,
             failed: false,
             dir: opened.dir,
         };
@@ -311,6 +319,13 @@ impl World {
     fn not_opened(&mut self, i: usize, volume: VolumeId, _reason: &str) {
         if let Some(process) = &mut self.nodes[i].process {
             process.opening.remove(&volume);
+        }
+        if self.nodes[i].erring && !self.nodes[i].dirs[&volume].is_empty() {
+            // Most likely the disk's error, and not the copy's: the process tries again from the start.
+            self.nodes[i].erring = false;
+            let pid = self.nodes[i].process.as_ref().map_or(0, |p| p.pid);
+            let at = self.now() + self.rng.below(100 * MS);
+            return self.at(at, Event::Exit(i, pid));
         }
         // Whatever is there is set aside: it answers nothing, and a new copy is another incarnation.
         self.nodes[i].dirs.insert(volume, Vec::new());
@@ -576,22 +591,17 @@ impl World {
         self.pump(i);
     }
 
-    pub(super) fn deliver_data(
-        &mut self,
-        from: NodeId,
-        to: NodeId,
-        generation: u64,
-        packet: Packet,
-    ) {
+    pub(super) fn deliver_data(&mut self, from: NodeId, to: NodeId, packet: Packet) {
         let i = to.0 as usize - 1;
         let Some(process) = &self.nodes[i].process else {
             return;
         };
         if let Some(until) = process.paused_until {
-            let event = Event::Deliver {
+            let pid = process.pid;
+            let event = Event::Arrived {
                 from,
                 to,
-                generation,
+                pid,
                 packet,
             };
             return self.at(until + 1, event);

@@ -1,17 +1,20 @@
 //! Faults: what a schedule names is done to whoever is there at that time.
 //!
-//! Damage and lost disks are bounded: one copy of a volume at a time, and only while every other registered copy holds
-//! everything committed. Until that copy is replaced, other nodes lose no power while they write, as a batch in doubt
+//! Damage and lost disks are bounded: one copy of a volume at a time, and only while all others are sound and one less
+//! than an ack quorum of them hold everything committed, whether their processes run or not. Until that copy is replaced, other nodes lose no power while they write, as a batch in doubt
 //! could then never be settled without an operator (H12).
+
+use std::path::{Path, PathBuf};
 
 use mainstay_storage::engine::SimDisk;
 use mainstay_storage::engine::sim::{Fault as DiskFault, OpKind};
-use mainstay_types::{NodeId, VolumeId};
+use mainstay_types::{Member, NodeId, VolumeId};
 use mainstay_volume::Event as VolumeEvent;
 
 use super::{Event, World};
 use crate::disk::Delays;
 use crate::executor::ProcId;
+use crate::properties::Copy;
 use crate::scenario::{Fault, MS, ReplicaFault};
 
 impl World {
@@ -93,6 +96,13 @@ impl World {
                 };
                 w.cut_off(node, &others, 0, span);
             }),
+            Fault::CutPrimary(mask, span) => self.at_primary(|w, i| {
+                let node = w.nodes[i].id;
+                let mut others = w.node_ids();
+                others.extend(w.some_witnesses(mask));
+                w.cut_off(node, &others, 0, span);
+            }),
+            Fault::LateReport => self.at_primary(|w, i| w.late_report(i)),
             Fault::Replica(n, what, span) => self.at_primary(|w, i| {
                 let others = w.nodes.len() - 1;
                 if others == 0 {
@@ -101,6 +111,15 @@ impl World {
                 let other = (i + 1 + n as usize % others) % w.nodes.len();
                 let (primary, node) = (w.nodes[i].id, w.nodes[other].id);
                 match what {
+                    ReplicaFault::Stranded => {
+                        let data = w.node_ids();
+                        w.cut_off(node, &data, 0, span);
+                    }
+                    ReplicaFault::CutWitnesses(mask) => {
+                        let some = w.some_witnesses(mask);
+                        w.cut_off(node, &some, 0, span);
+                    }
+                    ReplicaFault::RotUncopied => w.rot_uncopied(other),
                     ReplicaFault::Cut => w.cut(vec![(primary, node), (node, primary)], span),
                     ReplicaFault::Isolated => w.isolate(node, 0, span),
                     ReplicaFault::DiskLost => w.lose_disk(other),
@@ -131,6 +150,13 @@ impl World {
         all
     }
 
+    fn some_witnesses(&self, mask: u32) -> Vec<NodeId> {
+        let all = self.witness_ids().into_iter().enumerate();
+        all.filter(|(at, _)| mask >> at & 1 == 1)
+            .map(|(_, id)| id)
+            .collect()
+    }
+
     fn any_node(&self, a: u32) -> NodeId {
         let all = self.all_nodes();
         all[a as usize % all.len()]
@@ -143,8 +169,10 @@ impl World {
             return false;
         };
         self.executor.end(process.pid);
+        self.dead.insert(self.nodes[i].id, process.instance);
         if power {
             self.nodes[i].disk.crash();
+            self.nodes[i].lost_power = true;
         } else {
             self.nodes[i].disk.kill_process();
         }
@@ -169,6 +197,7 @@ impl World {
             self.count("power loss");
         } else {
             self.nodes[i].disk.crash();
+            self.nodes[i].lost_power = true;
         }
     }
 
@@ -197,6 +226,24 @@ impl World {
         if self.nodes[i].process.as_ref().is_some_and(|p| p.pid == pid) {
             let span = self.rng.below(500 * MS);
             self.kill(i, span);
+        }
+    }
+
+    /// The supervisor's report of the process that ran before this one reaches all witnesses only now.
+    fn late_report(&mut self, i: usize) {
+        let node = self.nodes[i].id;
+        let Some(instance) = self.dead.get(&node).copied() else {
+            return;
+        };
+        self.count("late report");
+        for witness in self.witness_ids() {
+            let at = self.now() + 1 + self.rng.below(2 * MS);
+            let report = Event::Report {
+                witness,
+                node,
+                instance,
+            };
+            self.at(at, report);
         }
     }
 
@@ -374,35 +421,53 @@ impl World {
             .filter(|(_, volume)| placed(volume))
             .map(|(id, _)| *id)
             .collect();
-        let safe = volumes.iter().all(|volume| {
-            let world = &self.volumes[volume];
-            let Some(register) = world.oracle.chain.newest() else {
-                return false;
-            };
-            let committed = world.oracle.last_committed();
-            world.fragile.is_none()
-                && register.members.len() >= 2
-                && register.quorum() >= 2
-                && register.members.len() == world.policy.placement.len()
-                && register.members.iter().all(|m| {
-                    let open = self
-                        .host(m.node.0 as usize - 1, *volume)
-                        .is_some_and(|h| h.incarnation == m.incarnation && !h.damaged && !h.failed);
-                    let copy = world.oracle.copies.get(&(m.node, m.incarnation));
-                    m.node == id || (open && copy.is_some_and(|c| c.durable.last() >= committed))
-                })
-        });
+        let safe = volumes
+            .iter()
+            .all(|volume| self.others_suffice(id, *volume));
         if safe {
             for volume in volumes {
                 if let Some(world) = self.volumes.get_mut(&volume) {
                     world.fragile = Some(id);
-                    for ((node, _), copy) in &mut world.oracle.copies {
-                        copy.tainted |= *node == id;
-                    }
                 }
             }
         }
         safe
+    }
+
+    /// Whether the other registered copies are all sound, and enough of them hold everything committed: with the copy on
+    /// `id` gone, any n - k + 1 of them still have it in sight. A process that is down takes nothing with it.
+    fn others_suffice(&self, id: NodeId, volume: VolumeId) -> bool {
+        let world = &self.volumes[&volume];
+        let Some(register) = world.oracle.chain.newest() else {
+            return false;
+        };
+        let committed = world.oracle.last_committed();
+        let others = register.members.iter().filter(|m| m.node != id);
+        let copies: Vec<_> = others
+            .map(|m| (m, world.oracle.copies.get(&(m.node, m.incarnation))))
+            .collect();
+        let sound = |m: &Member, copy: &Copy| {
+            let i = m.node.0 as usize - 1;
+            let clear = match self.host(i, volume) {
+                Some(host) => {
+                    let settled = !host.doubt || copy.durable.last() >= committed;
+                    host.incarnation == m.incarnation && !host.damaged && !host.failed && settled
+                }
+                None => !self.nodes[i].lost_power,
+            };
+            clear && !copy.tainted && !copy.gone
+        };
+        let all_sound = copies
+            .iter()
+            .all(|(m, copy)| copy.is_some_and(|copy| sound(m, copy)));
+        let holding = copies
+            .iter()
+            .filter(|(_, copy)| copy.is_some_and(|copy| copy.durable.last() >= committed));
+        world.fragile.is_none()
+            && register.members.len() == world.policy.placement.len()
+            && register.quorum() >= 2
+            && all_sound
+            && holding.count() + 1 >= register.quorum()
     }
 
     /// A lost copy is replaced once the register has a sound one on its node again.
@@ -413,8 +478,10 @@ impl World {
             let Some(register) = world.oracle.chain.newest() else {
                 continue;
             };
+            let erring = self.nodes[node.0 as usize - 1].erring;
             let sound = register.members.iter().any(|m| {
                 m.node == node
+                    && !erring
                     && world
                         .oracle
                         .copies
@@ -427,9 +494,21 @@ impl World {
         }
     }
 
+    /// The copies on this node may be damaged from now on.
+    fn taint(&mut self, i: usize) {
+        let id = self.nodes[i].id;
+        for world in self.volumes.values_mut() {
+            for ((node, _), copy) in &mut world.oracle.copies {
+                copy.tainted |= *node == id;
+            }
+        }
+    }
+
     fn disk_error(&mut self, i: usize, write: bool, nth: u64) {
+        // It costs no copy, but it may strike while one is opened: not while another one is lost.
         if self.may_lose(i) {
             self.count("disk error");
+            self.nodes[i].erring = true;
             let kind = if write { OpKind::Write } else { OpKind::Sync };
             self.nodes[i].disk.fail_nth(kind, nth, DiskFault::Eio);
         }
@@ -447,9 +526,10 @@ impl World {
             return;
         };
         self.count("bit rot");
+        self.taint(i);
         // Somewhere in the part of the first segments that is in use.
         for number in 1..12_u64 {
-            let path = dir.join(format!("wal-{number:016x}.seg"));
+            let path = segment_path(&dir, number);
             let offset = self.rng.below(24_576);
             if self.nodes[i]
                 .disk
@@ -461,11 +541,55 @@ impl World {
         self.kill(i, 50 * MS);
     }
 
+    /// Rots the oldest entry of this copy that some other registered copy has not, and restarts the process: not the
+    /// end of the log, so that it is damage and not doubt.
+    fn rot_uncopied(&mut self, i: usize) {
+        let id = self.nodes[i].id;
+        let Some((volume, world)) = self.volumes.first_key_value() else {
+            return;
+        };
+        let (Some(host), Some(register)) = (self.host(i, *volume), world.oracle.chain.newest())
+        else {
+            return;
+        };
+        let others = register.members.iter().filter(|m| m.node != id);
+        let least = others
+            .filter_map(|m| world.oracle.copies.get(&(m.node, m.incarnation)))
+            .map(|copy| copy.durable.last())
+            .min();
+        let own = world.oracle.copies.get(&(id, host.incarnation));
+        let Some(info) = least
+            .zip(own)
+            .and_then(|(least, own)| own.durable.get(least.next()))
+        else {
+            return;
+        };
+        let (crc, dir) = (info.crc.to_le_bytes(), host.dir.clone());
+        if !self.may_lose(i) {
+            return;
+        }
+        self.count("bit rot of an entry that not all have");
+        self.taint(i);
+        let disk = &self.nodes[i].disk;
+        for number in 1..64_u64 {
+            let path = segment_path(&dir, number);
+            let found = disk
+                .peek(&path)
+                .and_then(|bytes| bytes.windows(4).position(|four| four == crc));
+            if let Some(offset) = found {
+                disk.rot(&path, offset as u64, 1);
+                break;
+            }
+        }
+        self.kill(i, 20 * MS);
+    }
+
     fn lose_disk(&mut self, i: usize) {
         if self.nodes[i].process.is_none() || !self.may_lose(i) {
             return;
         }
         self.count("disk lost");
+        self.taint(i);
         let id = self.nodes[i].id;
         let span = 100 * MS + self.rng.below(1_000 * MS);
         self.end_process(i, true, span);
@@ -493,4 +617,9 @@ impl World {
             self.pump(i);
         }
     }
+}
+
+/// A segment of a log, as `docs/disk-format.md` names it.
+fn segment_path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("wal-{number:016x}"))
 }

@@ -60,6 +60,13 @@ enum Event {
         generation: u64,
         packet: Packet,
     },
+    /// What came while a process stood still and waits in its sockets: a link that breaks later does not take it away.
+    Arrived {
+        from: NodeId,
+        to: NodeId,
+        pid: ProcId,
+        packet: Packet,
+    },
     Tick(usize, ProcId),
     WitnessTick(usize, ProcId),
     WitnessStored(usize, ProcId, OpId),
@@ -127,10 +134,18 @@ pub struct World {
     pub trace: Trace,
     /// Faults by kind.
     pub injected: BTreeMap<&'static str, u64>,
+    /// The last process of each data node that has ended.
+    dead: BTreeMap<NodeId, Instance>,
     violation: Option<Violation>,
     ending: ending::Ending,
     /// Last delivery on each client's stream.
     client_links: BTreeMap<(NodeId, NodeId), u64>,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.executor.end_all();
+    }
 }
 
 /// How a run ended.
@@ -189,6 +204,7 @@ impl World {
             next_pid: 1,
             trace,
             injected: BTreeMap::new(),
+            dead: BTreeMap::new(),
             violation: None,
             ending: ending::Ending::default(),
             client_links: BTreeMap::new(),
@@ -276,6 +292,12 @@ impl World {
                 generation,
                 packet,
             } => self.deliver(from, to, generation, packet),
+            Event::Arrived {
+                from,
+                to,
+                pid,
+                packet,
+            } => self.deliver_arrived(from, to, pid, packet),
             Event::Tick(node, pid) => self.tick_node(node, pid),
             Event::WitnessTick(witness, pid) => self.tick_witness(witness, pid),
             Event::WitnessStored(witness, pid, op) => self.witness_stored(witness, pid, op),
@@ -305,6 +327,24 @@ impl World {
         if !client && !self.net.delivers(from, to, generation) {
             return;
         }
+        self.hand_over(from, to, packet);
+    }
+
+    /// A process that stood still reads what came meanwhile.
+    fn deliver_arrived(&mut self, from: NodeId, to: NodeId, pid: ProcId, packet: Packet) {
+        let present = if to.0 >= WITNESS_BASE {
+            let witness = &self.witnesses[(to.0 - WITNESS_BASE) as usize];
+            witness.process.as_ref().map(|process| process.pid)
+        } else {
+            let node = &self.nodes[to.0 as usize - 1];
+            node.process.as_ref().map(|process| process.pid)
+        };
+        if present == Some(pid) {
+            self.hand_over(from, to, packet);
+        }
+    }
+
+    fn hand_over(&mut self, from: NodeId, to: NodeId, packet: Packet) {
         let now = self.now();
         self.trace.note(
             now,
@@ -322,9 +362,9 @@ impl World {
                 self.operator_answer(volume, from, body);
             }
         } else if to.0 >= WITNESS_BASE {
-            self.deliver_witness(from, to, generation, packet);
+            self.deliver_witness(from, to, packet);
         } else {
-            self.deliver_data(from, to, generation, packet);
+            self.deliver_data(from, to, packet);
         }
     }
 

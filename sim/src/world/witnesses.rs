@@ -166,22 +166,17 @@ impl World {
         self.witness_input(w, WitnessInput::Persisted(op));
     }
 
-    pub(super) fn deliver_witness(
-        &mut self,
-        from: NodeId,
-        to: NodeId,
-        generation: u64,
-        packet: Packet,
-    ) {
+    pub(super) fn deliver_witness(&mut self, from: NodeId, to: NodeId, packet: Packet) {
         let w = (to.0 - WITNESS_BASE) as usize;
         let Some(process) = &self.witnesses[w].process else {
             return;
         };
         if let Some(until) = process.paused_until {
-            let event = Event::Deliver {
+            let pid = process.pid;
+            let event = Event::Arrived {
                 from,
                 to,
-                generation,
+                pid,
                 packet,
             };
             return self.at(until + 1, event);
@@ -196,7 +191,7 @@ impl World {
             return;
         }
         let message = Message::Witness(WitnessMessage::ReleaseInstance { node, instance });
-        self.deliver_witness(node, witness, 0, Packet::Core(message, Bytes::new()));
+        self.deliver_witness(node, witness, Packet::Core(message, Bytes::new()));
     }
 
     /// The supervisor of a process that has ended tells the witnesses: perhaps, perhaps late, perhaps twice.
