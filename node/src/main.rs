@@ -122,6 +122,11 @@ fn run_worker(args: &WorkerArgs) -> anyhow::Result<ExitCode> {
         .max_blocking_threads(16)
         .enable_all()
         .build()?;
-    runtime.block_on(worker::run(config, args.instance))?;
-    Ok(ExitCode::SUCCESS)
+    match runtime.block_on(worker::run(config, args.instance)) {
+        Err(error) if worker::is_for_people(&error) => {
+            eprintln!("mainstay: {error:#}");
+            Ok(exit_code(EXIT_CONFIG))
+        }
+        ran => ran.map(|()| ExitCode::SUCCESS),
+    }
 }

@@ -21,6 +21,14 @@ pub fn runs(pid: u32, mark: &str) -> bool {
         .any(|argument| argument == mark)
 }
 
+/// Whether process `pid` has ended, or its end has begun: the first thread of a killed process may be gone while others
+/// still hold its files.
+#[must_use]
+pub fn is_ending(pid: u32) -> bool {
+    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|command| command.is_empty())
+        || !std::path::Path::new(&format!("/proc/{pid}")).exists()
+}
+
 /// Sends `signal` to `pid`. The caller knows that the id is still that process's own.
 pub fn send(pid: u32, signal: Signal) -> io::Result<()> {
     let pid = i32::try_from(pid)

@@ -1,12 +1,13 @@
 //! The process that does the work of a node, under its supervisor.
 
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use mainstay_client::{Client, ClientConfig};
 use mainstay_storage::engine::Engine;
-use mainstay_storage::identity::{DataDirLock, NodeIdentity};
+use mainstay_storage::identity::{DataDirError, DataDirLock, NodeIdentity};
 use mainstay_types::Instance;
 use mainstay_volume::VolumeConfig;
 use tokio::net::TcpListener;
@@ -15,7 +16,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::{Config, EngineChoice, Role};
 use crate::http;
 use crate::nbd_export::serve_exports;
+use crate::processes;
 use crate::runtime::serve::{self, bind};
+use crate::runtime::witness_store::StoreError as WitnessStoreError;
 use crate::runtime::{Node, PeerSettings, Settings};
 
 const MIB: u64 = 1 << 20;
@@ -28,7 +31,7 @@ pub async fn run(config: Config, instance: Instance) -> anyhow::Result<()> {
     abort_on_panic();
     let dir = &config.node.data_dir;
     std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-    let lock = DataDirLock::acquire(dir)?;
+    let lock = lock_data_dir(dir).await?;
     NodeIdentity::claim(dir, &lock, config.cluster_id(), config.node_id())?;
     let grpc = bind("grpc", config.node.grpc.0).await?;
     let http = bind("http", config.node.http.0).await?;
@@ -52,6 +55,37 @@ pub async fn run(config: Config, instance: Instance) -> anyhow::Result<()> {
     drop(lock);
     Ok(())
 }
+
+/// Whether starting again would end the same way: the node was given a directory that is not its own.
+#[must_use]
+pub fn is_for_people(error: &anyhow::Error) -> bool {
+    let data_dir = error.downcast_ref::<DataDirError>();
+    let witness = error.downcast_ref::<WitnessStoreError>();
+    matches!(
+        data_dir,
+        Some(DataDirError::OtherNode { .. } | DataDirError::Damaged { .. })
+    ) || matches!(witness, Some(WitnessStoreError::OtherNode { .. }))
+}
+
+/// Locks the data directory. A worker that was killed a moment ago is waited for: it holds the directory until the kernel
+/// has ended the last of its threads.
+async fn lock_data_dir(dir: &Path) -> Result<DataDirLock, DataDirError> {
+    let give_up = Instant::now() + ENDED_WITHIN;
+    loop {
+        match DataDirLock::acquire(dir) {
+            Err(DataDirError::InUse { holder, .. })
+                if holder.parse().is_ok_and(processes::is_ending) && Instant::now() < give_up =>
+            {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// For the kernel to end a process that was killed.
+const ENDED_WITHIN: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// A panic in any thread ends the process: no half a node may go on claiming leases. The supervisor reports it.
 fn abort_on_panic() {

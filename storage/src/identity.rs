@@ -10,7 +10,9 @@ use mainstay_types::{ClusterId, NodeId};
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
     /// Another process uses it.
-    #[error("{path} is in use by process {holder}")]
+    #[error(
+        "{path} is in use by process {holder}; stop that process first, or give this node a directory of its own"
+    )]
     InUse {
         /// The directory.
         path: PathBuf,
@@ -19,7 +21,8 @@ pub enum DataDirError {
     },
     /// It belongs to another node.
     #[error(
-        "{path} belongs to node {found_node} of cluster {found_cluster}, this is node {node} of cluster {cluster}"
+        "{path} belongs to node {found_node} of cluster {found_cluster}, this is node {node} of cluster {cluster}; nothing \
+         was changed: name this node's own directory as node.data_dir"
     )]
     OtherNode {
         /// The directory.
@@ -34,7 +37,9 @@ pub enum DataDirError {
         node: NodeId,
     },
     /// The identity file is not one.
-    #[error("{path} is not an identity file")]
+    #[error(
+        "{path} is not an identity file; nothing was changed: put the file back, or move the directory away and start with an empty one"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
