@@ -11,7 +11,7 @@ use mainstay_types::{
 };
 
 use crate::codec::{crc, put_u16, put_u32, put_u64, u16_at, u32_at, u64_at};
-use crate::engine::{AlignedBuf, Caching, Disk, DiskFile, OpenMode, PAGE, PAGE_BYTES};
+use crate::engine::{AlignedBuf, Caching, Disk, DiskFile, OpenMode, PAGE, PAGE_BYTES, is_no_space};
 
 /// The facts.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -89,6 +89,14 @@ pub enum MetaError {
         /// Ours.
         node: NodeId,
     },
+    /// No room. The facts are what they were; the same change may be tried again.
+    #[error("no space for {path}")]
+    NoSpace {
+        /// The file.
+        path: PathBuf,
+        /// The disk's answer.
+        source: io::Error,
+    },
     /// A write or sync failed, now or earlier: finished for this process.
     #[error("{path} is finished for this process")]
     Poisoned {
@@ -112,7 +120,7 @@ pub struct Meta<D: Disk> {
     path: PathBuf,
     facts: MetaFacts,
     generation: u64,
-    /// The slot to be written last: the one that is surely intact.
+    /// The slot to be written last: the one that is surely intact. The other may be torn by a write that was refused.
     intact_slot: u64,
     poisoned: bool,
 }
@@ -378,11 +386,11 @@ impl<D: Disk> Meta<D> {
         &self.facts
     }
 
-    /// Changes the facts, durable on return; two syncs. Dropped half way, or after an error, the change is unknown
-    /// and the object is finished for this process.
+    /// Changes the facts, durable on return; two syncs. Dropped half way, or after an error other than `NoSpace`, the
+    /// change is unknown and the object is finished for this process.
     ///
     /// # Errors
-    /// [`MetaError::Poisoned`] and [`MetaError::Io`].
+    /// [`MetaError::NoSpace`], [`MetaError::Poisoned`] and [`MetaError::Io`].
     ///
     /// # Panics
     /// If the change lets `sealed`, `boot_counter` or `commit` fall, or changes what never changes.
@@ -395,8 +403,12 @@ impl<D: Disk> Meta<D> {
         let mut next = self.facts.clone();
         change(&mut next);
         check_step(&self.facts, &next);
-        self.facts = trimmed(next);
-        self.write().await
+        let before = std::mem::replace(&mut self.facts, trimmed(next));
+        let written = self.write().await;
+        if let Err(MetaError::NoSpace { .. }) = &written {
+            self.facts = before;
+        }
+        written
     }
 
     /// Writes both slots, the intact one last: at every moment one of them is whole.
@@ -408,10 +420,17 @@ impl<D: Disk> Meta<D> {
             let mut page = AlignedBuf::zeroed(PAGE_BYTES);
             encode(&self.facts, self.generation, &mut page);
             let (result, _) = self.file.write_durable(page, slot * PAGE).await;
-            result.map_err(|source| MetaError::Io {
-                path: self.path.clone(),
-                source,
-            })?;
+            let path = self.path.clone();
+            match result {
+                // After a refusal half way this is the slot to be spared: the other may be torn.
+                Ok(()) => self.intact_slot = slot,
+                Err(source) if is_no_space(&source) => {
+                    // Both pages are written anew by the next try, so nothing hangs on a sync that failed.
+                    self.poisoned = false;
+                    return Err(MetaError::NoSpace { path, source });
+                }
+                Err(source) => return Err(MetaError::Io { path, source }),
+            }
         }
         self.poisoned = false;
         Ok(())

@@ -13,7 +13,7 @@ use mainstay_replication::message::Message;
 use mainstay_replication::{OpId, PeerStatus, Role};
 use mainstay_storage::engine::{Engine, RealDisk, run_on};
 use mainstay_storage::format::{EntryIter, EntryRef};
-use mainstay_storage::image::ImageReadError;
+use mainstay_storage::image::{CheckpointError, ImageReadError};
 use mainstay_storage::wal::ReadPath;
 use mainstay_storage::{Checkpoint, EntryKind, LogEnd, WalReader};
 use mainstay_types::{
@@ -581,10 +581,15 @@ impl Actor {
         let name = self.volume.spec().name.clone();
         let mut work = Box::pin(async move {
             let result = match &*state {
-                State::Block(image) => image
-                    .checkpoint(blob)
-                    .await
-                    .map_err(|error| error.to_string()),
+                State::Block(image) => match image.checkpoint(blob).await {
+                    // The image takes nothing more in this process: the copy steps aside as after a failed log write.
+                    Err(CheckpointError::Poisoned { reason }) => {
+                        let failed = Event::StorageFailed { reason };
+                        let _stopped = to.send(ToVolume::Event(failed));
+                        return;
+                    }
+                    checkpointed => checkpointed.map_err(|error| error.to_string()),
+                },
                 State::Log(file) => {
                     let checkpoint = Checkpoint {
                         applied: at,

@@ -68,7 +68,7 @@ pub async fn start(
     let witness = store
         .map(|store| {
             let node = node.clone();
-            let run = move || witness::run(&node, &store, witness_inputs);
+            let run = move || witness::run(&node, store, witness_inputs);
             std::thread::Builder::new()
                 .name("witness".to_owned())
                 .spawn(run)

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use mainstay_storage::engine::{Engine, RealDisk, run_on};
+use mainstay_storage::meta::MetaError;
 use mainstay_storage::wal::PreparedSegment;
 use mainstay_storage::{Meta, Wal};
 use mainstay_types::Lsn;
@@ -112,16 +113,29 @@ impl LogWriter {
                 }
             };
             let mut stop = self.take(next).await;
+            let mut full = false;
             while let Ok(more) = self.jobs.try_recv() {
                 stop |= self.take(more).await;
             }
             while !self.queue.is_empty() {
                 match carry_out(&mut self.wal, &mut self.meta, &mut self.queue).await {
-                    Ok(Some(op)) => self.tell(Event::Stored { op }),
+                    Ok(Some(op)) => {
+                        if std::mem::take(&mut full) {
+                            tracing::info!("there is room again: writes go on");
+                        }
+                        self.tell(Event::Stored { op });
+                    }
                     Ok(None) => {}
+                    // What waits was promised to nobody.
+                    Err(StoreError::NoSpace(_)) if stop => return,
                     Err(StoreError::NoSpace(error)) => {
                         // Clients wait; reads go on; other members may be better off, and the witnesses see to it.
-                        tracing::warn!(error, "the disk is full: writes wait until there is room");
+                        if !std::mem::replace(&mut full, true) {
+                            tracing::warn!(
+                                error,
+                                "the disk is full: writes wait until there is room"
+                            );
+                        }
                         tokio::time::sleep(ROOM_AGAIN).await;
                     }
                     Err(error) => return self.fail(error.to_string()),
@@ -161,9 +175,12 @@ impl LogWriter {
                     first: self.wal.first_lsn(),
                 });
             }
-            ToLog::Rebuilt => match self.meta.update(|facts| facts.rebuilding = false).await {
-                Ok(()) => self.tell(Event::Rebuilt),
-                Err(error) => self.fail(error.to_string()),
+            ToLog::Rebuilt => loop {
+                match self.meta.update(|facts| facts.rebuilding = false).await {
+                    Ok(()) => break self.tell(Event::Rebuilt),
+                    Err(MetaError::NoSpace { .. }) => tokio::time::sleep(ROOM_AGAIN).await,
+                    Err(error) => break self.fail(error.to_string()),
+                }
             },
             ToLog::Stop => return true,
         }
@@ -173,10 +190,12 @@ impl LogWriter {
     /// Writes a floor of the commit point down, so that a later start finds out if the log lost its end.
     async fn remember_commit(&mut self) {
         let commit = self.commit.min(self.wal.durable().point().lsn);
-        if commit > self.meta.facts().commit
-            && let Err(error) = self.meta.update(|facts| facts.commit = commit).await
-        {
-            self.fail(error.to_string());
+        if commit > self.meta.facts().commit {
+            match self.meta.update(|facts| facts.commit = commit).await {
+                // A lower floor is as true, and the next one will do.
+                Ok(()) | Err(MetaError::NoSpace { .. }) => {}
+                Err(error) => self.fail(error.to_string()),
+            }
         }
     }
 

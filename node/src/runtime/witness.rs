@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mainstay_replication::{
-    OpId, Witness, WitnessEvent, WitnessInput, WitnessOutput, WitnessStart,
+    OpId, Witness, WitnessEvent, WitnessInput, WitnessOutput, WitnessRecord, WitnessStart,
 };
+use mainstay_types::VolumeId;
 use tokio::sync::mpsc;
 
 use super::witness_store::{StoreError, WitnessStore};
@@ -15,10 +16,13 @@ use super::{Node, clock};
 /// Inputs taken before what they lead to is stored.
 const INPUTS_AT_ONCE: usize = 256;
 
+/// How often a vote that found no room is stored again.
+const ROOM_AGAIN: Duration = Duration::from_millis(250);
+
 /// Runs the witness until `inputs` ends. Blocks its thread.
 pub fn run(
     node: &Arc<Node>,
-    store: &WitnessStore,
+    mut store: WitnessStore,
     mut inputs: mpsc::UnboundedReceiver<WitnessInput>,
 ) {
     let runtime = match tokio::runtime::Builder::new_current_thread()
@@ -41,7 +45,7 @@ pub fn run(
     };
     let mut witness = Witness::new(clock::mono(), node.settings.lease.clone(), start);
     loop {
-        if let Err(error) = carry_out(node, store, &mut witness) {
+        if let Err(error) = carry_out(node, &mut store, &mut inputs, &mut witness) {
             // A witness that cannot write must not answer: what it promised would be forgotten.
             return tracing::error!(%error, "the witness cannot store its votes any more and stops answering");
         }
@@ -62,7 +66,8 @@ pub fn run(
 /// Stores what must be stored, and sends what may be sent.
 fn carry_out(
     node: &Arc<Node>,
-    store: &WitnessStore,
+    store: &mut WitnessStore,
+    inputs: &mut mpsc::UnboundedReceiver<WitnessInput>,
     witness: &mut Witness,
 ) -> Result<(), StoreError> {
     loop {
@@ -80,8 +85,37 @@ fn carry_out(
             }
         }
         let Some(op) = last else { return Ok(()) };
-        store.save(&records)?;
+        save(store, inputs, &records)?;
         witness.handle(clock::mono(), WitnessInput::Persisted(op));
+    }
+}
+
+/// Stores records; waits for room where there is none. Until then this witness is silent, and what it is told is dropped,
+/// as if the network had lost it: nothing may be answered that builds on votes which are not stored.
+fn save(
+    store: &mut WitnessStore,
+    inputs: &mut mpsc::UnboundedReceiver<WitnessInput>,
+    records: &[(VolumeId, WitnessRecord)],
+) -> Result<(), StoreError> {
+    let mut full = false;
+    loop {
+        match store.save(records) {
+            Err(StoreError::NoSpace) => {}
+            saved => {
+                if full && saved.is_ok() {
+                    tracing::info!("there is room again: the witness votes");
+                }
+                return saved;
+            }
+        }
+        if !std::mem::replace(&mut full, true) {
+            tracing::warn!("the witness's disk is full: it gives no votes until there is room");
+        }
+        std::thread::sleep(ROOM_AGAIN);
+        while inputs.try_recv().is_ok() {}
+        if inputs.is_closed() {
+            return Err(StoreError::NoSpace);
+        }
     }
 }
 

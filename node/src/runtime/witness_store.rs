@@ -1,10 +1,11 @@
 //! A witness's durable records, in redb: a few hundred bytes a volume, one durable transaction for each batch.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use mainstay_replication::WitnessRecord;
 use mainstay_replication::message::Ballot;
+use mainstay_storage::engine::is_no_space;
 use mainstay_types::{ClusterId, Epoch, Instance, NodeId, Register, VolumeId};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,9 @@ pub enum StoreError {
     /// The database.
     #[error("witness store: {0}")]
     Database(String),
+    /// No room. Nothing was stored, and the same may be stored later.
+    #[error("witness store: no space left")]
+    NoSpace,
     /// A record does not decode.
     #[error("witness store: record of volume {volume} is damaged: {why}")]
     Record {
@@ -57,11 +61,18 @@ struct Stored {
 /// The open store.
 #[derive(Debug)]
 pub struct WitnessStore {
-    database: Database,
+    path: PathBuf,
+    cluster: ClusterId,
+    node: NodeId,
+    /// None after it ran out of room: what such a database wrote last is not known to be on the disk.
+    database: Option<Database>,
 }
 
-fn failed(error: impl std::fmt::Display) -> StoreError {
-    StoreError::Database(error.to_string())
+fn failed(error: impl Into<redb::Error>) -> StoreError {
+    match error.into() {
+        redb::Error::Io(error) if is_no_space(&error) => StoreError::NoSpace,
+        error => StoreError::Database(error.to_string()),
+    }
 }
 
 impl WitnessStore {
@@ -71,40 +82,17 @@ impl WitnessStore {
     /// It belongs to another node, is damaged, or in use.
     pub fn open(path: &Path, cluster: ClusterId, node: NodeId) -> Result<Self, StoreError> {
         let database = Database::create(path).map_err(failed)?;
-        let store = Self { database };
-        store.claim(cluster, node)?;
-        Ok(store)
+        claim(&database, cluster, node)?;
+        Ok(Self {
+            path: path.to_owned(),
+            cluster,
+            node,
+            database: Some(database),
+        })
     }
 
-    fn claim(&self, cluster: ClusterId, node: NodeId) -> Result<(), StoreError> {
-        let write = self.database.begin_write().map_err(failed)?;
-        {
-            let mut facts = write.open_table(FACTS).map_err(failed)?;
-            write.open_table(RECORDS).map_err(failed)?;
-            let found_cluster = facts
-                .get("cluster")
-                .map_err(failed)?
-                .map(|value| value.value());
-            let found_node = facts
-                .get("node")
-                .map_err(failed)?
-                .map(|value| value.value());
-            match (found_cluster, found_node) {
-                (Some(c), Some(n)) if c != cluster.0 || n != u64::from(node.0) => {
-                    return Err(StoreError::OtherNode {
-                        found_cluster: ClusterId(c),
-                        found_node: n,
-                        cluster,
-                        node,
-                    });
-                }
-                _ => {
-                    facts.insert("cluster", cluster.0).map_err(failed)?;
-                    facts.insert("node", u64::from(node.0)).map_err(failed)?;
-                }
-            }
-        }
-        write.commit().map_err(failed)
+    fn database(&self) -> Result<&Database, StoreError> {
+        self.database.as_ref().ok_or(StoreError::NoSpace)
     }
 
     /// The longest lease that was ever configured, `present_ms` among them; durable on return (M2).
@@ -112,7 +100,7 @@ impl WitnessStore {
     /// # Errors
     /// The database's.
     pub fn longest_lease_ms(&self, present_ms: u64) -> Result<u64, StoreError> {
-        let write = self.database.begin_write().map_err(failed)?;
+        let write = self.database()?.begin_write().map_err(failed)?;
         let longest = {
             let mut facts = write.open_table(FACTS).map_err(failed)?;
             let before = facts
@@ -132,7 +120,7 @@ impl WitnessStore {
     /// # Errors
     /// The database's, or a record does not decode.
     pub fn load(&self) -> Result<BTreeMap<VolumeId, WitnessRecord>, StoreError> {
-        let read = self.database.begin_read().map_err(failed)?;
+        let read = self.database()?.begin_read().map_err(failed)?;
         let table = read.open_table(RECORDS).map_err(failed)?;
         let mut records = BTreeMap::new();
         for row in table.iter().map_err(failed)? {
@@ -146,18 +134,88 @@ impl WitnessStore {
     /// Stores records, in order; durable on return.
     ///
     /// # Errors
-    /// The database's: nothing of it may be answered for.
-    pub fn save(&self, records: &[(VolumeId, WitnessRecord)]) -> Result<(), StoreError> {
-        let write = self.database.begin_write().map_err(failed)?;
-        {
-            let mut table = write.open_table(RECORDS).map_err(failed)?;
-            for (volume, record) in records {
-                let bytes = serde_json::to_vec(&encode(record)).map_err(failed)?;
-                table.insert(volume.0, bytes.as_slice()).map_err(failed)?;
+    /// The database's: nothing of it may be answered for. After `NoSpace` the same call may succeed later.
+    pub fn save(&mut self, records: &[(VolumeId, WitnessRecord)]) -> Result<(), StoreError> {
+        if self.database.is_none() {
+            self.write_anew()?;
+        }
+        let saved = save(self.database()?, records);
+        if let Err(StoreError::NoSpace) = &saved {
+            self.database = None;
+        }
+        saved
+    }
+
+    /// Puts a new file with the same content in the place of the one that ran out of room. A write of that one failed, so
+    /// that what reads back from memory may not be on the disk; of the new one every byte is written and synced.
+    fn write_anew(&mut self) -> Result<(), StoreError> {
+        let io = |error: std::io::Error| failed(redb::StorageError::Io(error));
+        let old = Self::open(&self.path, self.cluster, self.node)?;
+        let records: Vec<_> = old.load()?.into_iter().collect();
+        let lease_ms = old.longest_lease_ms(0)?;
+        drop(old);
+        let aside = self.path.with_extension("new");
+        if aside.exists() {
+            std::fs::remove_file(&aside).map_err(io)?;
+        }
+        let new = Self::open(&aside, self.cluster, self.node)?;
+        new.longest_lease_ms(lease_ms)?;
+        save(new.database()?, &records)?;
+        std::fs::rename(&aside, &self.path).map_err(io)?;
+        let dir = self.path.parent().unwrap_or_else(|| Path::new("."));
+        std::fs::File::open(dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(io)?;
+        self.database = new.database;
+        Ok(())
+    }
+}
+
+/// Makes the store this node's; refuses another's.
+fn claim(database: &Database, cluster: ClusterId, node: NodeId) -> Result<(), StoreError> {
+    let write = database.begin_write().map_err(failed)?;
+    {
+        let mut facts = write.open_table(FACTS).map_err(failed)?;
+        write.open_table(RECORDS).map_err(failed)?;
+        let found_cluster = facts
+            .get("cluster")
+            .map_err(failed)?
+            .map(|value| value.value());
+        let found_node = facts
+            .get("node")
+            .map_err(failed)?
+            .map(|value| value.value());
+        match (found_cluster, found_node) {
+            (Some(c), Some(n)) if c != cluster.0 || n != u64::from(node.0) => {
+                return Err(StoreError::OtherNode {
+                    found_cluster: ClusterId(c),
+                    found_node: n,
+                    cluster,
+                    node,
+                });
+            }
+            // Its own: nothing to write, so that a full disk does not keep it from being read.
+            (Some(_), Some(_)) => return Ok(()),
+            _ => {
+                facts.insert("cluster", cluster.0).map_err(failed)?;
+                facts.insert("node", u64::from(node.0)).map_err(failed)?;
             }
         }
-        write.commit().map_err(failed)
     }
+    write.commit().map_err(failed)
+}
+
+fn save(database: &Database, records: &[(VolumeId, WitnessRecord)]) -> Result<(), StoreError> {
+    let write = database.begin_write().map_err(failed)?;
+    {
+        let mut table = write.open_table(RECORDS).map_err(failed)?;
+        for (volume, record) in records {
+            let bytes = serde_json::to_vec(&encode(record))
+                .map_err(|error| StoreError::Database(error.to_string()))?;
+            table.insert(volume.0, bytes.as_slice()).map_err(failed)?;
+        }
+    }
+    write.commit().map_err(failed)
 }
 
 fn encode(record: &WitnessRecord) -> Stored {
@@ -209,7 +267,7 @@ mod tests {
             fenced: Epoch(2),
         };
         {
-            let store = WitnessStore::open(&path, ClusterId(1), NodeId(101)).expect("opens");
+            let mut store = WitnessStore::open(&path, ClusterId(1), NodeId(101)).expect("opens");
             store.save(&[(VolumeId(5), record.clone())]).expect("saves");
             assert_eq!(store.longest_lease_ms(800).expect("stored"), 800);
         }

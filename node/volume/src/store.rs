@@ -432,12 +432,15 @@ pub async fn carry_out<D: Disk>(
     };
     let mut op = job.op;
     match job.write {
-        WalWrite::Cut { after } => {
-            let _: Durable = wal.truncate_after(after).await?;
-        }
+        WalWrite::Cut { after } => match wal.truncate_after(after).await {
+            Ok(Durable { .. }) => {}
+            Err(error) => return Err(put_back(jobs, op, WalWrite::Cut { after }, error.into())),
+        },
         WalWrite::Seal { epoch } => {
-            meta.update(|facts| facts.sealed = facts.sealed.max(epoch))
-                .await?
+            let seal = meta.update(|facts| facts.sealed = facts.sealed.max(epoch));
+            if let Err(error) = seal.await {
+                return Err(put_back(jobs, op, WalWrite::Seal { epoch }, error.into()));
+            }
         }
         WalWrite::Append {
             mut entries,
@@ -466,19 +469,27 @@ pub async fn carry_out<D: Disk>(
             // The completed sync is reported by the write's name; the core turns that into its own proof.
             match wal.append(&entries, commit).await {
                 Ok(Durable { .. }) => {}
-                Err(error @ (WalError::NoSpace(_) | WalError::Prepare(_))) => {
-                    // Nothing was written: the same write may be tried again once there is room.
-                    jobs.push_front(WalJob {
-                        op,
-                        write: WalWrite::Append { entries, commit },
-                    });
-                    return Err(StoreError::NoSpace(error.to_string()));
+                Err(error) => {
+                    let write = WalWrite::Append { entries, commit };
+                    return Err(put_back(jobs, op, write, error.into()));
                 }
-                Err(error) => return Err(error.into()),
             }
         }
     }
     Ok(Some(op))
+}
+
+/// A write that found no room goes back to the front: nothing of it counts, and it may be tried again.
+fn put_back(
+    jobs: &mut VecDeque<WalJob>,
+    op: OpId,
+    write: WalWrite,
+    error: StoreError,
+) -> StoreError {
+    if matches!(error, StoreError::NoSpace(_)) {
+        jobs.push_front(WalJob { op, write });
+    }
+    error
 }
 
 /// Why a write of the log was not carried out.
@@ -489,8 +500,26 @@ pub enum StoreError {
     NoSpace(String),
     /// The log.
     #[error(transparent)]
-    Wal(#[from] WalError),
+    Wal(WalError),
     /// The durable facts.
     #[error(transparent)]
-    Meta(#[from] MetaError),
+    Meta(MetaError),
+}
+
+impl From<WalError> for StoreError {
+    fn from(error: WalError) -> Self {
+        match error {
+            WalError::NoSpace(_) | WalError::Prepare(_) => Self::NoSpace(error.to_string()),
+            other => Self::Wal(other),
+        }
+    }
+}
+
+impl From<MetaError> for StoreError {
+    fn from(error: MetaError) -> Self {
+        match error {
+            MetaError::NoSpace { .. } => Self::NoSpace(error.to_string()),
+            other => Self::Meta(other),
+        }
+    }
 }

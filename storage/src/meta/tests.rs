@@ -97,6 +97,38 @@ fn rot_in_one_slot_takes_nothing_back_and_rot_in_both_is_damage() {
     assert!(matches!(open(&disk), Err(MetaError::Damaged { .. })));
 }
 
+/// The refusal comes at the first write of an update or at the second; either way the facts are what they were, one slot
+/// is whole at every moment, and the same update succeeds later.
+#[test]
+fn a_full_disk_is_an_answer_and_the_same_update_succeeds_later() {
+    for nth in [1, 2] {
+        let disk = SimDisk::immediate(nth);
+        let mut meta =
+            block_on(Meta::create(disk.clone(), Path::new(DIR), facts())).expect("create");
+        let before = meta.facts().clone();
+        disk.fail_nth(OpKind::Write, nth, Fault::NoSpace);
+        let refused = block_on(meta.update(|facts| facts.sealed = Epoch(90)));
+        assert!(
+            matches!(refused, Err(MetaError::NoSpace { .. })),
+            "{refused:?}"
+        );
+        assert_eq!(*meta.facts(), before);
+        // The try that follows tears the slot that it writes first: the other one must be the whole one.
+        disk.fail_nth(OpKind::Write, 1, Fault::Eio);
+        let torn = block_on(meta.update(|facts| facts.sealed = Epoch(90)));
+        assert!(torn.is_err());
+        let found = open(&disk).expect("one slot is whole");
+        assert!(found.sealed >= before.sealed);
+
+        let again = Meta::open(disk.clone(), Path::new(DIR), ClusterId(1), NodeId(2));
+        let mut meta = block_on(again).expect("opens");
+        disk.fail_nth(OpKind::Write, nth, Fault::NoSpace);
+        assert!(block_on(meta.update(|facts| facts.sealed = Epoch(91))).is_err());
+        block_on(meta.update(|facts| facts.sealed = Epoch(91))).expect("room again");
+        assert_eq!(open(&disk).expect("opens").sealed, Epoch(91));
+    }
+}
+
 #[test]
 fn another_node_is_refused_and_a_failed_write_ends_the_object() {
     let disk = SimDisk::immediate(1);
