@@ -213,7 +213,34 @@ impl Member {
             .iter()
             .filter(|m| m.node != self.me.node)
             .find(|m| self.is_gone(now, primary, m, full))
+            .filter(|m| self.is_replaced(primary, m) || self.commits_without(now, primary, m))
             .copied()
+    }
+
+    /// Whether it came back as another copy: the registered one is no more.
+    fn is_replaced(&self, primary: &Primary, member: &RegisteredMember) -> bool {
+        let found = primary.progress.get(&member.node);
+        let found = found.and_then(|progress| progress.incarnation);
+        found.is_some_and(|incarnation| incarnation != member.incarnation)
+            && !self.config.mistakes.has(Mistake::IncarnationIgnored)
+    }
+
+    /// Whether the members without `gone` could commit now, as far as anybody knows.
+    ///
+    /// A primary whose links break drops the member that it heard first of all to be silent, and keeps one that it does not
+    /// hear either. Both may be well: with three members two of them can replace it (H3), but once the register says two,
+    /// the one left cannot commit without the primary, and nobody can do better. A member that the witnesses do not
+    /// hear is no reason to wait: it could not replace anybody.
+    fn commits_without(&self, now: MonoTime, primary: &Primary, gone: &RegisteredMember) -> bool {
+        let rest = primary.register.members.iter().filter(|m| *m != gone);
+        let counts = |m: &&RegisteredMember| {
+            let progress = primary.progress.get(&m.node);
+            let heard = progress.is_some_and(|p| now < p.last_heard + 5 * self.config.heartbeat);
+            m.node == self.me.node || heard || self.silent.contains(&m.node)
+        };
+        let able = rest.filter(counts).count();
+        let left = primary.register.members.len() - 1;
+        able >= primary.register.policy.ack.quorum(left)
     }
 
     fn is_gone(
@@ -226,10 +253,7 @@ impl Member {
         let Some(progress) = primary.progress.get(&member.node) else {
             return false;
         };
-        let replaced = progress
-            .incarnation
-            .is_some_and(|incarnation| incarnation != member.incarnation);
-        if replaced && !self.config.mistakes.has(Mistake::IncarnationIgnored) {
+        if self.is_replaced(primary, member) {
             return true;
         }
         // It answers, and has fallen behind what this log still holds: it cannot count for anything before a full copy.
