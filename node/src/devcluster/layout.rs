@@ -47,11 +47,14 @@ pub struct LayoutNode {
     pub id: NodeId,
     /// What it does.
     pub roles: Vec<Role>,
-    /// On loopback.
+    /// Its address, where that is not the plan's: in a network of its own on this machine. Never planned, only kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<Ipv4Addr>,
+    /// On its address.
     pub grpc_port: u16,
-    /// On loopback; data nodes only.
+    /// On its address; data nodes only.
     pub nbd_port: Option<u16>,
-    /// On loopback.
+    /// On its address.
     pub http_port: u16,
 }
 
@@ -170,6 +173,7 @@ impl Layout {
             planned.push(LayoutNode {
                 id: NodeId(id),
                 roles: vec![Role::Data],
+                host: None,
                 grpc_port: port()?,
                 nbd_port: Some(port()?),
                 http_port: port()?,
@@ -179,6 +183,7 @@ impl Layout {
             planned.push(LayoutNode {
                 id: NodeId(id),
                 roles: vec![Role::Witness],
+                host: None,
                 grpc_port: port()?,
                 nbd_port: None,
                 http_port: port()?,
@@ -194,7 +199,8 @@ impl Layout {
 
     /// Finds a port that somebody else took since, before a node stumbles over it.
     pub async fn check_ports(&self) -> Result<(), LayoutError> {
-        for node in &self.nodes {
+        // A network of its own has ports of its own.
+        for node in self.nodes.iter().filter(|node| node.host.is_none()) {
             let ports = [Some(node.grpc_port), node.nbd_port, Some(node.http_port)];
             for port in ports.into_iter().flatten() {
                 if !self.becomes_free(port).await {
@@ -235,7 +241,7 @@ impl Layout {
         let mut out = String::from(
             "# Written by `mainstay up` at each start; changes made here are overwritten.\n",
         );
-        let host = self.host;
+        let host = self.host_of(node);
         let data_dir = self.data_dir(node.id);
         let data_dir = toml::Value::String(data_dir.to_string_lossy().into_owned());
         let mut add = |line: std::fmt::Arguments<'_>| {
@@ -255,6 +261,7 @@ impl Layout {
         }
         add(format_args!("http = \"{host}:{}\"", node.http_port));
         for peer in &self.nodes {
+            let host = self.host_of(peer);
             add(format_args!(
                 "\n[[peers]]\nid = {}\nroles = {}",
                 peer.id,
@@ -270,6 +277,11 @@ impl Layout {
             add(format_args!("\n{extra}"));
         }
         out
+    }
+
+    /// The address of one of its nodes.
+    pub(super) fn host_of(&self, node: &LayoutNode) -> Ipv4Addr {
+        node.host.unwrap_or(self.host)
     }
 
     /// Everything node `id` keeps.

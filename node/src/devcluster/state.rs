@@ -107,7 +107,7 @@ impl ClusterFile {
 
 impl NodeStatus {
     fn new(layout: &Layout, node: &LayoutNode) -> Self {
-        let host = layout.host;
+        let host = layout.host_of(node);
         Self {
             id: node.id,
             roles: node.roles.clone(),
