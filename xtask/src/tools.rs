@@ -14,7 +14,7 @@ struct Tool {
     proof: &'static str,
 }
 
-const TOOLS: [Tool; 5] = [
+const TOOLS: [Tool; 8] = [
     Tool {
         package: "libnbd-bin",
         proof: "nbdinfo",
@@ -34,6 +34,18 @@ const TOOLS: [Tool; 5] = [
     Tool {
         package: "e2fsprogs",
         proof: "mke2fs",
+    },
+    Tool {
+        package: "iproute2",
+        proof: "ip",
+    },
+    Tool {
+        package: "nftables",
+        proof: "nft",
+    },
+    Tool {
+        package: "strace",
+        proof: "strace",
     },
 ];
 

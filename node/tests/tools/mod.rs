@@ -1,6 +1,7 @@
-//! Running the real NBD tools, where they are installed. The convention is that of the tests of `nbd/`.
+//! Running real tools, where they are installed. The convention is that of the tests of `nbd/`.
 //!
-//! Debian: `libnbd-bin qemu-utils`. Where `CI=true`, a missing tool is a failure; elsewhere the test says that it was skipped.
+//! They are in the Debian packages of `xtask/src/tools.rs`. Where `CI=true`, a missing tool is a failure; elsewhere the test says
+//! that it was skipped.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -11,13 +12,16 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Whether `tool` can be run. Says so when it cannot, and fails in CI.
 pub(crate) fn require(tool: &str) -> bool {
+    // System tools may lie outside an ordinary user's path.
     let path = std::env::var_os("PATH").unwrap_or_default();
-    if std::env::split_paths(&path).any(|folder| folder.join(tool).is_file()) {
+    let more = ["/usr/sbin", "/sbin"].map(Into::into);
+    let mut folders = std::env::split_paths(&path).chain(more);
+    if folders.any(|folder| folder.join(tool).is_file()) {
         return true;
     }
     assert!(
         std::env::var("CI").as_deref() != Ok("true"),
-        "`{tool}` is not installed; CI must have it (Debian: libnbd-bin qemu-utils)"
+        "`{tool}` is not installed; CI must have it (`cargo xtask test` installs it)"
     );
     eprintln!("skipped: `{tool}` is not installed");
     false

@@ -1,0 +1,232 @@
+//! Disks without room: faults 29 to 31. Writes wait, everything else goes on, and no restart is needed once there is room.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use mainstay_client::report::CreateVolume;
+use mainstay_client::{AdminError, Client, ClientConfig, ReadLimits};
+use mainstay_node::demo::cluster::{DISK, LEDGER};
+use mainstay_node::demo::disk::DiskLoad;
+use mainstay_types::{Lsn, NodeId, VolumeKind};
+
+use crate::rig::{
+    NOTHING_FOR, ONE, PATIENCE, Rig, Setup, THREE, TWO, WITNESSES, progress, wait_for,
+};
+use crate::sandbox::{elsewhere, mount_small};
+
+/// Small segments, so that a log soon needs room; checkpoints all the time, so that they need it, too.
+const BUSY_STORAGE: &str = "[storage]\nsegment_mib = 1\ncheckpoint_wal_mib = 1\n";
+
+/// Takes all the room there is on a file system, until it is dropped.
+struct Ballast(PathBuf);
+
+impl Ballast {
+    fn fill(at: &Path) -> Self {
+        let path = at.join("ballast");
+        let mut file = std::fs::File::create(&path).expect("made");
+        let mut bytes = vec![1; 1 << 20];
+        // Down to the last page.
+        while !bytes.is_empty() {
+            if std::io::Write::write_all(&mut file, &bytes).is_err() {
+                bytes.truncate(bytes.len() / 2);
+            }
+        }
+        Self(path)
+    }
+}
+
+impl Drop for Ballast {
+    fn drop(&mut self) {
+        let _gone = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Faults 29 and 30, one disk at a time: it stops being primary, and is a member in step again once it has room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_full_disk_stops_nobody_and_its_node_comes_back_by_itself() {
+    let name = "full_disks::one_full_disk_stops_nobody_and_its_node_comes_back_by_itself";
+    if elsewhere(name, &["mount"]) {
+        return;
+    }
+    let setup = Setup::new().config(BUSY_STORAGE);
+    let at = setup.data_dir(ONE);
+    mount_small(&at, 64);
+    let rig = setup.start().await;
+    let load = rig.load().await;
+    let disk = disk_load(&rig).await;
+    let before = rig.primary().await;
+    assert_eq!(before.node, ONE);
+    let worker = rig.worker(ONE);
+    let ballast = Ballast::fill(&at);
+    let after = rig.stage.wait_serving(LEDGER, before.epoch, PATIENCE).await;
+    assert_ne!(after.expect("another primary").node, ONE);
+    progress(&load).await;
+    goes_on(&disk).await;
+    let (_, status) = rig.mainstay(&["status"]).await;
+    println!("{status}");
+    drop(ballast);
+    rig.whole().await;
+    rig.stage.wait_whole(DISK).await.expect("whole");
+    assert_eq!(rig.worker(ONE), worker, "without a restart");
+    ends_equal(&rig, disk).await;
+    rig.prove(load, true).await;
+    rig.stop().await;
+}
+
+/// Fault 29 where no other disk has room either: writes wait, reads and questions are answered, and all of it goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_all_disks_are_full_writes_wait_and_reads_go_on() {
+    let name = "full_disks::where_all_disks_are_full_writes_wait_and_reads_go_on";
+    if elsewhere(name, &["mount"]) {
+        return;
+    }
+    let setup = Setup::new().config(BUSY_STORAGE);
+    let data = [ONE, TWO, THREE];
+    let places = data.map(|node| setup.data_dir(node));
+    for at in &places {
+        mount_small(at, 64);
+    }
+    let rig = setup.start().await;
+    let load = rig.load().await;
+    let disk = disk_load(&rig).await;
+    let workers = data.map(|node| rig.worker(node));
+    let ballast = places.each_ref().map(|at| Ballast::fill(at));
+    stands_still(|| load.gaps().count() + disk.gaps().count()).await;
+
+    let log = rig.stage.client.log(LEDGER).read_only();
+    let log = log.open().await.expect("a reader is let in");
+    let page = log.read(Lsn(1), ReadLimits::default()).await;
+    assert!(!page.expect("reads go on").records.is_empty());
+    let (ok, text) = rig.mainstay(&["status"]).await;
+    assert!(ok && text.contains("waits"), "{text}");
+    println!("{text}");
+    assert!(!load.has_ended() && !disk.has_ended(), "writes wait");
+
+    drop(ballast);
+    progress(&load).await;
+    goes_on(&disk).await;
+    rig.whole().await;
+    rig.stage.wait_whole(DISK).await.expect("whole");
+    assert_eq!(
+        data.map(|node| rig.worker(node)),
+        workers,
+        "without a restart"
+    );
+    ends_equal(&rig, disk).await;
+    rig.prove(load, true).await;
+    rig.stop().await;
+}
+
+/// Fault 31: a witness that cannot store a vote gives none, and gives them again once there is room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn witnesses_without_room_promote_nobody_and_do_so_again_once_they_have_room() {
+    let name =
+        "full_disks::witnesses_without_room_promote_nobody_and_do_so_again_once_they_have_room";
+    if elsewhere(name, &["mount"]) {
+        return;
+    }
+    let setup = Setup::new().config("[storage]\nsegment_mib = 1\n");
+    let places = WITNESSES.map(|node| setup.data_dir(node));
+    for at in &places {
+        mount_small(at, 8);
+    }
+    let rig = setup.start().await;
+    let load = rig.load().await;
+    let workers = WITNESSES.map(|node| rig.worker(node));
+
+    let first = Ballast::fill(&places[0]);
+    let before = rig.primary().await;
+    rig.kill(before.node).await;
+    let after = rig.served_above(before.epoch).await;
+    progress(&load).await;
+    rig.restart(before.node).await;
+    rig.whole().await;
+
+    let others = [Ballast::fill(&places[1]), Ballast::fill(&places[2])];
+    // A store goes on within the room that its file has; new volumes need more than that.
+    let refused = until_no_volume_is_created(&rig).await;
+    println!("{refused}");
+    progress(&load).await;
+    rig.kill(after.node).await;
+    let nobody = rig
+        .stage
+        .wait_serving(LEDGER, after.epoch, NOTHING_FOR)
+        .await;
+    assert!(nobody.is_err(), "a vote that was not stored: {nobody:?}");
+    drop((first, others));
+    rig.served_above(after.epoch).await;
+    progress(&load).await;
+    assert_eq!(
+        WITNESSES.map(|node| rig.worker(node)),
+        workers,
+        "without a restart"
+    );
+    rig.restart(after.node).await;
+    rig.whole().await;
+    // Each of them votes again: any two are enough.
+    for away in WITNESSES {
+        let before = rig.primary().await;
+        rig.kill(away).await;
+        rig.kill(before.node).await;
+        rig.served_above(before.epoch).await;
+        rig.restart(before.node).await;
+        rig.restart(away).await;
+        rig.whole().await;
+    }
+    rig.end(load).await;
+}
+
+/// Creates volumes until the witnesses cannot store another register; answers the refusal.
+async fn until_no_volume_is_created(rig: &Rig) -> AdminError {
+    let impatient = ClientConfig {
+        admin_deadline: Duration::from_secs(2),
+        ..ClientConfig::new(rig.stage.dev.endpoints())
+    };
+    let client = Client::connect(impatient).await.expect("connected");
+    for number in 0..200 {
+        let wanted = CreateVolume::new(format!("more-{number}"), VolumeKind::Log);
+        if let Err(refused) = client.admin().create_volume(wanted).await {
+            return refused;
+        }
+    }
+    panic!("200 volumes fit into a full disk");
+}
+
+async fn disk_load(rig: &Rig) -> DiskLoad {
+    let address = rig.stage.nbd(NodeId(2)).expect("exports");
+    DiskLoad::start(&address, DISK, 29, 4)
+        .await
+        .expect("the export opens")
+}
+
+async fn goes_on(disk: &DiskLoad) {
+    let from = disk.gaps().count();
+    wait_for("writes of the disk", PATIENCE, async || {
+        assert!(!disk.has_ended(), "the disk's writer ended by itself");
+        (disk.gaps().count() > from + 20).then_some(())
+    })
+    .await;
+}
+
+async fn ends_equal(rig: &Rig, disk: DiskLoad) {
+    let model = disk.stop().await.expect("no request failed");
+    for node in [ONE, TWO, THREE] {
+        let moved = rig.stage.move_primary(DISK, node).await;
+        moved.expect("a planned switchover");
+        let address = rig.stage.nbd(node).expect("exports");
+        let found = model.compare(&address, DISK).await.expect("reads back");
+        assert_eq!(found.blocks, 0, "node {node}: {found:?}");
+    }
+}
+
+/// Waits until a count does not rise any more for a second.
+async fn stands_still(count: impl Fn() -> u64) {
+    let mut seen = (count(), Instant::now());
+    wait_for("the end of all writes", PATIENCE, async || {
+        if count() != seen.0 {
+            seen = (count(), Instant::now());
+        }
+        (seen.1.elapsed() > Duration::from_secs(1)).then_some(())
+    })
+    .await;
+}
