@@ -34,6 +34,9 @@ pub(super) struct Coordinator {
     began: MonoTime,
     /// Witnesses that fenced the ended epoch.
     fenced: Vec<NodeId>,
+    /// Members whose commit path was overdue before they were sealed: a primary that is sealed steps down, and has nothing
+    /// overdue any more.
+    overdue: BTreeSet<NodeId>,
     /// Whether `PromotionWaits` was reported.
     reported: bool,
     /// Whether `HeldDown` was.
@@ -59,6 +62,7 @@ impl Coordinator {
             prefer: None,
             began: now,
             fenced: Vec::new(),
+            overdue: BTreeSet::new(),
             reported: false,
             held: false,
             force: None,
@@ -350,6 +354,7 @@ impl Witness {
         sealed: Epoch,
     ) {
         let epoch = register.epoch.max(sealed).next();
+        c.overdue = self.unwell(volume, &register);
         c.step = Step::Sealing {
             register,
             epoch,
@@ -382,7 +387,8 @@ impl Witness {
             let orphan = matches!(c.reason, SuspectReason::Fenced | SuspectReason::SealedAbove);
             orphan.then_some(register.primary.node)
         });
-        let avoid = self.unwell(volume, &register);
+        let mut avoid = self.unwell(volume, &register);
+        avoid.extend(&c.overdue);
         match choose(&register, answers, prefer, &avoid, self.config.mistakes) {
             Choice::Blind {
                 answers: counted,
@@ -416,8 +422,11 @@ impl Witness {
             } => {
                 let at = *choose_at.get_or_insert(now + self.config.grace);
                 let all = answers.len() >= register.members.len();
-                let enough =
-                    counted >= register.quorum() && prefer.is_none_or(|node| node == primary.node);
+                // One whose commit path is overdue is chosen only after the others had time to answer: it may be the
+                // primary that lost its lease for just that, and it would be chosen again and again.
+                let enough = counted >= register.quorum()
+                    && prefer.is_none_or(|node| node == primary.node)
+                    && !avoid.contains(&primary.node);
                 if all || enough || now >= at {
                     let answers = answers.clone();
                     self.force_not_needed(c);
