@@ -59,6 +59,7 @@ pub fn spawn(
                             events,
                             queue: VecDeque::new(),
                             commit: Lsn::ZERO,
+                            no_segment: false,
                         }
                         .run()
                         .await;
@@ -83,6 +84,8 @@ struct LogWriter {
     events: mpsc::UnboundedSender<ToVolume>,
     queue: VecDeque<WalJob>,
     commit: Lsn,
+    /// The last segment could not be prepared, which was said.
+    no_segment: bool,
 }
 
 impl LogWriter {
@@ -217,7 +220,9 @@ impl LogWriter {
     }
 
     fn adopt(&mut self, segment: std::io::Result<PreparedSegment>) {
-        if let Err(error) = self.wal.adopt(segment) {
+        let adopted = self.wal.adopt(segment);
+        let said = std::mem::replace(&mut self.no_segment, adopted.is_err());
+        if let (Err(error), false) = (adopted, said) {
             tracing::warn!(%error, "the next log segment could not be prepared; free some disk space");
         }
     }

@@ -17,6 +17,9 @@ use crate::sandbox::{elsewhere, mount_small};
 /// Small segments, so that a log soon needs room; checkpoints all the time, so that they need it, too.
 const BUSY_STORAGE: &str = "[storage]\nsegment_mib = 1\ncheckpoint_wal_mib = 1\n";
 
+/// Far more than the logs of both volumes that are kept for copies which were away, without the ballast.
+const DISK_MIB: u32 = 400;
+
 /// Takes all the room there is on a file system, until it is dropped.
 struct Ballast(PathBuf);
 
@@ -50,7 +53,7 @@ async fn one_full_disk_stops_nobody_and_its_node_comes_back_by_itself() {
     }
     let setup = Setup::new().config(BUSY_STORAGE);
     let at = setup.data_dir(ONE);
-    mount_small(&at, 64);
+    mount_small(&at, DISK_MIB);
     let rig = setup.start().await;
     let load = rig.load().await;
     let disk = disk_load(&rig).await;
@@ -84,13 +87,19 @@ async fn where_all_disks_are_full_writes_wait_and_reads_go_on() {
     let data = [ONE, TWO, THREE];
     let places = data.map(|node| setup.data_dir(node));
     for at in &places {
-        mount_small(at, 64);
+        mount_small(at, DISK_MIB);
     }
     let rig = setup.start().await;
     let load = rig.load().await;
     let disk = disk_load(&rig).await;
     let workers = data.map(|node| rig.worker(node));
-    let ballast = places.each_ref().map(|at| Ballast::fill(at));
+    // All at once: a volume that first moves to a disk with room, and finds none there, has no epoch to read in.
+    let ballast = std::thread::scope(|scope| {
+        let fills = places
+            .each_ref()
+            .map(|at| scope.spawn(|| Ballast::fill(at)));
+        fills.map(|fill| fill.join().expect("filled"))
+    });
     stands_still(|| load.gaps().count() + disk.gaps().count()).await;
 
     let log = rig.stage.client.log(LEDGER).read_only();

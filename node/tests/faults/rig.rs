@@ -13,6 +13,8 @@ use mainstay_types::{Epoch, NodeId};
 use tempfile::TempDir;
 use tokio::time::sleep;
 
+use crate::sandbox::KEEP;
+
 /// Longer than anything here takes on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// For service to come back: far above what a failover takes, far below what a person would wait.
@@ -203,7 +205,7 @@ impl Drop for Rig {
     /// The logs of a cluster that failed are kept for whoever looks into it.
     fn drop(&mut self) {
         if std::thread::panicking()
-            && std::env::var_os("MAINSTAY_TEST_KEEP").is_some()
+            && std::env::var_os(KEEP).is_some()
             && let Some(dir) = self.dir.take()
         {
             eprintln!("kept: {}", dir.keep().display());

@@ -9,6 +9,8 @@ use std::process::{Command, Stdio};
 use crate::tools::require;
 
 const INSIDE: &str = "MAINSTAY_TEST_SANDBOX";
+/// Asks to keep the directory of a cluster whose test failed.
+pub(crate) const KEEP: &str = "MAINSTAY_TEST_KEEP";
 
 /// Runs the test `name` again in namespaces of its own, and fails if that fails. True if there is nothing left to do here;
 /// false if this process is the one inside, which goes on.
@@ -25,14 +27,18 @@ pub(crate) fn elsewhere(name: &str, tools: &[&str]) -> bool {
     {
         return true;
     }
+    // Removed from out here: inside, what is mounted in it would be in the way until the end.
+    let mut dir = tempfile::tempdir().expect("a directory");
     let output = unshare()
         .arg(std::env::current_exe().expect("this program"))
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
         .env(INSIDE, "1")
+        .env("TMPDIR", dir.path())
         .output()
         .expect("started");
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text);
+    dir.disable_cleanup(!output.status.success() && std::env::var_os(KEEP).is_some());
     assert!(output.status.success(), "{text}");
     assert!(text.contains("1 passed"), "`{name}` ran nothing: {text}");
     println!("{text}");
