@@ -78,7 +78,10 @@ async fn a_stale_copy_goes_on_only_by_an_explicit_word_and_in_a_history_of_its_o
     let client = connect(&cluster).await;
     let admin = client.admin();
     admin
-        .create_volume(CreateVolume::new(LEDGER, VolumeKind::Log))
+        .create_volume(CreateVolume {
+            placement: [1, 2, 3].map(NodeId).to_vec(),
+            ..CreateVolume::new(LEDGER, VolumeKind::Log)
+        })
         .await
         .expect("created");
     healed(&admin, 3).await;
