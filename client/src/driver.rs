@@ -21,6 +21,9 @@ use crate::inflight::{Failed, Inflight, Known, Mutation, MutationResult, seq_of_
 use crate::room::Permit;
 use crate::{Committed, Outcome, Refusal};
 
+/// Commands taken in before replies are looked at again.
+const COMMANDS_AT_ONCE: usize = 256;
+
 /// What a handle asks of its driver.
 #[derive(Debug)]
 pub(crate) enum Command {
@@ -154,7 +157,7 @@ impl Driver {
                     Err(status) => Some(lost(status.message())),
                 },
                 command = self.commands.recv() => match command {
-                    Some(command) => self.handle_command(command, Some(stream)),
+                    Some(command) => self.handle_commands(command, stream),
                     None => Some(Exit::Abandoned),
                 },
                 _ = tick.tick() => {
@@ -245,6 +248,21 @@ impl Driver {
             gap: now - gap_from,
             replayed,
         });
+    }
+
+    /// Takes in `first` and what was queued behind it meanwhile: what is sent together travels together.
+    fn handle_commands(&mut self, first: Command, stream: &VolumeStream) -> Option<Exit> {
+        let mut exit = self.handle_command(first, Some(stream));
+        for _ in 1..COMMANDS_AT_ONCE {
+            if exit.is_some() {
+                break;
+            }
+            let Ok(command) = self.commands.try_recv() else {
+                break;
+            };
+            exit = self.handle_command(command, Some(stream));
+        }
+        exit
     }
 
     /// Takes a command in, and sends it if there is a stream.

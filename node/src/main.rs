@@ -116,9 +116,10 @@ fn run_worker(args: &WorkerArgs) -> anyhow::Result<ExitCode> {
         }
     };
     logging::init(&config.log.level)?;
-    // Few threads: a volume's work runs on threads of its own.
+    // Few threads: a volume's work runs on threads of its own, and each wake-up that finds a thread awake is one saved.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads((cores / 2).clamp(1, 4))
         .max_blocking_threads(16)
         .enable_all()
         .build()?;

@@ -56,7 +56,9 @@ impl Member {
             return;
         };
         following.matched = following.matched.max(append.prev.lsn).max(append.last);
-        following.answer = true;
+        // What is durable already, or asks only who is there, is answered at once. Entries on their way to the disk are
+        // answered when they are durable; to say before that nothing has changed yet would wake the primary for nothing.
+        following.answer |= append.last <= self.journal.durable().lsn();
         let mut reach = following.matched;
         if self.config.mistakes.has(Mistake::UnverifiedSuffix) {
             reach = self.log.last().lsn;

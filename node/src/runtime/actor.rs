@@ -20,15 +20,16 @@ use mainstay_types::{
     BLOCK_BYTES, Epoch, Incarnation, Lineage, Lsn, MonoTime, Register, VolumeKind, VolumeSpec,
 };
 use mainstay_volume::store::{CopyError, State, open_state};
-use mainstay_volume::{Action, ConnId, Event, OpResult, Token, Volume, VolumeConfig};
+use mainstay_volume::{Action, ClientOp, ConnId, Event, OpResult, Token, Volume, VolumeConfig};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::copies::{self, BLOCKS_AT_ONCE, ExportPart};
 use super::wal_thread::{self, ToLog};
 use super::{Node, clock};
 
-/// The thread wakes at least this often, to keep its report fresh: a report that is old means a thread that hangs.
-const REPORT_EVERY: Duration = Duration::from_millis(100);
+/// The thread wakes at least this often, to keep its report fresh: a report that is old means a thread that hangs. Longer
+/// than a heartbeat, which brings news by itself, and shorter than the age from which a beat calls a report old.
+const REPORT_EVERY: Duration = Duration::from_millis(150);
 
 /// Events taken before their actions are carried out: what arrives together is written together.
 const EVENTS_AT_ONCE: usize = 512;
@@ -38,12 +39,20 @@ const EVENTS_AT_ONCE: usize = 512;
 pub enum ToVolume {
     /// For the volume itself.
     Event(Event),
+    /// Operations that arrived together on one client's connection, in order. One message for all of them: they wake the
+    /// thread once, and get into the same write.
+    Client {
+        /// The connection.
+        conn: ConnId,
+        /// Each with the name of its answer.
+        ops: Vec<(Token, ClientOp)>,
+    },
     /// A client's connection: answers go to `replies`.
     Connect {
         /// Its name.
         conn: ConnId,
         /// Where answers go.
-        replies: mpsc::UnboundedSender<ConnReply>,
+        replies: Answers,
     },
     /// Read the whole image for a learner.
     Export {
@@ -60,6 +69,9 @@ pub enum ToVolume {
         hand_over: bool,
     },
 }
+
+/// Where the answers of one connection go; those that are ready together travel together.
+pub type Answers = mpsc::UnboundedSender<Vec<ConnReply>>;
 
 /// An answer on a client's connection.
 #[derive(Debug)]
@@ -256,7 +268,9 @@ struct Actor {
     to: mpsc::UnboundedSender<ToVolume>,
     events: mpsc::UnboundedReceiver<ToVolume>,
     log_to: mpsc::UnboundedSender<ToLog>,
-    conns: BTreeMap<ConnId, mpsc::UnboundedSender<ConnReply>>,
+    conns: BTreeMap<ConnId, Answers>,
+    /// Answers of the actions being carried out; sent together once all are.
+    answered: BTreeMap<ConnId, Vec<ConnReply>>,
     /// Log writes under way, with the time of each.
     writing: VecDeque<(OpId, MonoTime)>,
     report: Arc<Mutex<VolumeReport>>,
@@ -301,7 +315,7 @@ impl Actor {
         let incarnation = volume_start.member.me.incarnation;
         let volume = Volume::new(clock::now(), config, volume_start);
         let log_lineage = volume.log_lineage();
-        let report = Arc::new(Mutex::new(report_of(&volume, Duration::ZERO, None)));
+        let report = Arc::new(Mutex::new(VolumeReport::of(&volume)));
         let (commit, commit_seen) = watch::channel(volume.member().commit());
         let handle = VolumeHandle {
             spec,
@@ -322,6 +336,7 @@ impl Actor {
             events,
             log_to,
             conns: BTreeMap::new(),
+            answered: BTreeMap::new(),
             writing: VecDeque::new(),
             report,
             commit,
@@ -381,6 +396,11 @@ impl Actor {
                 }
                 self.volume.handle(now, event);
             }
+            ToVolume::Client { conn, ops } => {
+                for (token, op) in ops {
+                    self.volume.handle(now, Event::Client { conn, token, op });
+                }
+            }
             ToVolume::Connect { conn, replies } => {
                 self.conns.insert(conn, replies);
             }
@@ -419,6 +439,11 @@ impl Actor {
             self.act(action).await;
         }
         self.publish();
+        while let Some((conn, replies)) = self.answered.pop_first() {
+            if let Some(answers) = self.conns.get(&conn) {
+                let _gone = answers.send(replies);
+            }
+        }
     }
 
     async fn act(&mut self, action: Action) {
@@ -522,10 +547,9 @@ impl Actor {
         }
     }
 
-    fn reply(&self, conn: ConnId, token: Token, answer: ConnAnswer) {
-        if let Some(replies) = self.conns.get(&conn) {
-            let _gone = replies.send(ConnReply { token, answer });
-        }
+    fn reply(&mut self, conn: ConnId, token: Token, answer: ConnAnswer) {
+        let replies = self.answered.entry(conn).or_default();
+        replies.push(ConnReply { token, answer });
     }
 
     fn read_block(&self, conn: ConnId, token: Token, offset: u64, len: u32) {
@@ -536,7 +560,7 @@ impl Actor {
         tokio::task::spawn_local(async move {
             let State::Block(image) = &*state else { return };
             let answer = ConnAnswer::Block(image.read(offset, len as usize).await);
-            let _gone = replies.send(ConnReply { token, answer });
+            let _gone = replies.send(vec![ConnReply { token, answer }]);
         });
     }
 
@@ -553,7 +577,7 @@ impl Actor {
         };
         if let Some(entries) = cached {
             let answer = records(entries, from, through);
-            let _gone = replies.send(ConnReply { token, answer });
+            let _gone = replies.send(vec![ConnReply { token, answer }]);
             return;
         }
         let (reader, lineage) = (self.reader.clone(), self.volume.log_lineage());
@@ -571,7 +595,7 @@ impl Actor {
                 }
                 Err(error) => ConnAnswer::Unreadable(error.to_string()),
             };
-            let _gone = replies.send(ConnReply { token, answer });
+            let _gone = replies.send(vec![ConnReply { token, answer }]);
         });
     }
 
@@ -664,14 +688,17 @@ impl Actor {
             .writing
             .front()
             .map_or(Duration::ZERO, |(_, since)| clock::mono().since(*since));
-        let report = report_of(&self.volume, sync_age, self.failed.clone());
-        let claim = if self.failed.is_some() {
-            None
-        } else {
-            report.acting.map(|(epoch, _)| epoch)
+        let failed = self.failed.as_deref();
+        self.report
+            .lock()
+            .expect("no panic while the lock is held")
+            .refresh(&self.volume, sync_age, failed);
+        let member = self.volume.member();
+        let claim = match failed {
+            Some(_) => None,
+            None => member.acting_epoch(),
         };
-        let orphaned = report.orphaned;
-        *self.report.lock().expect("no panic while the lock is held") = report;
+        let orphaned = member.orphaned();
         if claim != self.claimed || orphaned != self.orphaned {
             (self.claimed, self.orphaned) = (claim, orphaned);
             self.node.beats.claim(self.volume.spec().name.id(), claim);
@@ -679,29 +706,66 @@ impl Actor {
     }
 }
 
-fn report_of(volume: &Volume, sync_age: Duration, failed: Option<String>) -> VolumeReport {
-    let member = volume.member();
-    let now = clock::mono();
-    VolumeReport {
-        at: now,
-        role: member.role(),
-        acting: member.acting(now),
-        orphaned: member.orphaned(),
-        sealed: member.sealed(),
-        last: member.last().lsn,
-        durable: member.durable(),
-        commit: member.commit(),
-        applied: volume.applied(),
-        first: member.log().base().lsn.next(),
-        lease_until: member.lease_until(),
-        sync_age,
-        peers: member.peer_status(now),
-        register: member.register().cloned(),
-        changing: member.is_changing(),
-        rebuilding: member.is_rebuilding(),
-        sessions: volume.sessions().len(),
-        attached: volume.sessions().attached_by().map(str::to_owned),
-        failed,
+impl VolumeReport {
+    fn of(volume: &Volume) -> Self {
+        let member = volume.member();
+        let now = clock::mono();
+        Self {
+            at: now,
+            role: member.role(),
+            acting: member.acting(now),
+            orphaned: member.orphaned(),
+            sealed: member.sealed(),
+            last: member.last().lsn,
+            durable: member.durable(),
+            commit: member.commit(),
+            applied: volume.applied(),
+            first: member.log().base().lsn.next(),
+            lease_until: member.lease_until(),
+            sync_age: Duration::ZERO,
+            peers: member.peer_status(now),
+            register: member.register().cloned(),
+            changing: member.is_changing(),
+            rebuilding: member.is_rebuilding(),
+            sessions: volume.sessions().len(),
+            attached: volume.sessions().attached_by().map(str::to_owned),
+            failed: None,
+        }
+    }
+
+    /// Brings everything up to date. Runs after every batch of events, so it copies what is on the heap only if that changed.
+    fn refresh(&mut self, volume: &Volume, sync_age: Duration, failed: Option<&str>) {
+        let member = volume.member();
+        let now = clock::mono();
+        self.at = now;
+        self.role = member.role();
+        self.acting = member.acting(now);
+        self.orphaned = member.orphaned();
+        self.sealed = member.sealed();
+        self.last = member.last().lsn;
+        self.durable = member.durable();
+        self.commit = member.commit();
+        self.applied = volume.applied();
+        self.first = member.log().base().lsn.next();
+        self.lease_until = member.lease_until();
+        self.sync_age = sync_age;
+        self.peers = member.peer_status(now);
+        self.changing = member.is_changing();
+        self.rebuilding = member.is_rebuilding();
+        self.sessions = volume.sessions().len();
+        // The id of a register value is drawn at random for each.
+        if self.register.as_ref().map(|register| register.id)
+            != member.register().map(|register| register.id)
+        {
+            self.register = member.register().cloned();
+        }
+        let attached = volume.sessions().attached_by();
+        if self.attached.as_deref() != attached {
+            self.attached = attached.map(str::to_owned);
+        }
+        if self.failed.as_deref() != failed {
+            self.failed = failed.map(str::to_owned);
+        }
     }
 }
 

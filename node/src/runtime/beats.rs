@@ -77,12 +77,14 @@ pub async fn run(node: Arc<Node>, mut queue: BeatsQueue) {
     let config = node.settings.lease.clone();
     let mut beats = Beats::new(clock::mono(), config, node.instance, &witnesses, &data);
     let mut claims: BTreeMap<VolumeId, Epoch> = BTreeMap::new();
+    let stopped = node.until_stopped();
+    tokio::pin!(stopped);
     loop {
         let wait = clock::until(beats.next_deadline(), Duration::from_secs(1));
         let event = tokio::select! {
             event = queue.0.recv() => event,
             () = tokio::time::sleep(wait) => None,
-            () = node.until_stopped() => return,
+            () = &mut stopped => return,
         };
         let now = clock::mono();
         match event {

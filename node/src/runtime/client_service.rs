@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use mainstay_proto::v1 as pb;
 use mainstay_proto::v1::client_reply::Body as Reply;
 use mainstay_proto::v1::client_request::Body;
@@ -23,8 +24,11 @@ use super::{Node, client_replies as replies, rounds};
 /// Operations of one stream under way; more wait in the stream.
 const IN_FLIGHT_MAX: usize = 8192;
 
-/// Replies gathered into one message.
-const REPLIES_AT_ONCE: usize = 512;
+/// Requests that have arrived together are handed on together, up to this many...
+const REQUESTS_AT_ONCE: usize = 512;
+
+/// ...and about this many bytes: the volume may begin with the first while more arrive.
+const REQUEST_BYTES_AT_ONCE: u64 = 256 << 10;
 
 /// Bytes of records in one answer, unless a single record is larger.
 const RECORDS_BYTES: usize = 1 << 20;
@@ -72,7 +76,9 @@ struct Stream {
 struct Opened {
     handle: VolumeHandle,
     conn: ConnId,
-    answers: mpsc::UnboundedReceiver<ConnReply>,
+    answers: mpsc::UnboundedReceiver<Vec<ConnReply>>,
+    /// Operations taken from the stream and not yet handed to the volume.
+    taken: Vec<(u64, ClientOp)>,
     read_only: bool,
     tails: BTreeMap<u64, tokio::task::JoinHandle<()>>,
     /// Mutations without an answer, by tag: place among the stream's mutations, and payload.
@@ -84,6 +90,23 @@ struct Opened {
     /// Flushes that wait for every mutation before a place.
     flushes: VecDeque<(u64, u64)>,
     in_flight: usize,
+}
+
+impl Opened {
+    /// Whether no more is taken from the stream for now.
+    fn is_full(&self, bytes_max: u64) -> bool {
+        self.in_flight >= IN_FLIGHT_MAX || (self.pending_bytes >= bytes_max && self.in_flight > 0)
+    }
+
+    /// Hands what was taken to the volume, as one message.
+    fn hand_over(&mut self) {
+        if !self.taken.is_empty() {
+            let _stopped = self.handle.to.send(ToVolume::Client {
+                conn: self.conn,
+                ops: std::mem::take(&mut self.taken),
+            });
+        }
+    }
 }
 
 impl Drop for Opened {
@@ -108,30 +131,56 @@ impl Stream {
         let Some(mut opened) = self.open(first.tag, open).await? else {
             return Ok(());
         };
-        let mut batch = Vec::with_capacity(REPLIES_AT_ONCE);
+        let node = self.node.clone();
+        let stopped = node.until_stopped();
+        tokio::pin!(stopped);
         loop {
-            let full = opened.in_flight >= IN_FLIGHT_MAX
-                || (opened.pending_bytes >= self.node.settings.client_bytes_max
-                    && opened.in_flight > 0);
+            let full = opened.is_full(node.settings.client_bytes_max);
             tokio::select! {
                 biased;
-                count = opened.answers.recv_many(&mut batch, REPLIES_AT_ONCE) => {
-                    if count == 0 {
+                replies = opened.answers.recv() => {
+                    let Some(replies) = replies else {
                         return Err(Status::unavailable("the volume has stopped on this node"));
-                    }
-                    if !self.answer(&mut opened, &mut batch).await? {
+                    };
+                    if !self.answer(&mut opened, replies).await? {
                         return Ok(());
                     }
                 }
                 request = self.requests.message(), if !full => {
                     let Some(request) = request? else { return Ok(()) };
-                    self.take(&mut opened, request).await?;
+                    let more = self.take_all(&mut opened, request).await;
+                    opened.hand_over();
+                    if !more? {
+                        return Ok(());
+                    }
                 }
-                () = self.node.until_stopped() => {
-                    return Err(Status::unavailable("this node is stopping"));
-                }
+                () = &mut stopped => return Err(Status::unavailable("this node is stopping")),
             }
         }
+    }
+
+    /// Takes `request` and whatever has arrived behind it. False at the end of the stream.
+    async fn take_all(
+        &mut self,
+        opened: &mut Opened,
+        request: pb::ClientRequest,
+    ) -> Result<bool, Status> {
+        let bytes_max = self.node.settings.client_bytes_max;
+        let bytes_before = opened.pending_bytes;
+        self.take(opened, request).await?;
+        while opened.taken.len() < REQUESTS_AT_ONCE
+            && opened.pending_bytes - bytes_before < REQUEST_BYTES_AT_ONCE
+            && !opened.is_full(bytes_max)
+        {
+            // Dropping the future loses nothing: what has arrived stays in the stream.
+            match self.requests.message().now_or_never() {
+                Some(Ok(Some(request))) => self.take(opened, request).await?,
+                Some(Ok(None)) => return Ok(false),
+                Some(Err(status)) => return Err(status),
+                None => break,
+            }
+        }
+        Ok(true)
     }
 
     async fn send(&self, tag: u64, body: Reply) -> Result<(), Status> {
@@ -168,6 +217,7 @@ impl Stream {
             handle,
             conn,
             answers,
+            taken: Vec::new(),
             read_only: open.read_only,
             tails: BTreeMap::new(),
             pending: BTreeMap::new(),
@@ -203,7 +253,8 @@ impl Stream {
         let patience = Duration::from_millis(u64::from(open.patience_ms.clamp(1, 60_000)));
         let answer = tokio::time::timeout(patience, opened.answers.recv()).await;
         let report = opened.handle.report();
-        let (body, stays) = match answer.ok().flatten().map(|reply| reply.answer) {
+        let first = answer.ok().flatten().and_then(|mut replies| replies.pop());
+        let (body, stays) = match first.map(|reply| reply.answer) {
             Some(ConnAnswer::Result(OpResult::Opened {
                 epoch,
                 generation,
@@ -309,11 +360,7 @@ impl Stream {
             }
         };
         opened.in_flight += 1;
-        opened.handle.tell(Event::Client {
-            conn: opened.conn,
-            token: tag,
-            op,
-        });
+        opened.taken.push((tag, op));
         Ok(())
     }
 
@@ -321,11 +368,11 @@ impl Stream {
     async fn answer(
         &mut self,
         opened: &mut Opened,
-        batch: &mut Vec<ConnReply>,
+        replies: Vec<ConnReply>,
     ) -> Result<bool, Status> {
         let mut committed = Vec::new();
         let block = matches!(opened.handle.spec.kind, VolumeKind::Block { .. });
-        for ConnReply { token, answer } in batch.drain(..) {
+        for ConnReply { token, answer } in replies {
             opened.in_flight = opened.in_flight.saturating_sub(1);
             if let Some((place, bytes)) = opened.pending.remove(&token) {
                 opened.places.remove(&place);
@@ -447,7 +494,7 @@ impl Tail {
                 token: 0,
                 op,
             });
-            let Some(reply) = answers.recv().await else {
+            let Some(reply) = answers.recv().await.and_then(|mut replies| replies.pop()) else {
                 return;
             };
             let body = match reply.answer {

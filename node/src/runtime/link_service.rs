@@ -59,10 +59,12 @@ async fn receive(
     mut frames: Streaming<pb::Frame>,
     answers: mpsc::Sender<Result<pb::Frame, Status>>,
 ) {
+    let stopped = node.until_stopped();
+    tokio::pin!(stopped);
     loop {
         let frame = tokio::select! {
             frame = frames.message() => frame,
-            () = node.until_stopped() => return,
+            () = &mut stopped => return,
         };
         let Ok(Some(frame)) = frame else { return };
         match wire::decode(frame) {

@@ -221,7 +221,7 @@ async fn format_and_open(node: &Arc<Node>, new: NewCopy) -> Result<(), CopyError
         source,
     };
     if dir.exists() {
-        std::fs::remove_dir_all(&dir).map_err(io)?;
+        remove_tree(&dir).await.map_err(io)?;
     }
     let (config, engine, path) = (node.copy_config(), node.settings.engine, dir.clone());
     let made = tokio::task::spawn_blocking(move || {
@@ -258,11 +258,18 @@ async fn replace_copy(node: &Arc<Node>, register: &Register) -> anyhow::Result<V
     }
     let dir = copy_dir(node, volume, register.lineage);
     if dir.exists() {
-        std::fs::remove_dir_all(&dir)?;
+        remove_tree(&dir).await?;
     }
     std::fs::rename(incoming_dir(node, volume, register.lineage), &dir)?;
     std::fs::File::open(volumes_dir(&node.settings.data_dir))?.sync_all()?;
     Ok(actor::open(node, dir).await?)
+}
+
+/// Removes a directory, beside everything else: beats do not wait for the file system to give back a large image.
+async fn remove_tree(dir: &Path) -> std::io::Result<()> {
+    let dir = dir.to_owned();
+    let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(dir)).await;
+    removed.unwrap_or_else(|ended| Err(std::io::Error::other(ended)))
 }
 
 /// Stops a copy and removes its files: its volume was deleted.
@@ -273,7 +280,7 @@ async fn drop_copy(node: &Arc<Node>, handle: VolumeHandle) {
     unhost(node, handle.spec.name.id());
     stop_one(&handle, false).await;
     let dir = handle.dir;
-    match std::fs::remove_dir_all(&dir) {
+    match remove_tree(&dir).await {
         Ok(()) => {
             tracing::info!(volume = %handle.spec.name, "removed the copy of a deleted volume")
         }
