@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use clap::Parser;
+use mainstay_benches::cpu;
 use mainstay_benches::disk::{self, Method};
 use mainstay_benches::floor::{self, Floor};
 use mainstay_benches::report::{Load, Quantiles, histogram, record};
@@ -24,7 +25,7 @@ use tokio::sync::mpsc;
 #[command(name = "append", args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
-    part: Option<Part>,
+    part: Option<Hidden>,
 
     /// The product: a release build of `mainstay`
     #[arg(long, value_name = "FILE", default_value = "target/release/mainstay")]
@@ -50,13 +51,17 @@ struct Cli {
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_values_t = [1, 16, 64, 256])]
     in_flight: Vec<usize>,
 
+    /// A file with sections for the nodes' configuration, for experiments
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Part {
+enum Hidden {
     /// A replica of the floor; not for people
     #[command(hide = true)]
     Replica {
@@ -80,6 +85,22 @@ struct Row {
     floor_p50_us: f64,
     product_p50_us: f64,
     product_p99_us: f64,
+    /// Time of processors that a record took in all processes together, load and clients included.
+    floor_cpu_us: f64,
+    product_cpu_us: f64,
+}
+
+/// One load in one round.
+struct Measured {
+    floor: Part,
+    product: Part,
+}
+
+/// One side of it.
+struct Part {
+    ops: f64,
+    latency: Quantiles,
+    cpu_us: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -93,14 +114,14 @@ struct Results {
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    if let Some(Part::Replica { file, method }) = cli.part {
+    if let Some(Hidden::Replica { file, method }) = cli.part {
         return floor::serve(&file, method).context("a replica of the floor");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+    // One thread, as a small application has it.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let results = runtime.block_on(measure(&cli))?;
+    let results = measure(&cli, &runtime)?;
     if cli.json {
         println!("{}", serde_json::to_string_pretty(&results)?);
     } else {
@@ -109,7 +130,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn measure(cli: &Cli) -> anyhow::Result<Results> {
+fn measure(cli: &Cli, runtime: &tokio::runtime::Runtime) -> anyhow::Result<Results> {
     ensure!(cli.rounds > 0, "--rounds is at least 1");
     let program = cli.program.canonicalize().with_context(|| {
         format!(
@@ -121,17 +142,16 @@ async fn measure(cli: &Cli) -> anyhow::Result<Results> {
         .prefix("mainstay-append-")
         .tempdir_in(&cli.dir)?;
     let mut floor = Floor::start(&std::env::current_exe()?, dir.path(), Method::Fdatasync)?;
+    let extra_config = match &cli.config {
+        Some(path) => std::fs::read_to_string(path).context("--config")?,
+        None => String::new(),
+    };
     let options = Options {
         program,
+        extra_config,
         ..Options::new(dir.path().join("cluster"))?
     };
-    let cluster = DevCluster::start(options).await?;
-    let client = Client::connect(ClientConfig::new(cluster.endpoints())).await?;
-    client
-        .admin()
-        .create_volume(CreateVolume::new("bench", VolumeKind::Log))
-        .await?;
-    let log = client.log("bench").open().await?;
+    let (cluster, log) = runtime.block_on(start(options))?;
     let span = Duration::try_from_secs_f64(cli.seconds)?;
     let loads: Vec<Load> = cli
         .records
@@ -144,8 +164,7 @@ async fn measure(cli: &Cli) -> anyhow::Result<Results> {
         })
         .collect();
     let mut probes = Vec::new();
-    let mut measured: Vec<Vec<(f64, f64, f64, Quantiles)>> =
-        loads.iter().map(|_| Vec::new()).collect();
+    let mut measured: Vec<Vec<Measured>> = loads.iter().map(|_| Vec::new()).collect();
     for _ in 0..cli.rounds {
         probes.push(disk::probe(
             dir.path(),
@@ -153,17 +172,15 @@ async fn measure(cli: &Cli) -> anyhow::Result<Results> {
             Duration::from_millis(300),
         )?);
         for (load, rows) in loads.iter().zip(&mut measured) {
-            let reference = tokio::task::block_in_place(|| floor.run(*load, span))?;
-            let (ops, latency) = appends(&log, *load, span).await?;
-            rows.push((
-                reference.ops_per_second,
-                reference.latency.p50_us,
-                ops,
-                latency,
-            ));
+            let floor = counted(|| {
+                let row = floor.run(*load, span)?;
+                Ok((row.ops_per_second, row.latency))
+            })?;
+            let product = counted(|| runtime.block_on(appends(&log, *load, span)))?;
+            rows.push(Measured { floor, product });
         }
     }
-    cluster.stop().await;
+    runtime.block_on(cluster.stop());
     let rows = loads
         .iter()
         .zip(&measured)
@@ -174,6 +191,31 @@ async fn measure(cli: &Cli) -> anyhow::Result<Results> {
         seconds_per_load: cli.seconds,
         probes,
         rows,
+    })
+}
+
+async fn start(options: Options) -> anyhow::Result<(DevCluster, LogVolume)> {
+    let cluster = DevCluster::start(options).await?;
+    let client = Client::connect(ClientConfig::new(cluster.endpoints())).await?;
+    client
+        .admin()
+        .create_volume(CreateVolume::new("bench", VolumeKind::Log))
+        .await?;
+    let log = client.log("bench").open().await?;
+    Ok((cluster, log))
+}
+
+/// Runs one side of a load, with the time of processors that it takes.
+fn counted(run: impl FnOnce() -> anyhow::Result<(f64, Quantiles)>) -> anyhow::Result<Part> {
+    let before = cpu::family()?;
+    let (ops, latency) = run()?;
+    let used = cpu::family()?.saturating_sub(before);
+    #[expect(clippy::cast_precision_loss, reason = "a count of seconds' work")]
+    let cpu_us = used.as_secs_f64() * 1e6 / latency.count.max(1) as f64;
+    Ok(Part {
+        ops,
+        latency,
+        cpu_us,
     })
 }
 
@@ -219,21 +261,21 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-fn row(load: Load, rounds: &[(f64, f64, f64, Quantiles)]) -> Row {
-    let of = |pick: fn(&(f64, f64, f64, Quantiles)) -> f64| {
-        rounds.iter().map(pick).collect::<Vec<f64>>()
-    };
-    let ratios = of(|(floor, _, product, _)| product / floor);
+fn row(load: Load, rounds: &[Measured]) -> Row {
+    let of = |pick: fn(&Measured) -> f64| rounds.iter().map(pick).collect::<Vec<f64>>();
+    let ratios = of(|round| round.product.ops / round.floor.ops);
     Row {
         load,
-        floor_ops: median(of(|round| round.0)),
-        product_ops: median(of(|round| round.2)),
+        floor_ops: median(of(|round| round.floor.ops)),
+        product_ops: median(of(|round| round.product.ops)),
         ratio: median(ratios.clone()),
         ratio_lowest: ratios.iter().copied().fold(f64::INFINITY, f64::min),
         ratio_highest: ratios.iter().copied().fold(0.0, f64::max),
-        floor_p50_us: median(of(|round| round.1)),
-        product_p50_us: median(of(|round| round.3.p50_us)),
-        product_p99_us: median(of(|round| round.3.p99_us)),
+        floor_p50_us: median(of(|round| round.floor.latency.p50_us)),
+        product_p50_us: median(of(|round| round.product.latency.p50_us)),
+        product_p99_us: median(of(|round| round.product.latency.p99_us)),
+        floor_cpu_us: median(of(|round| round.floor.cpu_us)),
+        product_cpu_us: median(of(|round| round.product.cpu_us)),
     }
 }
 
@@ -243,11 +285,11 @@ fn print(results: &Results) {
         results.rounds, results.seconds_per_load
     );
     println!(
-        "record  in flight  floor ops/s  product ops/s  ratio (lowest-highest)  p50 us floor / product  p99 us"
+        "record  in flight  floor ops/s  product ops/s  ratio (lowest-highest)  p50 us floor / product   p99 us  cpu us a record"
     );
     for row in &results.rows {
         println!(
-            "{:>6}  {:>9}  {:>11.0}  {:>13.0}  {:>5.2} ({:.2}-{:.2})      {:>9.0} / {:<9.0}  {:>7.0}",
+            "{:>6}  {:>9}  {:>11.0}  {:>13.0}  {:>5.2} ({:.2}-{:.2})      {:>9.0} / {:<9.0}  {:>7.0}  {:>5.1} / {:<5.1}",
             row.load.record_bytes,
             row.load.in_flight,
             row.floor_ops,
@@ -257,7 +299,9 @@ fn print(results: &Results) {
             row.ratio_highest,
             row.floor_p50_us,
             row.product_p50_us,
-            row.product_p99_us
+            row.product_p99_us,
+            row.floor_cpu_us,
+            row.product_cpu_us
         );
     }
     for probe in &results.probes {

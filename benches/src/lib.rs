@@ -1,10 +1,11 @@
 //! Measures; nothing depends on it.
 //!
 //! [`disk`] is the medium alone, [`floor`] the least that a replicated append can cost on this machine, [`report`]
-//! what a run prints. A measurement of the product uses the same loads and prints rows beside those of the floor.
+//! what a run prints, [`cpu`] what processes use. A measurement of the product uses the same loads and prints rows beside those of the floor.
 
 #![forbid(unsafe_code)]
 
+pub mod cpu;
 pub mod disk;
 pub mod floor;
 pub mod report;
