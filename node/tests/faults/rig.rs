@@ -142,7 +142,14 @@ impl Rig {
     }
 
     pub(crate) async fn restart(&self, id: NodeId) {
-        self.stage.dev.restart(id).await.expect("runs again");
+        // On a busy machine a killed process may hold its port for a moment longer.
+        let give_up = tokio::time::Instant::now() + PATIENCE;
+        while let Err(error) = self.stage.dev.restart(id).await {
+            let text = format!("{error:?}");
+            let passes = text.contains("is in use by another process");
+            assert!(passes && tokio::time::Instant::now() < give_up, "{text}");
+            sleep(std::time::Duration::from_millis(100)).await;
+        }
     }
 
     /// The process that does the work of `id`.
