@@ -56,9 +56,10 @@ impl Member {
             return;
         };
         following.matched = following.matched.max(append.prev.lsn).max(append.last);
-        // What is durable already, or asks only who is there, is answered at once. Entries on their way to the disk are
-        // answered when they are durable; to say before that nothing has changed yet would wake the primary for nothing.
-        following.answer |= append.last <= self.journal.durable().lsn();
+        // An empty append asks who is there, and is answered at once, as is what is durable already. Entries on their way to
+        // the disk are answered when they are durable: to say before that nothing has changed would only wake the primary.
+        let empty = append.last < append.first;
+        following.answer |= empty || append.last <= self.journal.durable().lsn();
         let mut reach = following.matched;
         if self.config.mistakes.has(Mistake::UnverifiedSuffix) {
             reach = self.log.last().lsn;
@@ -278,5 +279,114 @@ impl Ack {
             lsn: durable.lsn().min(matched),
             rebuilding,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mainstay_types::{Incarnation, Instance, Lineage, VolumeId};
+
+    use super::*;
+    use crate::config::MemberConfig;
+    use crate::journal::OpId;
+    use crate::member::{Input, MemberStart};
+    use crate::message::MemberEnvelope;
+    use crate::runs::EpochRuns;
+
+    const EPOCH: Epoch = Epoch(1);
+
+    fn process(node: u32) -> PrimaryId {
+        PrimaryId {
+            node: NodeId(node),
+            incarnation: Incarnation(u64::from(node)),
+            instance: Instance(u64::from(node)),
+        }
+    }
+
+    fn replica() -> Member {
+        let start = MemberStart {
+            me: process(2),
+            volume: VolumeId(7),
+            lineage: Lineage(1),
+            witnesses: vec![NodeId(11)],
+            log: EpochRuns::empty(LogPoint::ZERO),
+            sealed: Epoch::ZERO,
+            commit: Lsn::ZERO,
+            doubt: None,
+            damaged: false,
+            rebuilding: false,
+            seed: 1,
+        };
+        Member::new(MonoTime(0), MemberConfig::default(), start)
+    }
+
+    /// Entries `first..=last` of the only epoch; none if `last` is below `first`.
+    fn append(first: u64, last: u64) -> Input {
+        let prev = LogPoint {
+            epoch: if first == 1 { Epoch::ZERO } else { EPOCH },
+            lsn: Lsn(first - 1),
+        };
+        let runs = (last >= first).then_some((EPOCH, Lsn(first)));
+        let append = Append {
+            epoch: EPOCH,
+            prev,
+            first: Lsn(first),
+            last: Lsn(last),
+            runs: runs.into_iter().collect(),
+            commit: Lsn::ZERO,
+            primary_last: Lsn(last),
+            register_version: 1,
+        };
+        Input::Message(MemberEnvelope {
+            volume: VolumeId(7),
+            lineage: Lineage(1),
+            from: process(1),
+            body: MemberMessage::Append(append),
+        })
+    }
+
+    /// Takes `input`; the positions acknowledged, and the last write asked for.
+    fn handle(member: &mut Member, input: Input) -> (Vec<u64>, Option<OpId>) {
+        let (mut acks, mut last) = (Vec::new(), None);
+        member.handle(MonoTime(1), input);
+        while let Some(output) = member.poll_output() {
+            match output {
+                Output::Send {
+                    message: MemberMessage::Ack(ack),
+                    ..
+                } => acks.push(ack.lsn.0),
+                Output::Persist { op, .. } => last = Some(op),
+                _ => {}
+            }
+        }
+        (acks, last)
+    }
+
+    #[test]
+    fn entries_are_answered_once_and_when_they_are_durable() {
+        let mut member = replica();
+        let (acks, seal) = handle(&mut member, append(1, 0));
+        assert!(acks.is_empty(), "the seal is not durable yet");
+        let seal = seal.expect("a new epoch is sealed");
+        assert_eq!(handle(&mut member, Input::Persisted(seal)).0, [0]);
+
+        let (acks, first) = handle(&mut member, append(1, 3));
+        assert!(acks.is_empty(), "nothing new is durable");
+        let (acks, second) = handle(&mut member, append(4, 5));
+        assert!(acks.is_empty(), "nothing new is durable");
+        let (first, second) = (first.expect("written"), second.expect("written"));
+        assert_eq!(handle(&mut member, Input::Persisted(first)).0, [3]);
+        assert_eq!(handle(&mut member, Input::Persisted(second)).0, [5]);
+    }
+
+    #[test]
+    fn what_asks_who_is_there_is_answered_while_the_disk_is_busy() {
+        let mut member = replica();
+        let (_, seal) = handle(&mut member, append(1, 0));
+        handle(&mut member, Input::Persisted(seal.expect("sealed")));
+        let (_, write) = handle(&mut member, append(1, 3));
+        assert_eq!(handle(&mut member, append(4, 3)).0, [0], "a heartbeat");
+        handle(&mut member, Input::Persisted(write.expect("written")));
+        assert_eq!(handle(&mut member, append(1, 3)).0, [3], "a repetition");
     }
 }
