@@ -8,7 +8,7 @@ use bytes::Bytes;
 use mainstay_client::report::{CreateVolume, EventFilter, Promote, PromoteRefused, VolumeHealth};
 use mainstay_client::{Admin, AdminError, Client, ClientConfig, LogVolume, ReadLimits};
 use mainstay_types::{Lsn, NodeId, VolumeKind};
-use support::{Cluster, PATIENCE};
+use support::{Cluster, PATIENCE, healed};
 
 const LEDGER: &str = "ledger";
 
@@ -34,23 +34,6 @@ async fn records(log: &LogVolume) -> Vec<String> {
             return out;
         }
         next = page.next;
-    }
-}
-
-/// Waits until the volume has `members` members and a primary.
-async fn healed(admin: &Admin, members: usize) {
-    let give_up = tokio::time::Instant::now() + PATIENCE;
-    loop {
-        let found = admin.show_volume(LEDGER).await.expect("shown");
-        let whole = found.authoritative && found.members.len() == members;
-        if whole && found.health == VolumeHealth::Ok && found.lease_held {
-            return;
-        }
-        assert!(
-            tokio::time::Instant::now() < give_up,
-            "not healed: {found:?}"
-        );
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
@@ -84,7 +67,7 @@ async fn a_stale_copy_goes_on_only_by_an_explicit_word_and_in_a_history_of_its_o
         })
         .await
         .expect("created");
-    healed(&admin, 3).await;
+    healed(&admin, LEDGER, 3).await;
     let log = client.log(LEDGER).open().await.expect("open");
     append(&log, 0, 20).await;
 
@@ -122,7 +105,7 @@ async fn a_stale_copy_goes_on_only_by_an_explicit_word_and_in_a_history_of_its_o
     // The others come back: what they hold is set aside, and they are fed anew.
     cluster.restart(NodeId(1)).await;
     cluster.restart(NodeId(2)).await;
-    healed(&admin, 3).await;
+    healed(&admin, LEDGER, 3).await;
     for node in [1, 2] {
         assert_eq!(cluster.set_aside(NodeId(node)).len(), 1, "node {node}");
         admin

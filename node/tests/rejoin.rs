@@ -2,14 +2,12 @@
 
 mod support;
 
-use std::time::Duration;
-
 use bytes::Bytes;
-use mainstay_client::report::{CreateVolume, Promote, VolumeHealth};
-use mainstay_client::{Admin, AttachOptions, BlockVolume, Client, ClientConfig, ReadLimits};
+use mainstay_client::report::{CreateVolume, Promote};
+use mainstay_client::{AttachOptions, BlockVolume, Client, ClientConfig, ReadLimits};
 use mainstay_types::{Lsn, NodeId, VolumeKind};
 use mainstay_volume::VolumeConfig;
-use support::{Cluster, PATIENCE};
+use support::{Cluster, healed};
 
 const SIZE: usize = 32 << 20;
 
@@ -50,23 +48,6 @@ impl Model {
                 "node {node}: differs behind {offset}"
             );
         }
-    }
-}
-
-/// Waits until `volume` has `members` members and a primary.
-async fn healed(admin: &Admin, volume: &str, members: usize) {
-    let give_up = tokio::time::Instant::now() + PATIENCE;
-    loop {
-        let found = admin.show_volume(volume).await.expect("shown");
-        let whole = found.authoritative && found.members.len() == members;
-        if whole && found.health == VolumeHealth::Ok && found.lease_held {
-            return;
-        }
-        assert!(
-            tokio::time::Instant::now() < give_up,
-            "not healed: {found:?}"
-        );
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 

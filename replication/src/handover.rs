@@ -3,6 +3,7 @@
 use mainstay_types::{Lsn, MonoTime, NodeId};
 
 use crate::member::{Member, Output, State};
+use crate::progress::Progress;
 
 /// A switchover under way.
 #[derive(Debug, Clone, Copy)]
@@ -32,16 +33,20 @@ impl Member {
         let Some(handover) = primary.handover else {
             return;
         };
+        // What answers on that node may be another copy than the registered one, which is no more.
+        let registered = |node: &NodeId, p: &Progress| {
+            let member = primary.register.member(*node);
+            member.is_some_and(|member| p.incarnation == Some(member.incarnation))
+        };
         let holds = |node: &NodeId| {
             primary
                 .progress
                 .get(node)
-                .is_some_and(|p| p.acked >= last && !p.rebuilding)
+                .is_some_and(|p| p.acked >= last && !p.rebuilding && registered(node, p))
         };
-        let registered = |node: &NodeId| primary.register.member(*node).is_some();
-        let others = primary.progress.keys().filter(|node| registered(node));
+        let others = primary.progress.keys();
         let successor: Option<NodeId> = match handover.to {
-            Some(node) => Some(node).filter(|node| registered(node) && holds(node)),
+            Some(node) => Some(node).filter(holds),
             None => others.copied().find(holds),
         };
         let settled = primary.joint.is_none() && commit == last && commit >= primary.start;

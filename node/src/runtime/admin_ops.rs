@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use mainstay_replication::Role;
 use mainstay_replication::message::{MemberEnvelope, MemberMessage, Message, RoundResult};
 use mainstay_types::{
     BLOCK_BYTES, Epoch, Incarnation, Lineage, LogPoint, Member, MemberKind, NodeId, Policy,
@@ -12,6 +13,7 @@ use mainstay_types::{
 use mainstay_volume::Event;
 use tonic::Status;
 
+use super::actor::VolumeReport;
 use super::{Node, rounds, volumes};
 
 /// What a creation asks for.
@@ -242,6 +244,7 @@ pub async fn promote(
     }
     handle.tell(Event::Handover { to });
     let give_up = tokio::time::Instant::now() + patience;
+    let mut draining = false;
     while tokio::time::Instant::now() < give_up {
         if let Some(register) = node
             .register(name.id())
@@ -249,9 +252,30 @@ pub async fn promote(
         {
             return Ok(register);
         }
+        let role = handle.report().role;
+        if draining && role == (Role::Primary { epoch }) {
+            break;
+        }
+        draining |= role == Role::Draining { epoch };
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     Err(Status::deadline_exceeded(
         "the switchover did not end in time: the member may be too far behind; the primary goes on",
     ))
+}
+
+/// Why the copy on `to` cannot take over from the one here now. A switchover stops the writes until its target has everything, so one that
+/// cannot end is not begun.
+pub fn obstacle(report: &VolumeReport, to: NodeId) -> Option<String> {
+    let registered = report.register.as_ref()?.member(to)?.incarnation;
+    let peer = report.peers.iter().find(|peer| peer.node == to)?;
+    let replaced = peer.incarnation.is_some_and(|found| found != registered);
+    if replaced || peer.rebuilding {
+        Some(format!("the copy on node {to} is being made anew"))
+    } else if peer.unreachable {
+        Some(format!("node {to} does not answer the primary"))
+    } else {
+        let refused = peer.refused?;
+        Some(format!("the copy on node {to} refuses: {refused:?}"))
+    }
 }

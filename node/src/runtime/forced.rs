@@ -259,7 +259,7 @@ fn loss_reason(loss: &Loss) -> Reason {
     })
 }
 
-fn refused(message: String, reason: Option<Reason>) -> Response<pb::PromoteReply> {
+pub(super) fn refused(message: String, reason: Option<Reason>) -> Response<pb::PromoteReply> {
     let outcome = Some(Outcome::Refused(pb::PromoteRefused { message, reason }));
     Response::new(pb::PromoteReply { outcome })
 }

@@ -372,10 +372,8 @@ pub async fn promote(
     if request.force {
         return super::forced::promote(node, &name, request, wait).await;
     }
-    let here = node
-        .volume(name.id())
-        .is_some_and(|handle| handle.report().acting.is_some());
-    if !here {
+    let report = node.volume(name.id()).map(|handle| handle.report());
+    let Some(report) = report.filter(|report| report.acting.is_some()) else {
         let register = super::rounds::read(node, name.id(), wait)
             .await
             .map_err(|error| Status::unavailable(error.to_string()))?
@@ -388,6 +386,13 @@ pub async fn promote(
         let address = address
             .ok_or_else(|| Status::unavailable("the volume has no primary at this moment"))?;
         return admin(address).await?.promote(request).await;
+    };
+    let obstacle = request
+        .to
+        .and_then(|to| admin_ops::obstacle(&report, NodeId(to)));
+    if let Some(obstacle) = obstacle {
+        let text = format!("{obstacle}: nothing was changed; `mainstay status` tells when it can");
+        return Ok(super::forced::refused(text, None));
     }
     let register = admin_ops::promote(node, &name, request.to.map(NodeId), wait).await?;
     let promoted = pb::Promoted {

@@ -10,6 +10,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use mainstay_client::Admin;
+use mainstay_client::report::VolumeHealth;
 use mainstay_node::runtime::serve::{Running, start};
 use mainstay_node::runtime::{PeerSettings, Settings};
 use mainstay_replication::LeaseConfig;
@@ -152,6 +154,25 @@ impl Cluster {
         let instance = Instance(self.instances);
         let running = start(settings, instance, listener, &witness_dir).await;
         self.nodes.insert(node, running.expect("started"));
+    }
+}
+
+/// Waits until `volume` is served, and all of its `members` copies are there, are members and hold everything.
+pub(crate) async fn healed(admin: &Admin, volume: &str, members: usize) {
+    let give_up = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let found = admin.show_volume(volume).await.expect("shown");
+        let whole = found.authoritative && found.members.len() == members && found.lease_held;
+        // For a moment a node that went away still counts as well: what it misses tells.
+        let level = found.members.iter().all(|member| member.lag_entries == 0);
+        if whole && level && found.health == VolumeHealth::Ok {
+            return;
+        }
+        assert!(
+            tokio::time::Instant::now() < give_up,
+            "not healed: {found:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 

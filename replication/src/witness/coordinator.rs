@@ -4,6 +4,7 @@
 //! deposes nobody. Then read and fence, seal, choose, compare-and-set, announce.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use mainstay_types::PrimaryId;
 use mainstay_types::{Epoch, MonoTime, NodeId, Register, RegisterId, VolumeId};
@@ -18,6 +19,9 @@ use crate::message::{
 use crate::quorum::majority;
 use crate::register::Round;
 
+/// An attempt that sees too little of what was committed is kept up for so many times the time of another one.
+const BLIND_PATIENCE: u32 = 3;
+
 /// One attempt to give a volume a new primary.
 #[derive(Debug)]
 pub(super) struct Coordinator {
@@ -28,7 +32,7 @@ pub(super) struct Coordinator {
     /// What got no answer is asked again then.
     resend: MonoTime,
     /// The attempt is given up then.
-    give_up: MonoTime,
+    pub(super) give_up: MonoTime,
     prefer: Option<NodeId>,
     /// When it asked its first question.
     began: MonoTime,
@@ -41,6 +45,8 @@ pub(super) struct Coordinator {
     reported: bool,
     /// Whether `HeldDown` was.
     held: bool,
+    /// How often somebody had sealed higher.
+    outbid: u32,
     /// An operator asked for it.
     pub(super) force: Option<Force>,
 }
@@ -65,6 +71,7 @@ impl Coordinator {
             overdue: BTreeSet::new(),
             reported: false,
             held: false,
+            outbid: 0,
             force: None,
         }
     }
@@ -404,6 +411,8 @@ impl Witness {
                     }
                 } else if !c.reported && now + self.config.attempt / 2 >= c.give_up {
                     c.reported = true;
+                    // To start over would change nothing for those that are away, and raise the epoch once more.
+                    c.give_up = now + self.config.attempt * BLIND_PATIENCE;
                     let silent = missing(&register, answers);
                     self.out
                         .push_back(super::WitnessOutput::Event(WitnessEvent::PromotionWaits {
@@ -631,7 +640,9 @@ impl Witness {
         }
     }
 
-    /// Somebody sealed higher: answers at the lower epoch count for nothing, so all are asked again.
+    /// Somebody sealed higher: answers at the lower epoch count for nothing, so all are asked again. At once the first
+    /// time, as it may be the seal of an attempt that died; later after a pause that grows. Two that both wait for a copy
+    /// that is away would otherwise raise each other's epochs as fast as the disks can write seals.
     pub(super) fn handle_seal_refused(
         &mut self,
         now: MonoTime,
@@ -652,7 +663,13 @@ impl Witness {
             *epoch = sealed.next();
             answers.clear();
             *choose_at = None;
-            c.resend = now;
+            let pause = match c.outbid {
+                0 => Duration::ZERO,
+                times => self.rng.jitter(self.config.retry * (1 << times.min(5))),
+            };
+            c.outbid += 1;
+            c.resend = now + pause;
+            Self::force_asks_again(c, c.resend + self.config.retry * 3);
         }
     }
 }

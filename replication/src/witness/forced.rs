@@ -19,6 +19,10 @@ use super::{Witness, WitnessOutput};
 use crate::message::{CopyId, SealAnswer, SuspectReason};
 use crate::quorum::majority;
 
+/// A forced promotion may take so many times the time of another attempt: an operator would rather wait than be refused
+/// because a disk was slow to seal.
+const PATIENCE: u32 = 5;
+
 /// What an operator asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForceRequest {
@@ -81,8 +85,10 @@ pub type ForceResult = Result<Box<Certificate>, ForceRefused>;
 #[derive(Debug)]
 pub(super) struct Force {
     pub(super) request: ForceRequest,
-    /// Copies may answer until then; set when they are asked.
+    /// The copies may answer until then; set when they are asked. The chosen one may take longer.
     answers_until: Option<MonoTime>,
+    /// After they were asked in a higher epoch, what is missing may come until then.
+    asked_again_until: MonoTime,
 }
 
 /// What a forced promotion does with the answers.
@@ -105,10 +111,11 @@ impl Witness {
             return self.force_ended(request.id, Err(ForceRefused::NotAMember));
         }
         let epoch = register.epoch;
-        let patience = self.config.attempt * 4;
+        let patience = self.config.attempt * PATIENCE;
         let force = Force {
             request,
             answers_until: None,
+            asked_again_until: now,
         };
         if let Some(Coordinator {
             force: Some(other), ..
@@ -141,6 +148,13 @@ impl Witness {
             _ => ForceRefused::Raced,
         };
         self.force_ended(force.request.id, Err(refused));
+    }
+
+    /// All are asked again, in a higher epoch, and may take until `until` for it.
+    pub(super) fn force_asks_again(c: &mut Coordinator, until: MonoTime) {
+        if let Some(force) = &mut c.force {
+            force.asked_again_until = until;
+        }
     }
 
     /// Enough copies answered after all: the attempt goes on as every other one.
@@ -181,6 +195,17 @@ impl Witness {
         let verdict = match judge(register, answers, &force.request) {
             Ok(verdict) => verdict,
             Err(refused) => {
+                // As soon as enough has answered it ends: others that try to promote raise the epoch again and again,
+                // and would put the end off for ever.
+                let patience = match &refused {
+                    ForceRefused::Silent => c.give_up - wait,
+                    ForceRefused::NotFenced(_) => force.asked_again_until,
+                    _ => now,
+                };
+                if now < patience {
+                    self.wake_at(patience);
+                    return true;
+                }
                 c.force = None;
                 self.force_ended(id, Err(refused));
                 return false;

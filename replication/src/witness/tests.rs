@@ -30,6 +30,10 @@ struct Stage {
     volume: VolumeId,
     events: Vec<(MonoTime, WitnessEvent)>,
     forced: BTreeMap<u64, ForceResult>,
+    /// Another witness bids against this one: the copy was sealed above whatever it is asked to seal.
+    outbid: bool,
+    /// Seals asked for.
+    asked: BTreeSet<Epoch>,
 }
 
 impl Stage {
@@ -92,6 +96,8 @@ impl Stage {
             volume,
             events: Vec::new(),
             forced: BTreeMap::new(),
+            outbid: false,
+            asked: BTreeSet::new(),
         }
     }
 
@@ -133,6 +139,18 @@ impl Stage {
         let MemberMessage::Seal { epoch } = asked.body else {
             return;
         };
+        // Two bids for one: the other attempt answers each of ours, and each is asked with a later epoch.
+        let fresh = self.asked.insert(epoch);
+        if self.outbid && !fresh {
+            let sealed = epoch.next();
+            return self.reply(
+                asked,
+                MemberMessage::SealRefused {
+                    asked: epoch,
+                    sealed,
+                },
+            );
+        }
         let answer = SealAnswer {
             epoch,
             last: LogPoint {
@@ -145,9 +163,13 @@ impl Stage {
             doubt: None,
             reachable: Vec::new(),
         };
+        self.reply(asked, MemberMessage::Sealed(answer));
+    }
+
+    fn reply(&mut self, asked: &MemberEnvelope, body: MemberMessage) {
         let envelope = MemberEnvelope {
             from: COPY,
-            body: MemberMessage::Sealed(answer),
+            body,
             ..asked.clone()
         };
         let message = Message::Member(Box::new(envelope));
@@ -262,6 +284,20 @@ fn without_sight_a_forced_promotion_needs_a_word_on_every_copy_and_starts_a_new_
     assert_eq!(register.log_lineage, Lineage(5), "entries stay readable");
     assert_eq!((register.members.len(), register.ack_quorum), (1, 1));
     assert_eq!(register.primary, COPY);
+}
+
+#[test]
+fn attempts_that_outbid_each_other_slow_down_and_a_forced_one_still_ends() {
+    let mut stage = Stage::with_silent_copy();
+    stage.outbid = true;
+    stage.pass(Duration::from_secs(20));
+    let raised = stage.asked.len();
+    assert!((5..40).contains(&raised), "{raised} epochs in 20 s");
+
+    stage.force(1, &[NodeId(2)]);
+    stage.pass(Duration::from_secs(10));
+    let result = stage.forced.remove(&1);
+    assert!(matches!(result, Some(Ok(_))), "{result:?}");
 }
 
 #[test]
