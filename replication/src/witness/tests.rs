@@ -142,7 +142,7 @@ impl Stage {
         // Two bids for one: the other attempt answers each of ours, and each is asked with a later epoch.
         let fresh = self.asked.insert(epoch);
         if self.outbid && !fresh {
-            let sealed = epoch.next();
+            let sealed = self.asked.last().map_or(epoch, |highest| highest.next());
             return self.reply(
                 asked,
                 MemberMessage::SealRefused {
