@@ -24,7 +24,7 @@ use mainstay_volume::{Action, ClientOp, ConnId, Event, OpResult, Token, Volume, 
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::copies::{self, BLOCKS_AT_ONCE, ExportPart};
-use super::wal_thread::{self, ToLog};
+use super::wal_thread::{self, LogTask, ToLog};
 use super::{Node, clock};
 
 /// The thread wakes at least this often, to keep its report fresh: a report that is old means a thread that hangs. Longer
@@ -199,33 +199,18 @@ impl VolumeHandle {
 /// The copy does not open.
 pub async fn open(node: &Arc<Node>, dir: PathBuf) -> Result<VolumeHandle, CopyError> {
     let (to, events) = mpsc::unbounded_channel();
-    let (log_to, log_jobs) = mpsc::unbounded_channel();
-    let (opened_to, opened) = oneshot::channel();
-    let config = node.copy_config();
     let engine = node.settings.engine;
     let io = |source| CopyError::Io {
         path: dir.clone(),
         source,
     };
     let gone = || io(std::io::Error::other("the volume's thread ended"));
-    wal_thread::spawn(
-        engine,
-        dir.clone(),
-        config.clone(),
-        log_jobs,
-        to.clone(),
-        opened_to,
-    )
-    .map_err(io)?;
-    let log = opened.await.map_err(|_| gone())??;
     let (ready_to, ready) = oneshot::channel();
     let start = Start {
         node: node.clone(),
         dir: dir.clone(),
-        log,
         to,
         events,
-        log_to,
     };
     std::thread::Builder::new()
         .name("volume".to_owned())
@@ -237,10 +222,8 @@ pub async fn open(node: &Arc<Node>, dir: PathBuf) -> Result<VolumeHandle, CopyEr
 struct Start {
     node: Arc<Node>,
     dir: PathBuf,
-    log: mainstay_volume::store::LogFacts,
     to: mpsc::UnboundedSender<ToVolume>,
     events: mpsc::UnboundedReceiver<ToVolume>,
-    log_to: mpsc::UnboundedSender<ToLog>,
 }
 
 fn run(engine: Engine, start: Start, ready: oneshot::Sender<Result<VolumeHandle, CopyError>>) {
@@ -267,7 +250,7 @@ struct Actor {
     reader: WalReader<RealDisk>,
     to: mpsc::UnboundedSender<ToVolume>,
     events: mpsc::UnboundedReceiver<ToVolume>,
-    log_to: mpsc::UnboundedSender<ToLog>,
+    log: LogTask,
     conns: BTreeMap<ConnId, Answers>,
     /// Answers of the actions being carried out; sent together once all are.
     answered: BTreeMap<ConnId, Vec<ConnReply>>,
@@ -288,11 +271,13 @@ impl Actor {
         let Start {
             node,
             dir,
-            log,
             to,
             events,
-            log_to,
         } = start;
+        let config = node.copy_config();
+        let engine = node.settings.engine;
+        let (log_task, log) =
+            wal_thread::start(engine, disk, dir.clone(), config, to.clone()).await?;
         let witnesses = node.settings.witnesses();
         let (state, volume_start) =
             open_state(&disk, &dir, &log, node.instance, &witnesses, node.random()).await?;
@@ -334,7 +319,7 @@ impl Actor {
             reader,
             to,
             events,
-            log_to,
+            log: log_task,
             conns: BTreeMap::new(),
             answered: BTreeMap::new(),
             writing: VecDeque::new(),
@@ -424,9 +409,12 @@ impl Actor {
 
     async fn close(mut self) {
         self.node.beats.claim(self.volume.spec().name.id(), None);
-        let _stopped = self.log_to.send(ToLog::Stop);
-        drop(self.log_to);
-        // The log's thread ends its last write and then lets go of its end of our queue.
+        let _stopped = self.log.jobs.send(ToLog::Stop);
+        drop(self.log.jobs);
+        // The log ends its last write and then lets go of its end of our queue.
+        if let Some(task) = self.log.local.take() {
+            let _ended = task.await;
+        }
         drop(self.to);
         self.events.close();
         if let Some(done) = self.stopping.take() {
@@ -450,7 +438,7 @@ impl Actor {
         match action {
             Action::Wal(job) => {
                 self.writing.push_back((job.op, clock::mono()));
-                let _stopped = self.log_to.send(ToLog::Job(job));
+                let _stopped = self.log.jobs.send(ToLog::Job(job));
             }
             Action::Send {
                 to,
@@ -497,7 +485,7 @@ impl Actor {
             }
             Action::Checkpoint { blob, at } => self.checkpoint(blob, at).await,
             Action::Recycle { below } => {
-                let _stopped = self.log_to.send(ToLog::Recycle(below));
+                let _stopped = self.log.jobs.send(ToLog::Recycle(below));
             }
             Action::NeedsCopy { node } => {
                 copies::wanted(&self.node, &self.volume.spec().name, node)
@@ -543,7 +531,7 @@ impl Actor {
             .is_some_and(|at| self.volume.applied() >= at)
         {
             self.rebuilt_at = None;
-            let _stopped = self.log_to.send(ToLog::Rebuilt);
+            let _stopped = self.log.jobs.send(ToLog::Rebuilt);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The thread that writes one volume's log. It owns the log and the durable facts; a disk that hangs hangs only it.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mainstay_storage::engine::{Engine, RealDisk, run_on};
@@ -34,35 +34,66 @@ pub enum ToLog {
     Stop,
 }
 
-/// Opens the log in `dir` on a thread of its own, and carries out what `jobs` brings until `Stop`.
-pub fn spawn(
+/// The log of one volume, being written.
+#[derive(Debug)]
+pub struct LogTask {
+    /// Its queue.
+    pub jobs: mpsc::UnboundedSender<ToLog>,
+    /// The task, if it shares the thread of its volume: that thread must not end before it has.
+    pub local: Option<tokio::task::JoinHandle<()>>,
+}
+
+/// Opens the log in `dir` and carries out what it is asked until `Stop`: with a ring as a task of the calling thread, which
+/// must be a runtime of `disk`; with plain calls, which block, on a thread of its own.
+///
+/// # Errors
+/// The log does not open.
+pub async fn start(
     engine: Engine,
+    disk: RealDisk,
+    dir: PathBuf,
+    config: CopyConfig,
+    events: mpsc::UnboundedSender<ToVolume>,
+) -> Result<(LogTask, LogFacts), CopyError> {
+    let (jobs, taken) = mpsc::unbounded_channel();
+    match engine {
+        Engine::Uring => {
+            let (writer, facts) =
+                LogWriter::open(engine, disk, &dir, &config, taken, events).await?;
+            let local = Some(tokio::task::spawn_local(writer.run()));
+            Ok((LogTask { jobs, local }, facts))
+        }
+        Engine::Threads => {
+            let (opened_to, opened) = oneshot::channel();
+            let io = |source| CopyError::Io {
+                path: dir.clone(),
+                source,
+            };
+            spawn(dir.clone(), config, taken, events, opened_to).map_err(io)?;
+            let ended = || io(std::io::Error::other("the log's thread ended"));
+            let facts = opened.await.map_err(|_| ended())??;
+            Ok((LogTask { jobs, local: None }, facts))
+        }
+    }
+}
+
+fn spawn(
     dir: PathBuf,
     config: CopyConfig,
     jobs: mpsc::UnboundedReceiver<ToLog>,
     events: mpsc::UnboundedSender<ToVolume>,
     opened: oneshot::Sender<Result<LogFacts, CopyError>>,
 ) -> std::io::Result<std::thread::JoinHandle<()>> {
+    let engine = Engine::Threads;
     std::thread::Builder::new()
         .name("wal".to_owned())
         .spawn(move || {
             let failed = events.clone();
             let ran = run_on(engine, |disk| async move {
-                match open_log(&disk, &dir, &config).await {
-                    Ok((wal, meta, facts)) => {
+                match LogWriter::open(engine, disk, &dir, &config, jobs, events).await {
+                    Ok((writer, facts)) => {
                         let _gone = opened.send(Ok(facts));
-                        LogWriter {
-                            engine,
-                            wal,
-                            meta,
-                            jobs,
-                            events,
-                            queue: VecDeque::new(),
-                            commit: Lsn::ZERO,
-                            no_segment: false,
-                        }
-                        .run()
-                        .await;
+                        writer.run().await;
                     }
                     Err(error) => {
                         let _gone = opened.send(Err(error));
@@ -89,6 +120,28 @@ struct LogWriter {
 }
 
 impl LogWriter {
+    async fn open(
+        engine: Engine,
+        disk: RealDisk,
+        dir: &Path,
+        config: &CopyConfig,
+        jobs: mpsc::UnboundedReceiver<ToLog>,
+        events: mpsc::UnboundedSender<ToVolume>,
+    ) -> Result<(Self, LogFacts), CopyError> {
+        let (wal, meta, facts) = open_log(&disk, dir, config).await?;
+        let writer = Self {
+            engine,
+            wal,
+            meta,
+            jobs,
+            events,
+            queue: VecDeque::new(),
+            commit: Lsn::ZERO,
+            no_segment: false,
+        };
+        Ok((writer, facts))
+    }
+
     async fn run(mut self) {
         let (prepared_to, mut prepared) = mpsc::unbounded_channel();
         let mut unmarked = false;
