@@ -262,10 +262,17 @@ impl Driver {
             };
             exit = self.handle_command(command, Some(stream));
         }
+        self.send_mutations(stream);
         exit
     }
 
-    /// Takes a command in, and sends it if there is a stream.
+    fn send_mutations(&mut self, stream: &VolumeStream) {
+        for request in self.inflight.send_new(Instant::now()) {
+            send(stream, request);
+        }
+    }
+
+    /// Takes a command in. A question is sent if there is a stream, behind the mutations that came before it.
     fn handle_command(&mut self, command: Command, stream: Option<&VolumeStream>) -> Option<Exit> {
         match command {
             Command::Mutate {
@@ -274,12 +281,8 @@ impl Driver {
                 permit,
                 reply,
             } => {
+                // Sent by `send_mutations`, with what else is queued.
                 self.inflight.push(seq, mutation, permit, reply);
-                if let Some(stream) = stream
-                    && let Some(request) = self.inflight.send_last(Instant::now())
-                {
-                    send(stream, request);
-                }
             }
             Command::Query {
                 body,
@@ -319,6 +322,9 @@ impl Driver {
     ) -> u64 {
         let tag = self.next_query << 1;
         self.next_query += 1;
+        if let Some(stream) = stream {
+            self.send_mutations(stream);
+        }
         let sent = stream.map(|stream| {
             send(stream, query_request(tag, &body));
             Instant::now()

@@ -16,6 +16,10 @@ use crate::{Committed, Outcome, Refusal};
 /// Results whose caller had gone that are kept for `outcome`.
 const SETTLED_MAX: usize = 4096;
 
+/// Records that wait together travel in requests of about so many bytes: the primary begins with the first meanwhile. Fewer than
+/// 1024 records, as each counts 64 bytes at least.
+const BATCH_BYTES: usize = 64 << 10;
+
 /// A change of a volume.
 #[derive(Debug, Clone)]
 pub(crate) enum Mutation {
@@ -110,6 +114,8 @@ pub(crate) struct Inflight {
     slots: VecDeque<Slot>,
     /// Number of the first slot, or of the next mutation if there is none.
     front: u64,
+    /// From this number on, nothing was handed to the present stream.
+    unsent: u64,
     settled: BTreeMap<u64, Outcome>,
 }
 
@@ -129,6 +135,7 @@ impl Inflight {
         Self {
             slots: VecDeque::new(),
             front: 1,
+            unsent: 1,
             settled: BTreeMap::new(),
         }
     }
@@ -180,26 +187,24 @@ impl Inflight {
         self.slots.front().and_then(|slot| slot.sent)
     }
 
-    /// The request for the mutation taken in last, to be sent now.
-    pub(crate) fn send_last(&mut self, now: Instant) -> Option<pb::ClientRequest> {
-        let seq = self.next_seq() - 1;
-        let slot = self.slots.back_mut()?;
-        slot.sent = Some(now);
-        Some(request(seq, &slot.mutation))
+    /// The requests for what was not sent on the present stream, in order, to be sent now.
+    pub(crate) fn send_new(&mut self, now: Instant) -> Vec<pb::ClientRequest> {
+        let first = self.unsent.max(self.front);
+        self.unsent = self.next_seq();
+        let at = usize::try_from(first - self.front).unwrap_or(usize::MAX);
+        let new = (first..).zip(self.slots.iter_mut().skip(at));
+        let mut requests = Requests::default();
+        for (seq, slot) in new.filter(|(_, slot)| slot.result.is_none()) {
+            slot.sent = Some(now);
+            requests.push(seq, &slot.mutation);
+        }
+        requests.made
     }
 
     /// The requests for everything unanswered, in order, to be sent now on a new stream.
-    pub(crate) fn send_all(
-        &mut self,
-        now: Instant,
-    ) -> impl Iterator<Item = pb::ClientRequest> + '_ {
-        let unanswered = (self.front..).zip(&mut self.slots);
-        unanswered
-            .filter(|(_, slot)| slot.result.is_none())
-            .map(move |(seq, slot)| {
-                slot.sent = Some(now);
-                request(seq, &slot.mutation)
-            })
+    pub(crate) fn send_all(&mut self, now: Instant) -> Vec<pb::ClientRequest> {
+        self.unsent = self.front;
+        self.send_new(now)
     }
 
     /// Notes the result of `seq`, and answers every caller whose turn has come. False if no such mutation waits.
@@ -283,12 +288,59 @@ fn outcome_of(result: &MutationResult) -> Option<Outcome> {
     }
 }
 
-/// Tags of mutations are odd, so that a reply finds its slot without a table.
-fn request(seq: u64, mutation: &Mutation) -> pb::ClientRequest {
-    pb::ClientRequest {
-        tag: seq << 1 | 1,
-        body: Some(mutation.body(seq)),
+/// Requests being made: records in a row without a condition share one.
+#[derive(Debug, Default)]
+struct Requests {
+    made: Vec<pb::ClientRequest>,
+    /// Number that continues the last one of `made`, if that is a batch with room, and the bytes in it.
+    open: Option<(u64, usize)>,
+}
+
+impl Requests {
+    fn push(&mut self, seq: u64, mutation: &Mutation) {
+        let Mutation::Append {
+            record,
+            expected: None,
+        } = mutation
+        else {
+            self.open = None;
+            return self.made.push(request(seq, mutation.body(seq)));
+        };
+        let joined = self
+            .open
+            .filter(|(next, _)| *next == seq)
+            .map_or(0, |(_, bytes)| bytes);
+        match self
+            .made
+            .last_mut()
+            .and_then(|request| request.body.as_mut())
+        {
+            Some(Body::AppendBatch(batch)) if joined > 0 => batch.records.push(record.clone()),
+            _ => {
+                let batch = pb::AppendBatch {
+                    first_seq: seq,
+                    tag_step: tag_of(1) - tag_of(0),
+                    records: vec![record.clone()],
+                };
+                self.made.push(request(seq, Body::AppendBatch(batch)));
+            }
+        }
+        // Counted with what a record costs beside its bytes.
+        let bytes = joined + record.len() + 64;
+        self.open = (bytes < BATCH_BYTES).then_some((seq + 1, bytes));
     }
+}
+
+fn request(seq: u64, body: Body) -> pb::ClientRequest {
+    pb::ClientRequest {
+        tag: tag_of(seq),
+        body: Some(body),
+    }
+}
+
+/// Tags of mutations are odd, so that a reply finds its slot without a table.
+fn tag_of(seq: u64) -> u64 {
+    seq << 1 | 1
 }
 
 /// The number behind the tag of a mutation; `None` for other tags.

@@ -13,6 +13,10 @@ use mainstay_node::supervisor::{self, EXIT_CONFIG};
 use mainstay_node::worker;
 use mainstay_node::{demo, dispatch, logging, up};
 
+/// What one thread takes here another one often gives back: an entry goes from a stream to the volume's thread to the disk.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     match carry_out(Cli::parse().command) {
         Ok(code) => code,

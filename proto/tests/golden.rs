@@ -330,6 +330,15 @@ fn requests(golden: &mut Golden) {
             expected_lsn,
         }),
     );
+    let records = [&b"one"[..], b"", b"three"].map(Bytes::from_static);
+    golden.ask(
+        "append_batch",
+        Body::AppendBatch(pb::AppendBatch {
+            first_seq: seq,
+            tag_step: 2,
+            records: records.to_vec(),
+        }),
+    );
     let data = Bytes::from_static(b"data");
     golden.ask("write", Body::Write(pb::Write { seq, offset, data }));
     golden.ask("trim", Body::Trim(pb::Trim { seq, offset, len }));

@@ -20,9 +20,9 @@ fn queue(count: u64) -> (Inflight, Results) {
             expected: None,
         };
         inflight.push(seq, mutation, room.try_acquire(1).expect("room"), reply);
-        assert!(inflight.send_last(Instant::now()).is_some());
         results.push(result);
     }
+    assert_eq!(inflight.send_new(Instant::now()).len(), 1);
     (inflight, results)
 }
 
@@ -50,12 +50,51 @@ fn results_leave_in_order_whatever_the_order_of_replies() {
 fn only_what_has_no_result_is_sent_again_under_its_old_number() {
     let (mut inflight, _results) = queue(3);
     inflight.complete(2, at(12));
-    let tags: Vec<u64> = inflight
-        .send_all(Instant::now())
-        .map(|request| request.tag)
-        .collect();
-    let seqs: Vec<_> = tags.into_iter().map(seq_of_tag).collect();
-    assert_eq!(seqs, [Some(1), Some(3)]);
+    let again = inflight.send_all(Instant::now());
+    assert_eq!(numbers(&again), [vec![1], vec![3]]);
+    assert_eq!(inflight.send_new(Instant::now()), []);
+}
+
+/// The numbers in each request, by their tags.
+fn numbers(requests: &[pb::ClientRequest]) -> Vec<Vec<u64>> {
+    let of = |request: &pb::ClientRequest| match &request.body {
+        Some(Body::AppendBatch(batch)) => (0..)
+            .zip(&batch.records)
+            .map(|(at, _)| request.tag + at * batch.tag_step)
+            .map(|tag| seq_of_tag(tag).expect("odd"))
+            .collect(),
+        _ => vec![seq_of_tag(request.tag).expect("odd")],
+    };
+    requests.iter().map(of).collect()
+}
+
+#[test]
+fn records_in_a_row_share_a_request_and_nothing_else_does() {
+    let room = Room::new(100, 1 << 20);
+    let mut inflight = Inflight::new();
+    let append = |bytes: usize, expected| Mutation::Append {
+        record: Bytes::from(vec![1; bytes]),
+        expected,
+    };
+    let mutations = [
+        append(5, None),
+        append(0, None),
+        append(5, Some(7)),
+        append(BATCH_BYTES, None),
+        append(5, None),
+        Mutation::TrimLog { first: 2 },
+        append(5, None),
+    ];
+    let mut results = Vec::new();
+    for (seq, mutation) in (1..).zip(mutations) {
+        let (reply, result) = oneshot::channel();
+        let permit = room.try_acquire(1).expect("room");
+        inflight.push(seq, mutation, permit, reply);
+        results.push(result);
+    }
+    let sent = inflight.send_new(Instant::now());
+    let expected = [vec![1, 2], vec![3], vec![4], vec![5], vec![6], vec![7]];
+    assert_eq!(numbers(&sent), expected);
 }
 
 #[test]

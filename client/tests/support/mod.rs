@@ -313,6 +313,13 @@ impl Serving {
             return false;
         };
         let tag = request.tag;
+        if let Ask::AppendBatch(batch) = body {
+            let records = (0..).zip(batch.records);
+            return records.into_iter().all(|(at, record)| {
+                let tag = tag + at * batch.tag_step;
+                self.mutate(tag, batch.first_seq + at, record, None, None)
+            });
+        }
         let mutation = match &body {
             Ask::Append(m) => Some((m.seq, m.record.clone(), m.expected_lsn, None)),
             Ask::Write(m) => Some((

@@ -1,6 +1,6 @@
 //! The server's end of client streams: requests to the volume's thread, answers back. One task a stream.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::actor::{ConnAnswer, ConnReply, ToVolume, VolumeHandle};
+use super::places::Places;
 use super::{Node, client_replies as replies, rounds};
 
 /// Operations of one stream under way; more wait in the stream.
@@ -29,6 +30,9 @@ const REQUESTS_AT_ONCE: usize = 512;
 
 /// ...and about this many bytes: the volume may begin with the first while more arrive.
 const REQUEST_BYTES_AT_ONCE: u64 = 256 << 10;
+
+/// Records of one batch.
+const BATCH_RECORDS_MAX: usize = 1024;
 
 /// Bytes of records in one answer, unless a single record is larger.
 const RECORDS_BYTES: usize = 1 << 20;
@@ -83,9 +87,7 @@ struct Opened {
     tails: BTreeMap<u64, tokio::task::JoinHandle<()>>,
     /// Mutations without an answer, by tag: place among the stream's mutations, and payload.
     pending: BTreeMap<u64, (u64, u64)>,
-    /// Their places.
-    places: BTreeSet<u64>,
-    next_place: u64,
+    places: Places,
     pending_bytes: u64,
     /// Flushes that wait for every mutation before a place.
     flushes: VecDeque<(u64, u64)>,
@@ -221,8 +223,7 @@ impl Stream {
             read_only: open.read_only,
             tails: BTreeMap::new(),
             pending: BTreeMap::new(),
-            places: BTreeSet::new(),
-            next_place: 0,
+            places: Places::default(),
             pending_bytes: 0,
             flushes: VecDeque::new(),
             in_flight: 0,
@@ -325,7 +326,7 @@ impl Stream {
             }
             Body::Flush(_) => {
                 // Every write is answered when committed, so a flush only waits for the answers before it.
-                opened.flushes.push_back((tag, opened.next_place));
+                opened.flushes.push_back((tag, opened.places.next()));
                 return self.answer_flushes(opened).await;
             }
             Body::Position(_) => ClientOp::Position,
@@ -343,25 +344,57 @@ impl Stream {
             Body::TrimLog(_) => {
                 return self.send(tag, replies::unsupported("trimming a log")).await;
             }
+            Body::AppendBatch(batch) => return self.take_batch(opened, tag, batch).await,
             mutation => {
-                if opened.read_only {
-                    return self.send(tag, replies::read_only()).await;
-                }
-                match mutation_op(mutation) {
-                    Ok((op, bytes)) => {
-                        opened.pending.insert(tag, (opened.next_place, bytes));
-                        opened.places.insert(opened.next_place);
-                        opened.next_place += 1;
-                        opened.pending_bytes += bytes;
-                        op
-                    }
-                    Err(reply) => return self.send(tag, reply).await,
-                }
+                let made = mutation_op(mutation);
+                return self.take_mutation(opened, tag, made).await;
             }
         };
         opened.in_flight += 1;
         opened.taken.push((tag, op));
         Ok(())
+    }
+
+    async fn take_batch(
+        &mut self,
+        opened: &mut Opened,
+        first_tag: u64,
+        batch: pb::AppendBatch,
+    ) -> Result<(), Status> {
+        if batch.records.len() > BATCH_RECORDS_MAX {
+            return Err(Status::invalid_argument(format!(
+                "a batch of {} records: at most {BATCH_RECORDS_MAX}",
+                batch.records.len()
+            )));
+        }
+        for (at, record) in (0_u64..).zip(&batch.records) {
+            let seq = batch.first_seq.wrapping_add(at);
+            let tag = first_tag.wrapping_add(at.wrapping_mul(batch.tag_step));
+            let made = payload(EntryKind::Record, seq, 0, None, record);
+            self.take_mutation(opened, tag, made).await?;
+        }
+        Ok(())
+    }
+
+    async fn take_mutation(
+        &mut self,
+        opened: &mut Opened,
+        tag: u64,
+        made: Result<(ClientOp, u64), Reply>,
+    ) -> Result<(), Status> {
+        if opened.read_only {
+            return self.send(tag, replies::read_only()).await;
+        }
+        match made {
+            Ok((op, bytes)) => {
+                opened.pending.insert(tag, (opened.places.take(), bytes));
+                opened.pending_bytes += bytes;
+                opened.in_flight += 1;
+                opened.taken.push((tag, op));
+                Ok(())
+            }
+            Err(reply) => self.send(tag, reply).await,
+        }
     }
 
     /// Sends what has been answered; false if that ends the stream.
@@ -375,7 +408,7 @@ impl Stream {
         for ConnReply { token, answer } in replies {
             opened.in_flight = opened.in_flight.saturating_sub(1);
             if let Some((place, bytes)) = opened.pending.remove(&token) {
-                opened.places.remove(&place);
+                opened.places.settle(place);
                 opened.pending_bytes -= bytes;
             }
             let body = match answer {
@@ -408,7 +441,7 @@ impl Stream {
     }
 
     async fn answer_flushes(&self, opened: &mut Opened) -> Result<(), Status> {
-        let settled = opened.places.first().copied().unwrap_or(opened.next_place);
+        let settled = opened.places.settled_before();
         while let Some((tag, _)) = opened
             .flushes
             .pop_front_if(|(_, before)| *before <= settled)

@@ -18,6 +18,7 @@ pub mod events;
 pub mod forced;
 pub mod link_service;
 pub mod peers;
+pub mod places;
 pub mod rounds;
 pub mod serve;
 pub mod status;

@@ -30,8 +30,22 @@ struct Conn {
 struct Proposed {
     generation: u32,
     last_seq: u64,
-    /// Mutations that are not committed yet.
-    lsns: BTreeMap<u64, Lsn>,
+    /// Mutations that are not committed yet, with their places; both rise.
+    lsns: VecDeque<(u64, Lsn)>,
+}
+
+impl Proposed {
+    fn lsn_of(&self, seq: u64) -> Option<Lsn> {
+        let at = self.lsns.binary_search_by_key(&seq, |(seq, _)| *seq);
+        at.ok().map(|at| self.lsns[at].1)
+    }
+
+    /// Mutations are committed in the order in which they were proposed.
+    fn committed(&mut self, seq: u64) {
+        while self.lsns.front().is_some_and(|(first, _)| *first <= seq) {
+            self.lsns.pop_front();
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -57,7 +71,8 @@ pub(crate) struct Clients {
     attached: Option<String>,
     /// The last `Attach` that was proposed.
     attach_lsn: Lsn,
-    waiting: BTreeMap<Lsn, Vec<Waiter>>,
+    /// By place, which rises.
+    waiting: VecDeque<(Lsn, Waiter)>,
     parked: VecDeque<(ConnId, Token, ClientOp)>,
     staged: Vec<BytesMut>,
     staged_count: u64,
@@ -365,7 +380,7 @@ impl Volume {
         entry[SEQ..SEQ + 8].copy_from_slice(&seq.to_le_bytes());
         let proposed = self.clients.proposed.entry(session).or_default();
         (proposed.generation, proposed.last_seq) = (generation, seq);
-        proposed.lsns.insert(seq, lsn);
+        proposed.lsns.push_back((seq, lsn));
         self.wait(conn, token, Wanted::Committed { session, seq });
         self.clients.stage(entry);
         Ok(None)
@@ -389,8 +404,7 @@ impl Volume {
             .clients
             .proposed
             .get(&session)
-            .and_then(|p| p.lsns.get(&seq))
-            .copied();
+            .and_then(|p| p.lsn_of(seq));
         let table = self.sessions.get(session);
         let lsn = lsn.ok_or_else(|| match table.and_then(|s| s.oldest_result()) {
             Some(oldest) if seq < oldest => Refusal::ResultForgotten { seq },
@@ -401,7 +415,8 @@ impl Volume {
             token,
             wanted: Wanted::Committed { session, seq },
         };
-        self.clients.waiting.entry(lsn).or_default().push(waiter);
+        let behind = self.clients.waiting.partition_point(|(at, _)| *at <= lsn);
+        self.clients.waiting.insert(behind, (lsn, waiter));
         Ok(None)
     }
 
@@ -416,7 +431,7 @@ impl Volume {
             .is_some_and(|oldest| seq < oldest)
         {
             Outcome::Forgotten
-        } else if proposed.is_some_and(|p| p.lsns.contains_key(&seq)) {
+        } else if proposed.is_some_and(|p| p.lsn_of(seq).is_some()) {
             Outcome::Pending
         } else {
             Outcome::Never
@@ -469,11 +484,12 @@ impl Volume {
     /// Waits for the entry that is staged next.
     fn wait(&mut self, conn: ConnId, token: Token, wanted: Wanted) {
         let lsn = self.next_lsn();
-        self.clients.waiting.entry(lsn).or_default().push(Waiter {
+        let waiter = Waiter {
             conn,
             token,
             wanted,
-        });
+        };
+        self.clients.waiting.push_back((lsn, waiter));
     }
 
     /// Proposes what is staged.
@@ -491,12 +507,12 @@ impl Volume {
 
     /// An entry is committed: whoever waits for it is answered.
     pub(crate) fn answer_committed(&mut self, lsn: Lsn, arg: u64) {
-        for Waiter {
-            conn,
-            token,
-            wanted,
-        } in self.clients.waiting.remove(&lsn).unwrap_or_default()
-        {
+        while let Some((_, waiter)) = self.clients.waiting.pop_front_if(|(at, _)| *at <= lsn) {
+            let Waiter {
+                conn,
+                token,
+                wanted,
+            } = waiter;
             let result = match wanted {
                 Wanted::Committed { session, seq } => {
                     self.forget_proposed(session, seq);
@@ -538,7 +554,7 @@ impl Volume {
         let Some(proposed) = self.clients.proposed.get_mut(&session) else {
             return;
         };
-        proposed.lsns.remove(&seq);
+        proposed.committed(seq);
         let table = self.sessions.get(session);
         let same = |s: &crate::sessions::Session| {
             s.generation == proposed.generation && s.last_seq == proposed.last_seq
@@ -551,7 +567,7 @@ impl Volume {
     /// This node is not primary any more: what waits has an outcome that others will tell.
     pub(crate) fn interrupt_clients(&mut self) {
         let clients = std::mem::take(&mut self.clients);
-        for waiter in clients.waiting.into_values().flatten() {
+        for (_, waiter) in clients.waiting {
             self.reply(waiter.conn, waiter.token, OpResult::Interrupted);
         }
         let refusal = self.not_primary();

@@ -83,8 +83,6 @@ pub enum BlobError {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Sessions {
     sessions: BTreeMap<SessionId, Session>,
-    /// Sessions by their last entry, for forgetting the oldest.
-    by_age: BTreeMap<Lsn, SessionId>,
     pub(crate) attached: Option<Attached>,
     /// Greatest timestamp of a record.
     pub(crate) last_timestamp: u64,
@@ -165,24 +163,30 @@ impl Sessions {
     }
 
     fn touch(&mut self, id: SessionId, lsn: Lsn) -> &mut Session {
-        if !self.sessions.contains_key(&id)
-            && self.sessions.len() >= SESSIONS_KEPT
-            && let Some((_, oldest)) = self.by_age.pop_first()
-        {
-            self.sessions.remove(&oldest);
+        if self.sessions.len() >= SESSIONS_KEPT && !self.sessions.contains_key(&id) {
+            self.forget_oldest();
         }
         let session = self.sessions.entry(id).or_default();
-        self.by_age.remove(&session.last_lsn);
         session.last_lsn = lsn;
-        self.by_age.insert(lsn, id);
         session
+    }
+
+    /// Looks at every session: that is cheap beside keeping them in order of age at every entry, as it happens only when a
+    /// session is opened beyond the bound.
+    fn forget_oldest(&mut self) {
+        let oldest = self
+            .sessions
+            .iter()
+            .min_by_key(|(_, session)| session.last_lsn);
+        if let Some(id) = oldest.map(|(id, _)| *id) {
+            self.sessions.remove(&id);
+        }
     }
 
     fn close(&mut self, id: SessionId) {
         let Some(session) = self.sessions.remove(&id) else {
             return;
         };
-        self.by_age.remove(&session.last_lsn);
         let holds = |attached: &Attached| {
             session.attachment == attached.lsn
                 && self.sessions.values().all(|s| s.attachment != attached.lsn)
@@ -248,7 +252,6 @@ impl Sessions {
         for _ in 0..count {
             let id = SessionId(u64_of(&mut rest)?);
             let session = session_of(&mut rest)?;
-            table.by_age.insert(session.last_lsn, id);
             table.sessions.insert(id, session);
         }
         Ok(table)

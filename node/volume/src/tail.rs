@@ -10,6 +10,9 @@ use mainstay_storage::LogEnd;
 use mainstay_storage::format::EntryRef;
 use mainstay_types::Lsn;
 
+/// So many of the newest chunks are looked at one by one.
+const NEWEST: usize = 4;
+
 /// Entries that lie side by side in one buffer.
 #[derive(Debug)]
 struct Chunk {
@@ -180,6 +183,13 @@ impl Tail {
     fn chunk_of(&self, lsn: Lsn) -> Option<usize> {
         if lsn <= self.base.point.lsn || lsn > self.end().point.lsn {
             return None;
+        }
+        // What is asked for most is the newest: a search among all would touch a dozen chunks for it.
+        let count = self.chunks.len();
+        let newest = self.chunks.iter().rev().take(NEWEST);
+        let behind = newest.take_while(|chunk| chunk.first() > lsn).count();
+        if behind < NEWEST.min(count) {
+            return Some(count - 1 - behind);
         }
         Some(self.chunks.partition_point(|chunk| chunk.last() < lsn))
     }

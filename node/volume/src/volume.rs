@@ -486,14 +486,13 @@ impl Volume {
             let entry = self
                 .tail
                 .get(lsn)
-                .expect("entries are kept in the tail until they are applied")
-                .clone();
-            self.sessions.apply(&entry);
+                .expect("entries are kept in the tail until they are applied");
+            self.sessions.apply(entry);
             self.applied = lsn;
             self.since_checkpoint += entry.bytes.len() as u64;
             let arg = entry.header.arg;
             if matches!(self.spec.kind, VolumeKind::Block { .. }) {
-                self.out.push_back(Action::Apply(entry));
+                self.out.push_back(Action::Apply(entry.clone()));
             }
             self.answer_committed(lsn, arg);
         }
