@@ -9,7 +9,7 @@ pub const CAUGHT: [(Mistake, u64); Mistake::ALL.len()] = [
     (Mistake::PromotionDropsSilent, 1_009),
     (Mistake::AckAfterSeal, 0),
     (Mistake::DamageCountsAsSight, 1_019),
-    (Mistake::UnverifiedSuffix, 0),
+    (Mistake::UnverifiedSuffix, 8),
     (Mistake::RegisterByNumber, 9),
     (Mistake::OrphansIgnored, 1_538),
     (Mistake::ReleaseByNode, 1_025),

@@ -14,6 +14,12 @@ pub mod directed;
 
 pub use directed::ReplicaFault;
 
+/// Of the seeds without a theme, one in so many has a freeze of minutes.
+const LONG_FREEZE_ONE_IN: u64 = 40;
+
+/// A day in milliseconds.
+const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
+
 /// A millisecond in nanoseconds.
 pub const MS: u64 = 1_000_000;
 
@@ -181,9 +187,27 @@ impl Scenario {
         this.faults = faults(r, faults_end);
         if let Some(theme) = directed::theme(seed) {
             directed::direct(&mut this, theme, r);
+        } else if seed % LONG_FREEZE_ONE_IN == 0 {
+            freeze_for_minutes(&mut this, r);
         }
         this
     }
+}
+
+/// A process stands still for one to five minutes, as a virtual machine does that is moved. The others go on meanwhile, at
+/// the pace of a quiet volume, so that the run does not take as long.
+fn freeze_for_minutes(this: &mut Scenario, r: &mut Rng) {
+    let at = MS * (500 + r.below(2_000));
+    let span = MS * (60_000 + r.below(240_000));
+    let fault = match r.below(4) {
+        0 => Fault::Pause(u32::try_from(r.below(60)).expect("small"), span),
+        1 => Fault::WitnessPause(u32::try_from(r.below(60)).expect("small"), span),
+        _ => Fault::PausePrimary(span),
+    };
+    let place = this.faults.partition_point(|(before, _)| *before <= at);
+    this.faults.insert(place, (at, fault));
+    this.faults_end = this.faults_end.max(at + span + MS * 1_000);
+    this.pace_ns = MS * 200;
 }
 
 fn index(rng: &mut Rng, count: u64) -> usize {
@@ -310,7 +334,7 @@ fn fault(r: &mut Rng, kind: u64) -> Fault {
         10 => Fault::SplitData(b, span),
         11 => Fault::Reset(a, b),
         12 => Fault::ClockRate(a, signed(r, 10_000)),
-        13 => Fault::WallJump(a, signed(r, 100_000)),
+        13 => Fault::WallJump(a, signed(r, DAY_MS)),
         14 => Fault::DiskError(a, mode == 0, 1 + r.below(6)),
         15 => Fault::DiskFull(a, span),
         16 => Fault::DiskHang(a, span),

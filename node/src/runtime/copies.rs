@@ -260,9 +260,6 @@ fn start_receiver(
 ) -> Result<(), Status> {
     let dir: PathBuf = volumes::incoming_dir(node, register.spec.name.id(), register.lineage);
     let io = |error: std::io::Error| Status::aborted(format!("{}: {error}", dir.display()));
-    if dir.exists() {
-        std::fs::remove_dir_all(&dir).map_err(io)?;
-    }
     let (config, engine, register) = (node.copy_config(), node.settings.engine, register.clone());
     let incarnation = Incarnation(node.random());
     let path = dir.clone();
@@ -274,6 +271,10 @@ fn start_receiver(
             incarnation,
             sealed: register.epoch,
         };
+        // What a copy left that broke off: it may be large, and this thread may wait.
+        if path.exists() {
+            std::fs::remove_dir_all(&path)?;
+        }
         let mut receiver = CopyReceiver::begin(&disk, &path, new, base, &sessions).await?;
         while let Some(part) = received.recv().await {
             match part {

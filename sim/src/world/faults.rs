@@ -17,6 +17,9 @@ use crate::executor::ProcId;
 use crate::properties::Copy;
 use crate::scenario::{Fault, MS, ReplicaFault};
 
+/// A pause at least so long counts as a freeze.
+const MINUTE: u64 = 60_000 * MS;
+
 impl World {
     fn count(&mut self, kind: &'static str) {
         *self.injected.entry(kind).or_default() += 1;
@@ -277,7 +280,11 @@ impl World {
         process.paused_until = Some(until);
         let pid = process.pid;
         self.executor.pause(pid);
-        self.count("process paused");
+        self.count(if span < MINUTE {
+            "process paused"
+        } else {
+            "process frozen for minutes"
+        });
         self.at(until, Event::Resume(i, pid));
     }
 
@@ -306,7 +313,11 @@ impl World {
         }
         process.paused_until = Some(until);
         let pid = process.pid;
-        self.count("witness paused");
+        self.count(if span < MINUTE {
+            "witness paused"
+        } else {
+            "witness frozen for minutes"
+        });
         self.at(until, Event::ResumeWitness(w, pid));
     }
 
