@@ -141,6 +141,8 @@ fn links(golden: &mut Golden) {
         instance: 0xb2,
         protocol: 1,
         release: "0.1.0".to_owned(),
+        witness_store: 0x5707,
+        witness_boots: 3,
     };
     let body = Some(pb::frame::Body::Hello(hello));
     golden.add("hello", &pb::Frame { body });

@@ -45,8 +45,11 @@ impl LinkService {
             );
             return Err(Status::permission_denied(text));
         }
+        node.check_store(&peer)
+            .await
+            .map_err(|error| Status::failed_precondition(error.to_string()))?;
         let (sender, receiver) = mpsc::channel(1);
-        let hello = wire::hello(node.settings.cluster, node.settings.node, node.instance);
+        let hello = node.hello();
         let _gone = sender.send(Ok(hello)).await;
         tokio::spawn(receive(node, peer.node, frames, sender));
         Ok(Response::new(ReceiverStream::new(receiver)))

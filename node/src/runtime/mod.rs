@@ -22,6 +22,7 @@ pub mod places;
 pub mod rounds;
 pub mod serve;
 pub mod status;
+pub mod store_marks;
 pub mod volumes;
 pub mod wal_thread;
 pub mod witness;
@@ -34,6 +35,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use mainstay_proto::v1 as pb;
 use mainstay_replication::message::{
     MemberEnvelope, MemberMessage, Message, RegisterMessage, WitnessMessage,
 };
@@ -49,10 +51,13 @@ use tokio::sync::{mpsc, watch};
 use actor::VolumeHandle;
 use beats::BeatsHandle;
 use copies::Copies;
-use events::EventLog;
+use events::{EventKind, EventLog};
 use forced::Forced;
 use peers::Peers;
 use rounds::Rounds;
+use store_marks::{MarkError, StoreMark, StoreMarks};
+
+use crate::wire;
 
 /// Another node.
 #[derive(Debug, Clone)]
@@ -175,6 +180,12 @@ pub struct Node {
     /// Until when this node's witness replaces nobody on suspicion.
     held_down: Mutex<BTreeMap<VolumeId, MonoTime>>,
     witness: Option<mpsc::UnboundedSender<WitnessInput>>,
+    /// The store that the witness here votes from.
+    own_store: Option<StoreMark>,
+    /// The stores that witnesses vote from.
+    stores: StoreMarks,
+    /// Witnesses that were refused for their store, and of which that was said.
+    forgetful: Mutex<std::collections::BTreeSet<NodeId>>,
     heard: Mutex<Vec<(NodeId, Option<Duration>)>>,
     next_conn: AtomicU64,
 }
@@ -187,6 +198,8 @@ impl Node {
         instance: Instance,
         beats: BeatsHandle,
         witness: Option<mpsc::UnboundedSender<WitnessInput>>,
+        own_store: Option<StoreMark>,
+        stores: StoreMarks,
     ) -> Arc<Self> {
         Arc::new(Self {
             peers: Peers::new(&settings.peers),
@@ -207,6 +220,9 @@ impl Node {
             registers: Mutex::default(),
             held_down: Mutex::default(),
             witness,
+            own_store,
+            stores,
+            forgetful: Mutex::default(),
             heard: Mutex::default(),
             next_conn: AtomicU64::new(1),
             settings,
@@ -232,6 +248,45 @@ impl Node {
     /// A name for one more client connection.
     pub fn new_conn(&self) -> mainstay_volume::ConnId {
         self.next_conn.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The first frame of this node on a link.
+    #[must_use]
+    pub fn hello(&self) -> pb::Frame {
+        let settings = &self.settings;
+        wire::hello(
+            settings.cluster,
+            settings.node,
+            self.instance,
+            self.own_store,
+        )
+    }
+
+    /// Whether the node at the other end of a link, if it is a witness, votes from the store that it always had.
+    ///
+    /// # Errors
+    /// It does not, or nobody could tell later: the link must not be used.
+    pub async fn check_store(self: &Arc<Self>, peer: &wire::Peer) -> Result<(), MarkError> {
+        let Some(mark) = peer.store else {
+            return Ok(());
+        };
+        let (this, node) = (self.clone(), peer.node);
+        let checked = tokio::task::spawn_blocking(move || this.stores.check(node, mark)).await;
+        let checked = checked.unwrap_or(Ok(()));
+        if let Err(error) = &checked {
+            let mut said = self
+                .forgetful
+                .lock()
+                .expect("no panic while the lock is held");
+            if said.insert(node) {
+                let event = events::warning(EventKind::DamageFound, error.to_string());
+                self.events.add(events::Event {
+                    severity: events::Severity::Alarm,
+                    ..event
+                });
+            }
+        }
+        checked
     }
 
     /// Sends to a node, this one included.

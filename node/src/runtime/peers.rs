@@ -103,11 +103,7 @@ pub async fn keep_link(node: Arc<Node>, peer: PeerSettings) {
 /// One connection, from hello to break. `Ok` if it was up at all.
 async fn run_link(node: &Arc<Node>, peer: &PeerSettings) -> anyhow::Result<()> {
     let (sender, receiver) = mpsc::unbounded_channel();
-    sender.send(wire::hello(
-        node.settings.cluster,
-        node.settings.node,
-        node.instance,
-    ))?;
+    sender.send(node.hello())?;
     let endpoint = node_endpoint(&peer.address)?;
     let opened = tokio::time::timeout(HELLO_TIMEOUT, async {
         let channel = endpoint.connect().await?;
@@ -142,6 +138,7 @@ async fn run_link(node: &Arc<Node>, peer: &PeerSettings) -> anyhow::Result<()> {
             peer.node
         );
     }
+    node.check_store(&found).await?;
     node.peers.set(peer.node, Some(sender));
     tracing::debug!(peer = %peer.node, "link up");
     node.link_changed(peer.node, true);

@@ -18,11 +18,15 @@ use tokio::sync::mpsc;
 use super::admin_service::AdminService;
 use super::client_service::ClientService;
 use super::link_service::LinkService;
+use super::store_marks::StoreMarks;
 use super::witness_store::WitnessStore;
 use super::{Node, Settings, beats, events, peers, volumes, witness};
 
 /// How long a stop waits for open streams to end by themselves.
 const STREAMS_END: Duration = Duration::from_millis(300);
+
+/// How long a stop waits for the witness's last write.
+const WITNESS_ENDS: Duration = Duration::from_millis(500);
 
 /// A node that runs.
 #[derive(Debug)]
@@ -44,10 +48,11 @@ pub async fn start(
     witness_dir: &std::path::Path,
 ) -> anyhow::Result<Running> {
     let (beats_handle, beats_queue) = beats::channel();
-    let mut store = None;
+    let stores = StoreMarks::open(&settings.data_dir)?;
+    let (mut store, mut own_store) = (None, None);
     if settings.witness {
         std::fs::create_dir_all(witness_dir).with_context(|| witness_dir.display().to_string())?;
-        let opened = WitnessStore::open(
+        let mut opened = WitnessStore::open(
             &witness_dir.join("witness.redb"),
             settings.cluster,
             settings.node,
@@ -60,11 +65,21 @@ pub async fn start(
                 .as_millis(),
         )?;
         settings.lease.lease_longest = Duration::from_millis(opened.longest_lease_ms(present)?);
-        store = Some(opened);
+        let mark = opened.begin()?;
+        // The node may have lost the store alone, beside the rest of its directory.
+        stores.check(settings.node, mark)?;
+        (store, own_store) = (Some(opened), Some(mark));
     }
     let (witness_to, witness_inputs) = mpsc::unbounded_channel();
     let witness_to = store.is_some().then_some(witness_to);
-    let node = Node::new(settings, instance, beats_handle, witness_to);
+    let node = Node::new(
+        settings,
+        instance,
+        beats_handle,
+        witness_to,
+        own_store,
+        stores,
+    );
     let witness = store
         .map(|store| {
             let node = node.clone();
@@ -144,7 +159,13 @@ impl Running {
         if tokio::time::timeout(STREAMS_END, all).await.is_err() {
             tracing::debug!("some streams were cut");
         }
-        drop(self.witness);
+        // Its store is free for the next process once the thread has ended.
+        if let Some(witness) = self.witness {
+            let ended = tokio::task::spawn_blocking(move || witness.join());
+            if tokio::time::timeout(WITNESS_ENDS, ended).await.is_err() {
+                tracing::debug!("the witness's store is slow: left to the end of the process");
+            }
+        }
     }
 }
 

@@ -19,7 +19,7 @@ const INPUTS_AT_ONCE: usize = 256;
 /// How often a vote that found no room is stored again.
 const ROOM_AGAIN: Duration = Duration::from_millis(250);
 
-/// Runs the witness until `inputs` ends. Blocks its thread.
+/// Runs the witness until the node has stopped. Blocks its thread.
 pub fn run(
     node: &Arc<Node>,
     mut store: WitnessStore,
@@ -50,11 +50,16 @@ pub fn run(
             return tracing::error!(%error, "the witness cannot store its votes any more and stops answering");
         }
         let wait = clock::until(witness.next_deadline(), Duration::from_secs(1));
-        let input = runtime.block_on(async { tokio::time::timeout(wait, inputs.recv()).await });
+        let input = runtime.block_on(async {
+            tokio::select! {
+                input = tokio::time::timeout(wait, inputs.recv()) => Some(input),
+                () = node.until_stopped() => None,
+            }
+        });
         match input {
-            Ok(Some(input)) => witness.handle(clock::mono(), input),
-            Ok(None) => return,
-            Err(_) => witness.handle(clock::mono(), WitnessInput::Tick),
+            Some(Ok(Some(input))) => witness.handle(clock::mono(), input),
+            Some(Ok(None)) | None => return,
+            Some(Err(_)) => witness.handle(clock::mono(), WitnessInput::Tick),
         }
         for _ in 0..INPUTS_AT_ONCE {
             let Ok(input) = inputs.try_recv() else { break };

@@ -10,6 +10,8 @@ use mainstay_types::{ClusterId, Epoch, Instance, NodeId, Register, VolumeId};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
+use super::store_marks::StoreMark;
+
 const RECORDS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("records");
 const FACTS: TableDefinition<'_, &str, u64> = TableDefinition::new("facts");
 
@@ -95,6 +97,29 @@ impl WitnessStore {
         self.database.as_ref().ok_or(StoreError::NoSpace)
     }
 
+    /// Counts one start more, durably, and says which store this is. Without room the count stays as it was: the same number
+    /// again is no reason for anybody to refuse.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn begin(&mut self) -> Result<StoreMark, StoreError> {
+        let before = mark(self.database()?)?;
+        let next = StoreMark {
+            id: before.map_or_else(|| rand::random_range(1..=u64::MAX), |mark| mark.id),
+            boots: before.map_or(0, |mark| mark.boots) + 1,
+        };
+        match (save_mark(self.database()?, next), before) {
+            (Ok(()), _) => Ok(next),
+            (Err(StoreError::NoSpace), Some(before)) => {
+                // Put anew with the next vote.
+                self.database = None;
+                self.database = Some(Database::create(&self.path).map_err(failed)?);
+                Ok(before)
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
     /// The longest lease that was ever configured, `present_ms` among them; durable on return (M2).
     ///
     /// # Errors
@@ -153,6 +178,7 @@ impl WitnessStore {
         let old = Self::open(&self.path, self.cluster, self.node)?;
         let records: Vec<_> = old.load()?.into_iter().collect();
         let lease_ms = old.longest_lease_ms(0)?;
+        let mark = mark(old.database()?)?;
         drop(old);
         let aside = self.path.with_extension("new");
         if aside.exists() {
@@ -160,6 +186,9 @@ impl WitnessStore {
         }
         let new = Self::open(&aside, self.cluster, self.node)?;
         new.longest_lease_ms(lease_ms)?;
+        if let Some(mark) = mark {
+            save_mark(new.database()?, mark)?;
+        }
         save(new.database()?, &records)?;
         std::fs::rename(&aside, &self.path).map_err(io)?;
         let dir = self.path.parent().unwrap_or_else(|| Path::new("."));
@@ -201,6 +230,29 @@ fn claim(database: &Database, cluster: ClusterId, node: NodeId) -> Result<(), St
                 facts.insert("node", u64::from(node.0)).map_err(failed)?;
             }
         }
+    }
+    write.commit().map_err(failed)
+}
+
+/// Which store this is; none before its first start.
+fn mark(database: &Database) -> Result<Option<StoreMark>, StoreError> {
+    let read = database.begin_read().map_err(failed)?;
+    let facts = read.open_table(FACTS).map_err(failed)?;
+    let fact = |name| {
+        let found = facts.get(name).map_err(failed)?;
+        Ok::<_, StoreError>(found.map(|value| value.value()))
+    };
+    let id = fact("store")?;
+    let boots = fact("boots")?.unwrap_or(0);
+    Ok(id.map(|id| StoreMark { id, boots }))
+}
+
+fn save_mark(database: &Database, mark: StoreMark) -> Result<(), StoreError> {
+    let write = database.begin_write().map_err(failed)?;
+    {
+        let mut facts = write.open_table(FACTS).map_err(failed)?;
+        facts.insert("store", mark.id).map_err(failed)?;
+        facts.insert("boots", mark.boots).map_err(failed)?;
     }
     write.commit().map_err(failed)
 }
@@ -266,18 +318,22 @@ mod tests {
             accepted: None,
             fenced: Epoch(2),
         };
+        let first;
         {
             let mut store = WitnessStore::open(&path, ClusterId(1), NodeId(101)).expect("opens");
             store.save(&[(VolumeId(5), record.clone())]).expect("saves");
             assert_eq!(store.longest_lease_ms(800).expect("stored"), 800);
+            first = store.begin().expect("counted");
         }
         {
-            let store = WitnessStore::open(&path, ClusterId(1), NodeId(101)).expect("opens");
+            let mut store = WitnessStore::open(&path, ClusterId(1), NodeId(101)).expect("opens");
             assert_eq!(
                 store.load().expect("loads").get(&VolumeId(5)),
                 Some(&record)
             );
             assert_eq!(store.longest_lease_ms(500).expect("stored"), 800);
+            let second = store.begin().expect("counted");
+            assert_eq!((second.id, second.boots), (first.id, first.boots + 1));
         }
         let other = WitnessStore::open(&path, ClusterId(1), NodeId(102));
         assert!(matches!(other, Err(StoreError::OtherNode { .. })));

@@ -448,18 +448,24 @@ fn frames_without_a_known_body_are_refused() {
     };
     assert_eq!(decode(empty), Err(WireError::Missing("witness.body")));
     assert_eq!(
-        decode(hello(ClusterId(1), NodeId(1), Instance(1))),
+        decode(hello(ClusterId(1), NodeId(1), Instance(1), None)),
         Err(WireError::Hello)
     );
 }
 
 #[test]
 fn a_link_opens_between_nodes_of_one_cluster_and_protocol() {
-    let peer = accept_hello(hello(ClusterId(7), NodeId(2), Instance(3)), ClusterId(7))
-        .expect("same cluster");
+    let peer = accept_hello(
+        hello(ClusterId(7), NodeId(2), Instance(3), None),
+        ClusterId(7),
+    )
+    .expect("same cluster");
     assert_eq!((peer.node, peer.instance), (NodeId(2), Instance(3)));
     assert_eq!(
-        accept_hello(hello(ClusterId(7), NodeId(2), Instance(3)), ClusterId(8)),
+        accept_hello(
+            hello(ClusterId(7), NodeId(2), Instance(3), None),
+            ClusterId(8)
+        ),
         Err(HelloError::OtherCluster {
             found: ClusterId(7),
             expected: ClusterId(8)

@@ -127,6 +127,17 @@ impl Cluster {
         std::fs::create_dir_all(dir).expect("made");
     }
 
+    /// Copies everything that a stopped node keeps to `to`.
+    pub(crate) fn save(&self, node: NodeId, to: &std::path::Path) {
+        copy_tree(&self.settings[&node].data_dir, to);
+    }
+
+    /// Gives a stopped node back what it kept when it was saved.
+    pub(crate) fn put_back(&self, node: NodeId, from: &std::path::Path) {
+        self.wipe(node);
+        copy_tree(from, &self.settings[&node].data_dir);
+    }
+
     /// Starts a stopped node again, on its port and its data.
     pub(crate) async fn restart(&mut self, node: NodeId) {
         let address: SocketAddr = self.settings[&node].address.parse().expect("an address");
@@ -154,6 +165,19 @@ impl Cluster {
         let instance = Instance(self.instances);
         let running = start(settings, instance, listener, &witness_dir).await;
         self.nodes.insert(node, running.expect("started"));
+    }
+}
+
+fn copy_tree(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).expect("made");
+    for entry in std::fs::read_dir(from).expect("listed") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("a type").is_dir() {
+            copy_tree(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("copied");
+        }
     }
 }
 
