@@ -13,7 +13,7 @@ mod witness;
 #[cfg(test)]
 mod tests;
 
-use crate::runtime::store_marks::StoreMark;
+use crate::runtime::store_marks::{NodeMarks, StoreMark};
 use bytes::Bytes;
 use mainstay_proto::LINK_PROTOCOL;
 use mainstay_proto::v1 as pb;
@@ -112,8 +112,8 @@ pub struct Peer {
     pub instance: Instance,
     /// Release of its software.
     pub release: String,
-    /// The store that it votes from, if it is a witness.
-    pub store: Option<StoreMark>,
+    /// What it keeps its promises in.
+    pub stores: NodeMarks,
 }
 
 /// Why a link is not opened.
@@ -142,20 +142,17 @@ pub enum HelloError {
 
 /// The first frame in either direction of a link.
 #[must_use]
-pub fn hello(
-    cluster: ClusterId,
-    node: NodeId,
-    instance: Instance,
-    store: Option<StoreMark>,
-) -> pb::Frame {
+pub fn hello(cluster: ClusterId, node: NodeId, instance: Instance, stores: NodeMarks) -> pb::Frame {
     let hello = pb::Hello {
         cluster: cluster.0,
         node: node.0,
         instance: instance.0,
         protocol: LINK_PROTOCOL,
         release: env!("CARGO_PKG_VERSION").to_owned(),
-        witness_store: store.map_or(0, |store| store.id),
-        witness_boots: store.map_or(0, |store| store.boots),
+        witness_store: stores.witness.map_or(0, |store| store.id),
+        witness_boots: stores.witness.map_or(0, |store| store.boots),
+        data_store: stores.data.map_or(0, |store| store.id),
+        data_boots: stores.data.map_or(0, |store| store.boots),
     };
     pb::Frame {
         body: Some(Body::Hello(hello)),
@@ -186,10 +183,18 @@ pub fn accept_hello(frame: pb::Frame, cluster: ClusterId) -> Result<Peer, HelloE
         node: NodeId(hello.node),
         instance: Instance(hello.instance),
         release: hello.release,
-        store: (hello.witness_store != 0).then_some(StoreMark {
-            id: hello.witness_store,
-            boots: hello.witness_boots,
-        }),
+        stores: NodeMarks {
+            witness: mark(hello.instance, hello.witness_store, hello.witness_boots),
+            data: mark(hello.instance, hello.data_store, hello.data_boots),
+        },
+    })
+}
+
+fn mark(instance: u64, id: u64, boots: u64) -> Option<StoreMark> {
+    (id != 0).then_some(StoreMark {
+        id,
+        boots,
+        instance: Instance(instance),
     })
 }
 

@@ -143,6 +143,8 @@ fn links(golden: &mut Golden) {
         release: "0.1.0".to_owned(),
         witness_store: 0x5707,
         witness_boots: 3,
+        data_store: 0xda,
+        data_boots: 4,
     };
     let body = Some(pb::frame::Body::Hello(hello));
     golden.add("hello", &pb::Frame { body });

@@ -45,7 +45,7 @@ impl LinkService {
             );
             return Err(Status::permission_denied(text));
         }
-        node.check_store(&peer)
+        node.check_stores(&peer)
             .await
             .map_err(|error| Status::failed_precondition(error.to_string()))?;
         let (sender, receiver) = mpsc::channel(1);

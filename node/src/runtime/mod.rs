@@ -55,7 +55,7 @@ use events::{EventKind, EventLog};
 use forced::Forced;
 use peers::Peers;
 use rounds::Rounds;
-use store_marks::{MarkError, StoreMark, StoreMarks};
+use store_marks::{MarkError, NodeMarks, StoreMarks};
 
 use crate::wire;
 
@@ -180,11 +180,11 @@ pub struct Node {
     /// Until when this node's witness replaces nobody on suspicion.
     held_down: Mutex<BTreeMap<VolumeId, MonoTime>>,
     witness: Option<mpsc::UnboundedSender<WitnessInput>>,
-    /// The store that the witness here votes from.
-    own_store: Option<StoreMark>,
-    /// The stores that witnesses vote from.
+    /// What this node keeps its promises in.
+    own_stores: NodeMarks,
+    /// What the others keep theirs in.
     stores: StoreMarks,
-    /// Witnesses that were refused for their store, and of which that was said.
+    /// Nodes that were refused for their stores, and of which that was said.
     forgetful: Mutex<std::collections::BTreeSet<NodeId>>,
     heard: Mutex<Vec<(NodeId, Option<Duration>)>>,
     next_conn: AtomicU64,
@@ -198,7 +198,7 @@ impl Node {
         instance: Instance,
         beats: BeatsHandle,
         witness: Option<mpsc::UnboundedSender<WitnessInput>>,
-        own_store: Option<StoreMark>,
+        own_stores: NodeMarks,
         stores: StoreMarks,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -220,7 +220,7 @@ impl Node {
             registers: Mutex::default(),
             held_down: Mutex::default(),
             witness,
-            own_store,
+            own_stores,
             stores,
             forgetful: Mutex::default(),
             heard: Mutex::default(),
@@ -258,20 +258,17 @@ impl Node {
             settings.cluster,
             settings.node,
             self.instance,
-            self.own_store,
+            self.own_stores,
         )
     }
 
-    /// Whether the node at the other end of a link, if it is a witness, votes from the store that it always had.
+    /// Whether the node at the other end of a link still has what it kept its promises in.
     ///
     /// # Errors
     /// It does not, or nobody could tell later: the link must not be used.
-    pub async fn check_store(self: &Arc<Self>, peer: &wire::Peer) -> Result<(), MarkError> {
-        let Some(mark) = peer.store else {
-            return Ok(());
-        };
-        let (this, node) = (self.clone(), peer.node);
-        let checked = tokio::task::spawn_blocking(move || this.stores.check(node, mark)).await;
+    pub async fn check_stores(self: &Arc<Self>, peer: &wire::Peer) -> Result<(), MarkError> {
+        let (this, node, stores) = (self.clone(), peer.node, peer.stores);
+        let checked = tokio::task::spawn_blocking(move || this.stores.check(node, stores)).await;
         let checked = checked.unwrap_or(Ok(()));
         if let Err(error) = &checked {
             let mut said = self

@@ -138,7 +138,7 @@ async fn run_link(node: &Arc<Node>, peer: &PeerSettings) -> anyhow::Result<()> {
             peer.node
         );
     }
-    node.check_store(&found).await?;
+    node.check_stores(&found).await?;
     node.peers.set(peer.node, Some(sender));
     tracing::debug!(peer = %peer.node, "link up");
     node.link_changed(peer.node, true);

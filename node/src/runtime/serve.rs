@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use super::admin_service::AdminService;
 use super::client_service::ClientService;
 use super::link_service::LinkService;
-use super::store_marks::StoreMarks;
+use super::store_marks::{self, NodeMarks, StoreMarks};
 use super::witness_store::WitnessStore;
 use super::{Node, Settings, beats, events, peers, volumes, witness};
 
@@ -49,7 +49,10 @@ pub async fn start(
 ) -> anyhow::Result<Running> {
     let (beats_handle, beats_queue) = beats::channel();
     let stores = StoreMarks::open(&settings.data_dir)?;
-    let (mut store, mut own_store) = (None, None);
+    let (mut store, mut own_stores) = (None, NodeMarks::default());
+    if settings.data {
+        own_stores.data = Some(store_marks::begin_data(&settings.data_dir, instance)?);
+    }
     if settings.witness {
         std::fs::create_dir_all(witness_dir).with_context(|| witness_dir.display().to_string())?;
         let mut opened = WitnessStore::open(
@@ -65,11 +68,11 @@ pub async fn start(
                 .as_millis(),
         )?;
         settings.lease.lease_longest = Duration::from_millis(opened.longest_lease_ms(present)?);
-        let mark = opened.begin()?;
-        // The node may have lost the store alone, beside the rest of its directory.
-        stores.check(settings.node, mark)?;
-        (store, own_store) = (Some(opened), Some(mark));
+        own_stores.witness = Some(opened.begin(instance)?);
+        store = Some(opened);
     }
+    // A node may have lost one of them alone, beside the rest of its directory.
+    stores.check(settings.node, own_stores)?;
     let (witness_to, witness_inputs) = mpsc::unbounded_channel();
     let witness_to = store.is_some().then_some(witness_to);
     let node = Node::new(
@@ -77,7 +80,7 @@ pub async fn start(
         instance,
         beats_handle,
         witness_to,
-        own_store,
+        own_stores,
         stores,
     );
     let witness = store

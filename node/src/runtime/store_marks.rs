@@ -1,33 +1,66 @@
-//! Which store each witness votes from, as this node has seen it: a witness that lost its store, or got an older copy of it
-//! back, has forgotten promises and must not vote under its old number (trap M1, rule R8).
+//! What each node keeps its promises in, as this node has seen it: one that got an older copy back has forgotten promises and
+//! acknowledged entries, and must not speak under its old name (trap M1, rule R8).
 //!
-//! A mark is the random id of a store and the number of its starts. It travels in every `Hello`, and whoever hears it keeps it
-//! durably before the link carries anything. Another id, or a lower count, closes the link in both directions: to this node
-//! that witness is silent from then on. The first mark of a witness is believed.
+//! A mark is a random id, the number of starts, and the process that counted the last one. Witness stores and data directories have one each; both travel in every
+//! `Hello`, and whoever hears them keeps them durably before the link carries anything. A lower count, or the same one of another
+//! process, closes the link in both directions: to this node the other one is silent from then on. So does another id of a witness, whose votes go by its
+//! number. A data directory with another id is a blank one: its copies have new incarnations, and those count for nothing.
+//! The first mark is believed.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use mainstay_types::NodeId;
+use mainstay_storage::engine::is_no_space;
+use mainstay_types::{Instance, NodeId};
 use serde::{Deserialize, Serialize};
 
-const FILE: &str = "witness-stores.json";
+const FILE: &str = "stores-seen.json";
+const OWN: &str = "store-mark.json";
 
 /// A store at one start of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreMark {
     /// Drawn at random when the store was made; not zero.
     pub id: u64,
-    /// How often it was opened.
+    /// How often it was opened; zero if there was no room to count this time, which proves nothing.
     pub boots: u64,
+    /// The process that opened it.
+    pub instance: Instance,
 }
 
-/// Why a witness is not listened to.
+impl StoreMark {
+    /// Of the next start, by `instance`.
+    #[must_use]
+    pub fn after(before: Option<Self>, instance: Instance) -> Self {
+        Self {
+            id: before.map_or_else(|| rand::random_range(1..=u64::MAX), |mark| mark.id),
+            boots: before.map_or(0, |mark| mark.boots) + 1,
+            instance,
+        }
+    }
+
+    /// Whether a process that says `self` cannot be a later one than, or the same as, one that said `known`.
+    fn is_older(&self, known: &Self) -> bool {
+        let again = self.boots == known.boots && self.instance != known.instance;
+        self.boots != 0 && (self.boots < known.boots || again)
+    }
+}
+
+/// What a node says of itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeMarks {
+    /// The store that it votes from, if it is a witness.
+    pub witness: Option<StoreMark>,
+    /// The directory that it keeps copies in, if it holds data.
+    pub data: Option<StoreMark>,
+}
+
+/// Why a node is not listened to.
 #[derive(Debug, thiserror::Error)]
 pub enum MarkError {
-    /// Its store was replaced.
+    /// A witness's store was replaced.
     #[error(
         "witness {node} votes from another store than before: a new one has forgotten what it promised. Give it its old \
          store back; if that is lost, keep the witness off: the others go on without it as long as they are a majority"
@@ -36,7 +69,7 @@ pub enum MarkError {
         /// The witness.
         node: NodeId,
     },
-    /// Its store is an older copy.
+    /// A witness's store is an older copy.
     #[error(
         "witness {node} votes from an older copy of its store ({found} starts, {known} are known): it has forgotten what it \
          promised since. Give it its newest store back, or keep it off"
@@ -49,7 +82,20 @@ pub enum MarkError {
         /// The greatest count that this node has seen.
         known: u64,
     },
-    /// This node cannot keep the mark, and so must not act on it.
+    /// A data directory is an older copy.
+    #[error(
+        "node {node} runs on an older copy of its data directory ({found} starts, {known} are known): it lacks what it \
+         acknowledged since. Give it its newest directory back, or an empty one: it is then filled from the other copies"
+    )]
+    OlderData {
+        /// The node.
+        node: NodeId,
+        /// Its count.
+        found: u64,
+        /// The greatest count that this node has seen.
+        known: u64,
+    },
+    /// This node cannot keep a mark, and so must not act on it.
     #[error("{path}: {why}")]
     File {
         /// Which file.
@@ -63,7 +109,7 @@ pub enum MarkError {
 #[derive(Debug)]
 pub struct StoreMarks {
     path: PathBuf,
-    known: Mutex<BTreeMap<NodeId, StoreMark>>,
+    known: Mutex<BTreeMap<NodeId, NodeMarks>>,
 }
 
 impl StoreMarks {
@@ -73,49 +119,100 @@ impl StoreMarks {
     /// The file does not read.
     pub fn open(dir: &Path) -> Result<Self, MarkError> {
         let path = dir.join(FILE);
-        let known = match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
-                let why = format!(
-                    "{error}. It says which store each witness votes from; remove it only if none was replaced or restored"
-                );
-                MarkError::File {
-                    path: path.display().to_string(),
-                    why,
-                }
-            })?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
-            Err(error) => return Err(file_error(&path, &error)),
-        };
+        let known = read(&path)?.unwrap_or_default();
         Ok(Self {
             path,
             known: Mutex::new(known),
         })
     }
 
-    /// Judges what a witness says of its store, and keeps it, durably on return. Blocks on the disk if it is news.
+    /// Judges what a node says of its stores, and keeps it, durably on return. Blocks on the disk if it is news.
     ///
     /// # Errors
-    /// The witness must not be listened to; or the mark could not be kept.
-    pub fn check(&self, node: NodeId, found: StoreMark) -> Result<(), MarkError> {
+    /// The node must not be listened to; or the marks could not be kept.
+    pub fn check(&self, node: NodeId, found: NodeMarks) -> Result<(), MarkError> {
         let mut known = self.known.lock().expect("no panic while the lock is held");
-        match known.get(&node) {
-            Some(before) if before.id != found.id => return Err(MarkError::OtherStore { node }),
-            Some(before) if before.boots > found.boots => {
-                return Err(MarkError::OlderStore {
-                    node,
-                    found: found.boots,
-                    known: before.boots,
-                });
-            }
-            Some(before) if *before == found => return Ok(()),
-            _ => {}
+        let before = known.get(&node).copied().unwrap_or_default();
+        if let (Some(before), Some(found)) = (before.witness, found.witness) {
+            check_witness(node, before, found)?;
+        }
+        if let (Some(before), Some(found)) = (before.data, found.data) {
+            check_data(node, before, found)?;
+        }
+        // A node that is no witness for a while stays known as the one that it was.
+        let after = NodeMarks {
+            witness: newer(before.witness, found.witness),
+            data: newer(before.data, found.data),
+        };
+        if after == before {
+            return Ok(());
         }
         let mut next = known.clone();
-        next.insert(node, found);
-        store(&self.path, &next).map_err(|error| file_error(&self.path, &error))?;
+        next.insert(node, after);
+        write(&self.path, &next)?;
         *known = next;
         Ok(())
     }
+}
+
+fn newer(before: Option<StoreMark>, found: Option<StoreMark>) -> Option<StoreMark> {
+    let counted = found.filter(|found| found.boots != 0 || before.is_none());
+    counted.or(before)
+}
+
+fn check_witness(node: NodeId, before: StoreMark, found: StoreMark) -> Result<(), MarkError> {
+    if before.id != found.id {
+        return Err(MarkError::OtherStore { node });
+    }
+    if found.is_older(&before) {
+        let (found, known) = (found.boots, before.boots);
+        return Err(MarkError::OlderStore { node, found, known });
+    }
+    Ok(())
+}
+
+fn check_data(node: NodeId, before: StoreMark, found: StoreMark) -> Result<(), MarkError> {
+    if before.id == found.id && found.is_older(&before) {
+        let (found, known) = (found.boots, before.boots);
+        return Err(MarkError::OlderData { node, found, known });
+    }
+    Ok(())
+}
+
+/// Counts one start more of the data directory `dir`, durably on return, and says which it is.
+///
+/// # Errors
+/// The file does not read, or cannot be written.
+pub fn begin_data(dir: &Path, instance: Instance) -> Result<StoreMark, MarkError> {
+    let path = dir.join(OWN);
+    let before: Option<StoreMark> = read(&path)?;
+    let next = StoreMark::after(before, instance);
+    match (store(&path, &next), before) {
+        (Ok(()), _) => Ok(next),
+        (Err(error), Some(_)) if is_no_space(&error) => Ok(StoreMark { boots: 0, ..next }),
+        (Err(error), _) => Err(file_error(&path, &error)),
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, MarkError> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(file_error(path, &error)),
+    };
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| {
+        let why = format!(
+            "{error}. It tells stores from older copies of them; remove it only if none was replaced or restored"
+        );
+        MarkError::File {
+            path: path.display().to_string(),
+            why,
+        }
+    })
+}
+
+fn write<T: Serialize>(path: &Path, content: &T) -> Result<(), MarkError> {
+    store(path, content).map_err(|error| file_error(path, &error))
 }
 
 fn file_error(path: &Path, error: &std::io::Error) -> MarkError {
@@ -126,11 +223,11 @@ fn file_error(path: &Path, error: &std::io::Error) -> MarkError {
 }
 
 /// Replaces the file: a crash leaves the old one or the new one.
-fn store(path: &Path, known: &BTreeMap<NodeId, StoreMark>) -> std::io::Result<()> {
+fn store<T: Serialize>(path: &Path, content: &T) -> std::io::Result<()> {
     let dir = path.parent().unwrap_or_else(|| Path::new("."));
     let aside = path.with_extension("new");
     let mut file = std::fs::File::create(&aside)?;
-    file.write_all(&serde_json::to_vec(known)?)?;
+    file.write_all(&serde_json::to_vec(content)?)?;
     file.sync_all()?;
     std::fs::rename(&aside, path)?;
     std::fs::File::open(dir)?.sync_all()
@@ -140,19 +237,44 @@ fn store(path: &Path, known: &BTreeMap<NodeId, StoreMark>) -> std::io::Result<()
 mod tests {
     use super::*;
 
+    fn mark(id: u64, boots: u64) -> StoreMark {
+        let instance = Instance(100 + boots);
+        StoreMark {
+            id,
+            boots,
+            instance,
+        }
+    }
+
+    fn witness(id: u64, boots: u64) -> NodeMarks {
+        NodeMarks {
+            witness: Some(mark(id, boots)),
+            data: None,
+        }
+    }
+
+    fn data(id: u64, boots: u64) -> NodeMarks {
+        NodeMarks {
+            witness: None,
+            data: Some(mark(id, boots)),
+        }
+    }
+
     #[test]
     fn a_witness_that_forgot_is_told_from_one_that_restarted() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (w, mark) = (NodeId(101), |id, boots| StoreMark { id, boots });
+        let w = NodeId(101);
         {
             let marks = StoreMarks::open(dir.path()).expect("opens");
-            marks.check(w, mark(7, 3)).expect("the first is believed");
-            marks.check(w, mark(7, 3)).expect("the same process again");
-            marks.check(w, mark(7, 5)).expect("restarted");
-            marks.check(NodeId(102), mark(8, 1)).expect("another one");
+            marks
+                .check(w, witness(7, 3))
+                .expect("the first is believed");
+            marks.check(w, witness(7, 3)).expect("the same process");
+            marks.check(w, witness(7, 5)).expect("restarted");
+            marks.check(NodeId(102), witness(8, 1)).expect("another");
         }
         let marks = StoreMarks::open(dir.path()).expect("opens");
-        let older = marks.check(w, mark(7, 4));
+        let older = marks.check(w, witness(7, 4));
         assert!(
             matches!(
                 older,
@@ -164,23 +286,65 @@ mod tests {
             ),
             "{older:?}"
         );
-        let other = marks.check(w, mark(9, 9));
+        marks.check(w, NodeMarks::default()).expect("no witness");
+        let other = marks.check(w, witness(9, 9));
         assert!(
             matches!(other, Err(MarkError::OtherStore { .. })),
             "{other:?}"
         );
+        marks.check(w, witness(7, 6)).expect("still welcome");
+    }
+
+    #[test]
+    fn an_older_data_directory_is_refused_and_a_blank_one_is_not() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (marks, n) = (StoreMarks::open(dir.path()).expect("opens"), NodeId(1));
+        let first = begin_data(dir.path(), Instance(1)).expect("counted");
+        let second = begin_data(dir.path(), Instance(2)).expect("counted");
+        assert_eq!((second.id, second.boots), (first.id, first.boots + 1));
+        marks.check(n, data(first.id, 5)).expect("believed");
+        let older = marks.check(n, data(first.id, 4));
+        assert!(
+            matches!(
+                older,
+                Err(MarkError::OlderData {
+                    found: 4,
+                    known: 5,
+                    ..
+                })
+            ),
+            "{older:?}"
+        );
+        // Put back once, it counts to the same number again: another process does.
+        let again = NodeMarks {
+            data: Some(StoreMark {
+                instance: Instance(9),
+                ..mark(first.id, 5)
+            }),
+            ..NodeMarks::default()
+        };
+        let again = marks.check(n, again);
+        assert!(
+            matches!(again, Err(MarkError::OlderData { .. })),
+            "{again:?}"
+        );
         marks
-            .check(w, mark(7, 6))
-            .expect("the right one is still welcome");
+            .check(n, data(first.id, 0))
+            .expect("had no room to count");
+        let older = marks.check(n, data(first.id, 4));
+        assert!(
+            matches!(older, Err(MarkError::OlderData { .. })),
+            "{older:?}"
+        );
+        marks.check(n, data(first.id ^ 1, 1)).expect("a blank one");
     }
 
     #[test]
     fn a_mark_that_cannot_be_kept_is_not_acted_upon() {
         let dir = tempfile::tempdir().expect("a directory");
         let marks = StoreMarks::open(&dir.path().join("gone")).expect("nothing is known");
-        let mark = StoreMark { id: 1, boots: 1 };
         for _ in 0..2 {
-            let kept = marks.check(NodeId(101), mark);
+            let kept = marks.check(NodeId(101), witness(1, 1));
             assert!(matches!(kept, Err(MarkError::File { .. })), "{kept:?}");
         }
         std::fs::write(dir.path().join(FILE), b"{nonsense").expect("written");

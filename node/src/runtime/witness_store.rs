@@ -97,24 +97,19 @@ impl WitnessStore {
         self.database.as_ref().ok_or(StoreError::NoSpace)
     }
 
-    /// Counts one start more, durably, and says which store this is. Without room the count stays as it was: the same number
-    /// again is no reason for anybody to refuse.
+    /// Counts one start more, durably, and says which store this is.
     ///
     /// # Errors
     /// The database's.
-    pub fn begin(&mut self) -> Result<StoreMark, StoreError> {
+    pub fn begin(&mut self, instance: Instance) -> Result<StoreMark, StoreError> {
         let before = mark(self.database()?)?;
-        let next = StoreMark {
-            id: before.map_or_else(|| rand::random_range(1..=u64::MAX), |mark| mark.id),
-            boots: before.map_or(0, |mark| mark.boots) + 1,
-        };
+        let next = StoreMark::after(before, instance);
         match (save_mark(self.database()?, next), before) {
             (Ok(()), _) => Ok(next),
-            (Err(StoreError::NoSpace), Some(before)) => {
-                // Put anew with the next vote.
+            (Err(StoreError::NoSpace), Some(_)) => {
                 self.database = None;
                 self.database = Some(Database::create(&self.path).map_err(failed)?);
-                Ok(before)
+                Ok(StoreMark { boots: 0, ..next })
             }
             (Err(error), _) => Err(error),
         }
@@ -244,7 +239,12 @@ fn mark(database: &Database) -> Result<Option<StoreMark>, StoreError> {
     };
     let id = fact("store")?;
     let boots = fact("boots")?.unwrap_or(0);
-    Ok(id.map(|id| StoreMark { id, boots }))
+    let instance = Instance(fact("opened_by")?.unwrap_or(0));
+    Ok(id.map(|id| StoreMark {
+        id,
+        boots,
+        instance,
+    }))
 }
 
 fn save_mark(database: &Database, mark: StoreMark) -> Result<(), StoreError> {
@@ -253,6 +253,7 @@ fn save_mark(database: &Database, mark: StoreMark) -> Result<(), StoreError> {
         let mut facts = write.open_table(FACTS).map_err(failed)?;
         facts.insert("store", mark.id).map_err(failed)?;
         facts.insert("boots", mark.boots).map_err(failed)?;
+        facts.insert("opened_by", mark.instance.0).map_err(failed)?;
     }
     write.commit().map_err(failed)
 }
@@ -323,7 +324,7 @@ mod tests {
             let mut store = WitnessStore::open(&path, ClusterId(1), NodeId(101)).expect("opens");
             store.save(&[(VolumeId(5), record.clone())]).expect("saves");
             assert_eq!(store.longest_lease_ms(800).expect("stored"), 800);
-            first = store.begin().expect("counted");
+            first = store.begin(Instance(1)).expect("counted");
         }
         {
             let mut store = WitnessStore::open(&path, ClusterId(1), NodeId(101)).expect("opens");
@@ -332,7 +333,7 @@ mod tests {
                 Some(&record)
             );
             assert_eq!(store.longest_lease_ms(500).expect("stored"), 800);
-            let second = store.begin().expect("counted");
+            let second = store.begin(Instance(2)).expect("counted");
             assert_eq!((second.id, second.boots), (first.id, first.boots + 1));
         }
         let other = WitnessStore::open(&path, ClusterId(1), NodeId(102));

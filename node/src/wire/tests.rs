@@ -15,6 +15,8 @@ use proptest::option;
 use proptest::prelude::*;
 use prost::Message as _;
 
+use crate::runtime::store_marks::NodeMarks;
+
 use super::{HelloError, NUMBER_MAX, WireError, accept_hello, decode, encode, hello};
 
 fn number() -> impl Strategy<Value = u64> + Clone {
@@ -448,7 +450,12 @@ fn frames_without_a_known_body_are_refused() {
     };
     assert_eq!(decode(empty), Err(WireError::Missing("witness.body")));
     assert_eq!(
-        decode(hello(ClusterId(1), NodeId(1), Instance(1), None)),
+        decode(hello(
+            ClusterId(1),
+            NodeId(1),
+            Instance(1),
+            NodeMarks::default()
+        )),
         Err(WireError::Hello)
     );
 }
@@ -456,14 +463,14 @@ fn frames_without_a_known_body_are_refused() {
 #[test]
 fn a_link_opens_between_nodes_of_one_cluster_and_protocol() {
     let peer = accept_hello(
-        hello(ClusterId(7), NodeId(2), Instance(3), None),
+        hello(ClusterId(7), NodeId(2), Instance(3), NodeMarks::default()),
         ClusterId(7),
     )
     .expect("same cluster");
     assert_eq!((peer.node, peer.instance), (NodeId(2), Instance(3)));
     assert_eq!(
         accept_hello(
-            hello(ClusterId(7), NodeId(2), Instance(3), None),
+            hello(ClusterId(7), NodeId(2), Instance(3), NodeMarks::default()),
             ClusterId(8)
         ),
         Err(HelloError::OtherCluster {

@@ -1,12 +1,15 @@
-//! A witness that lost its store, or got an older one back: nobody listens to it, and everything goes on without it.
+//! A node that lost what it kept its promises in, or got an older copy back: nobody listens to it, and everything goes on
+//! without it.
 
 mod support;
+
+use std::time::Duration;
 
 use bytes::Bytes;
 use mainstay_client::report::{CreateVolume, EventFilter, Promote};
 use mainstay_client::{Admin, Client, ClientConfig, LogVolume};
 use mainstay_types::{NodeId, VolumeKind};
-use support::{Cluster, healed};
+use support::{Cluster, PATIENCE, healed};
 
 const LEDGER: &str = "ledger";
 const WITNESS: NodeId = NodeId(101);
@@ -43,14 +46,18 @@ async fn told(admin: &Admin, text: &str) -> bool {
     false
 }
 
+async fn until_told(admin: &Admin, text: &str) {
+    let give_up = tokio::time::Instant::now() + PATIENCE;
+    while !told(admin, text).await {
+        assert!(tokio::time::Instant::now() < give_up, "nobody says so");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// The two others promote and grant; the one that forgot counts for nobody. With one of the others down it would be needed:
 /// then nothing is promoted, rather than by a witness that does not know what it promised.
 async fn goes_on_without_it(cluster: &mut Cluster, admin: &Admin, log: &LogVolume, said: &str) {
-    let give_up = tokio::time::Instant::now() + support::PATIENCE;
-    while !told(admin, said).await {
-        assert!(tokio::time::Instant::now() < give_up, "nobody says so");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    until_told(admin, said).await;
     let status = admin.status().await.expect("status");
     let reached = status
         .nodes
@@ -106,5 +113,34 @@ async fn a_witness_with_an_older_store_does_not_vote_again() {
     cluster.put_back(WITNESS, &kept);
     cluster.restart(WITNESS).await;
     goes_on_without_it(&mut cluster, &admin, &log, "an older copy of its store").await;
+    cluster.shut_down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_data_directory_is_refused_and_an_empty_one_is_filled() {
+    let mut cluster = Cluster::start().await;
+    let (admin, log) = with_ledger(&cluster).await;
+    let node = NodeId(3);
+    cluster.stop(node).await;
+    let kept = cluster.scratch().join("kept");
+    cluster.save(node, &kept);
+    cluster.restart(node).await;
+    healed(&admin, LEDGER, 3).await;
+    log.append(Bytes::from_static(b"two"))
+        .await
+        .expect("committed");
+    cluster.stop(node).await;
+    // It acknowledged "two", and does not know.
+    cluster.put_back(node, &kept);
+    cluster.restart(node).await;
+    until_told(&admin, "an older copy of its data directory").await;
+    log.append(Bytes::from_static(b"three"))
+        .await
+        .expect("committed without it");
+
+    cluster.stop(node).await;
+    cluster.wipe(node);
+    cluster.restart(node).await;
+    healed(&admin, LEDGER, 3).await;
     cluster.shut_down().await;
 }
