@@ -63,6 +63,8 @@ pub struct LeaseConfig {
     pub attempt: Duration,
     /// How promotions on suspicion are spaced.
     pub hold_down: HoldDownConfig,
+    /// How long the external fence may run; `None` if there is none. The same on every witness.
+    pub external_fence: Option<Duration>,
     /// Deliberate mistakes, for the simulator.
     pub mistakes: Mistakes,
 }
@@ -80,6 +82,7 @@ impl Default for LeaseConfig {
             retry: Duration::from_millis(50),
             attempt: Duration::from_millis(1500),
             hold_down: HoldDownConfig::default(),
+            external_fence: None,
             mistakes: Mistakes::NONE,
         }
     }

@@ -43,6 +43,6 @@ pub use register::Round;
 pub use rng::Rng;
 pub use runs::EpochRuns;
 pub use witness::{
-    Certificate, ForceRefused, ForceRequest, ForceResult, Loss, Witness, WitnessEvent,
-    WitnessInput, WitnessOutput, WitnessRecord, WitnessStart,
+    Certificate, ExternalFence, ExternalFenceResult, ForceRefused, ForceRequest, ForceResult, Loss,
+    Witness, WitnessEvent, WitnessInput, WitnessOutput, WitnessRecord, WitnessStart,
 };

@@ -5,6 +5,8 @@ use std::time::Duration;
 use mainstay_replication::{HoldDownConfig, LeaseConfig, MemberConfig};
 use mainstay_types::{ClusterId, VolumeName};
 
+use crate::runtime::operator_command::OperatorCommand;
+
 use super::{HostPort, LeaseSection, NbdSection, NodeSection, ReplicationSection};
 
 const MIB: u64 = 1 << 20;
@@ -49,8 +51,28 @@ impl super::Config {
     /// What leases and witnesses take.
     #[must_use]
     pub fn lease_config(&self) -> LeaseConfig {
-        LeaseConfig::from(&self.lease)
+        let fence = self.fence.as_ref();
+        LeaseConfig {
+            external_fence: fence.map(|fence| Duration::from_millis(fence.timeout_ms)),
+            ..LeaseConfig::from(&self.lease)
+        }
     }
+
+    /// The external fence.
+    #[must_use]
+    pub fn fence_command(&self) -> Option<OperatorCommand> {
+        let fence = self.fence.as_ref()?;
+        command(&fence.command, fence.timeout_ms)
+    }
+}
+
+fn command(words: &[String], timeout_ms: u64) -> Option<OperatorCommand> {
+    let (program, arguments) = words.split_first()?;
+    Some(OperatorCommand {
+        program: program.into(),
+        arguments: arguments.to_vec(),
+        timeout: Duration::from_millis(timeout_ms),
+    })
 }
 
 impl From<&ReplicationSection> for MemberConfig {

@@ -109,6 +109,21 @@ impl Default for LeaseSection {
     }
 }
 
+/// `[fence]`: the external fence. The same on every witness.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FenceSection {
+    /// The program, as an absolute path, and its arguments.
+    pub command: Vec<String>,
+    /// It is killed then, and counts as failed.
+    #[serde(default = "fence_timeout_ms")]
+    pub timeout_ms: u64,
+}
+
+fn fence_timeout_ms() -> u64 {
+    10_000
+}
+
 /// `[replication]`: between members of a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]

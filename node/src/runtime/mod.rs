@@ -15,8 +15,10 @@ pub mod clock;
 pub mod copies;
 pub mod event_file;
 pub mod events;
+mod external_fence;
 pub mod forced;
 pub mod link_service;
+pub mod operator_command;
 pub mod peers;
 pub mod rounds;
 pub mod serve;
@@ -50,6 +52,7 @@ use beats::BeatsHandle;
 use copies::Copies;
 use events::EventLog;
 use forced::Forced;
+use operator_command::OperatorCommand;
 use peers::Peers;
 use rounds::Rounds;
 
@@ -91,6 +94,8 @@ pub struct Settings {
     pub volume: VolumeConfig,
     /// Leases.
     pub lease: LeaseConfig,
+    /// The external fence, on a witness that has one; `lease` says how long it may run, too.
+    pub fence: Option<OperatorCommand>,
     /// Unanswered payload of one client connection.
     pub client_bytes_max: u64,
     /// Greatest block volume.

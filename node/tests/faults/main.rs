@@ -12,6 +12,7 @@
 mod bad_input;
 mod clients;
 mod disks;
+mod external_fence;
 mod full_disks;
 mod image;
 mod kills;

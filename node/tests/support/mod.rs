@@ -200,6 +200,7 @@ fn settings(
         segment_bytes: 2 << 20,
         volume: volume.clone(),
         lease: LeaseConfig::default(),
+        fence: None,
         client_bytes_max: 64 << 20,
         volume_bytes_max: 1 << 40,
         volumes_max: 100,
