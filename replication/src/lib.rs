@@ -23,6 +23,7 @@ mod mistakes;
 mod primary;
 mod progress;
 pub mod quorum;
+mod readiness;
 mod reads;
 mod reconfig;
 mod register;

@@ -32,6 +32,7 @@ pub(super) fn mistakes(config: &Config, spans: &Spans<'_>) -> Vec<Mistake> {
     checker.witnesses();
     checker.lease();
     checker.fence();
+    checker.hooks();
     checker.replication();
     checker.sizes();
     checker.nbd();
@@ -344,6 +345,16 @@ impl Checker<'_> {
         };
         self.command("fence", "command", &fence.command);
         self.command_timeout("fence", fence.timeout_ms);
+    }
+
+    fn hooks(&mut self) {
+        let hooks = &self.config.hooks;
+        for (key, words) in [("promoted", &hooks.promoted), ("demoted", &hooks.demoted)] {
+            if let Some(words) = words {
+                self.command("hooks", key, words);
+            }
+        }
+        self.command_timeout("hooks", hooks.timeout_ms);
     }
 
     /// A command that could not run when it is needed is refused now.

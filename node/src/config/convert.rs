@@ -5,6 +5,7 @@ use std::time::Duration;
 use mainstay_replication::{HoldDownConfig, LeaseConfig, MemberConfig};
 use mainstay_types::{ClusterId, VolumeName};
 
+use crate::runtime::hooks::HookCommands;
 use crate::runtime::operator_command::OperatorCommand;
 
 use super::{HostPort, LeaseSection, NbdSection, NodeSection, ReplicationSection};
@@ -45,7 +46,10 @@ impl super::Config {
     /// What the replication core of a member takes.
     #[must_use]
     pub fn member_config(&self) -> MemberConfig {
-        MemberConfig::from(&self.replication)
+        MemberConfig {
+            await_ready: self.hooks.promoted.is_some(),
+            ..MemberConfig::from(&self.replication)
+        }
     }
 
     /// What leases and witnesses take.
@@ -55,6 +59,17 @@ impl super::Config {
         LeaseConfig {
             external_fence: fence.map(|fence| Duration::from_millis(fence.timeout_ms)),
             ..LeaseConfig::from(&self.lease)
+        }
+    }
+
+    /// The hooks.
+    #[must_use]
+    pub fn hook_commands(&self) -> HookCommands {
+        let hooks = &self.hooks;
+        let hook = |words: &Option<Vec<String>>| command(words.as_ref()?, hooks.timeout_ms);
+        HookCommands {
+            promoted: hook(&hooks.promoted),
+            demoted: hook(&hooks.demoted),
         }
     }
 

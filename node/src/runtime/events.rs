@@ -42,6 +42,8 @@ pub enum EventKind {
     Flapping,
     /// The external fence failed.
     ExternalFenceFailed,
+    /// A hook failed.
+    HookFailed,
     /// A primary on this node stopped serving.
     SteppedDown,
     /// A copy became a member.
@@ -319,6 +321,20 @@ impl EventLog {
         }
     }
 
+    /// A hook did not succeed.
+    pub(super) fn hook_failed(&self, volume: &VolumeName, epoch: Epoch, hook: &str, said: &str) {
+        let goes_on = match hook {
+            "promoted" => "the volume is served all the same",
+            _ => "the volume goes on without this primary",
+        };
+        let message = format!("the hook `{hook}` of epoch {epoch} failed: {said}; {goes_on}");
+        self.add(Event {
+            volume: Some(volume.clone()),
+            epoch,
+            ..warning(EventKind::HookFailed, message)
+        });
+    }
+
     /// A copy of an ended history was put aside.
     pub(super) fn set_aside(&self, volume: &VolumeName, register: &Register, path: &Path) {
         let message = format!(
@@ -369,6 +385,7 @@ fn encode(node: NodeId, number: u64, event: Event) -> pb::Event {
         EventKind::Promoted => pb::EventKind::Promoted,
         EventKind::Flapping => pb::EventKind::Flapping,
         EventKind::ExternalFenceFailed => pb::EventKind::ExternalFenceFailed,
+        EventKind::HookFailed => pb::EventKind::HookFailed,
         EventKind::SteppedDown => pb::EventKind::SteppedDown,
         EventKind::MemberAdded => pb::EventKind::MemberAdded,
         EventKind::MemberRemoved => pb::EventKind::MemberRemoved,

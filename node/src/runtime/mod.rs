@@ -17,6 +17,7 @@ pub mod event_file;
 pub mod events;
 mod external_fence;
 pub mod forced;
+pub mod hooks;
 pub mod link_service;
 pub mod operator_command;
 pub mod peers;
@@ -52,6 +53,7 @@ use beats::BeatsHandle;
 use copies::Copies;
 use events::EventLog;
 use forced::Forced;
+use hooks::{HookCommands, Hooks};
 use operator_command::OperatorCommand;
 use peers::Peers;
 use rounds::Rounds;
@@ -96,6 +98,8 @@ pub struct Settings {
     pub lease: LeaseConfig,
     /// The external fence, on a witness that has one; `lease` says how long it may run, too.
     pub fence: Option<OperatorCommand>,
+    /// What is run when a volume here becomes primary and when it ceases to be; `volume` says whether it waits for that.
+    pub hooks: HookCommands,
     /// Unanswered payload of one client connection.
     pub client_bytes_max: u64,
     /// Greatest block volume.
@@ -164,6 +168,8 @@ pub struct Node {
     pub copies: Copies,
     /// Forced promotions that the witness here is at.
     pub forced: Forced,
+    /// Hooks that run.
+    pub hooks: Hooks,
     /// A stop was asked for.
     pub stopping: watch::Sender<bool>,
     /// Everything that others wait for is done.
@@ -202,6 +208,7 @@ impl Node {
             events: EventLog::open(settings.node, &settings.data_dir),
             copies: Copies::default(),
             forced: Forced::default(),
+            hooks: Hooks::default(),
             stopping: watch::channel(false).0,
             stopped: watch::channel(false).0,
             volumes: RwLock::default(),

@@ -19,7 +19,7 @@ use super::admin_service::AdminService;
 use super::client_service::ClientService;
 use super::link_service::LinkService;
 use super::witness_store::WitnessStore;
-use super::{Node, Settings, beats, events, peers, volumes, witness};
+use super::{Node, Settings, beats, events, hooks, peers, volumes, witness};
 
 /// How long a stop waits for open streams to end by themselves.
 const STREAMS_END: Duration = Duration::from_millis(300);
@@ -144,6 +144,7 @@ impl Running {
         if tokio::time::timeout(STREAMS_END, all).await.is_err() {
             tracing::debug!("some streams were cut");
         }
+        hooks::finish(node).await;
         drop(self.witness);
     }
 }

@@ -14,6 +14,7 @@ mod clients;
 mod disks;
 mod external_fence;
 mod full_disks;
+mod hooks;
 mod image;
 mod kills;
 mod network;
