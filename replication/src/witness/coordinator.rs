@@ -407,9 +407,10 @@ impl Witness {
         };
         let (register, epoch) = (register.clone(), *epoch);
         let prefer = c.prefer.or_else(|| {
-            // An orphaned fence or seal says nothing against the present primary.
+            // An orphaned fence or seal says nothing against the present primary. And a machine that answers is not struck if
+            // it can be primary again, for instance after a start of the whole cluster.
             let orphan = matches!(c.reason, SuspectReason::Fenced | SuspectReason::SealedAbove);
-            orphan.then_some(register.primary.node)
+            (orphan || self.strikes(volume, &register)).then_some(register.primary.node)
         });
         let mut avoid = self.unwell(volume, &register);
         avoid.extend(&c.overdue);

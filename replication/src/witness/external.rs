@@ -94,17 +94,23 @@ impl Witness {
         register: &Register,
         chosen: &PrimaryId,
     ) -> Option<Target> {
-        self.config.external_fence?;
         let old = register.primary;
-        let released = self
-            .grants
-            .get(&volume)
-            .is_some_and(|grants| grants.has_released(register.epoch, old.instance));
-        let gone = self.external.gone.contains_key(&old.instance);
-        (chosen.node != old.node && !released && !gone).then_some(Target {
+        let needed = self.strikes(volume, register) && chosen.node != old.node;
+        needed.then_some(Target {
             node: old.node,
             instance: Some(old.instance),
         })
+    }
+
+    /// Whether to choose any other node than the registered primary's costs an external fence.
+    pub(super) fn strikes(&self, volume: VolumeId, register: &Register) -> bool {
+        let (epoch, instance) = (register.epoch, register.primary.instance);
+        let released = self
+            .grants
+            .get(&volume)
+            .is_some_and(|grants| grants.has_released(epoch, instance));
+        let gone = self.external.gone.contains_key(&instance);
+        self.config.external_fence.is_some() && !released && !gone
     }
 
     /// What was said when the registered primary was fenced from outside, for the certificate of its replacement.

@@ -141,6 +141,18 @@ fn the_command_never_strikes_the_node_that_was_chosen() {
 }
 
 #[test]
+fn a_machine_that_answers_is_chosen_again_rather_than_struck() {
+    let mut stage = stage(Some(copy(1, 101)));
+    // By the order of placement it would be the last.
+    let record = stage.witness.records.get_mut(&stage.volume);
+    let (_, register) = record.and_then(|r| r.accepted.as_mut()).expect("a value");
+    register.policy.placement.reverse();
+    stage.pass(2 * SECOND);
+    assert_eq!(stage.primary(), copy(1, 101));
+    assert_eq!(stage.asked_for().1, 0);
+}
+
+#[test]
 fn a_primary_that_handed_over_is_not_fenced_from_outside() {
     let mut stage = stage(Some(COPY));
     stage.pass(SECOND / 2);
