@@ -236,7 +236,7 @@ fn why_not(why: &ForceRefused) -> Response<pb::PromoteReply> {
                  that it is off, and say so with `--declare-off`"
             ),
             Some(Reason::ExternalFenceFailed(pb::ExternalFenceFailed {
-                output: output.clone(),
+                output: format!("node {node}: {output}"),
             })),
         ),
         ForceRefused::NoWitnessQuorum { votes, needed } => (

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use mainstay_node::demo::cluster::LEDGER;
 use mainstay_types::NodeId;
 
-use crate::rig::{NOTHING_FOR, ONE, PATIENCE, Rig, Setup, TWO, progress, wait_for};
+use crate::rig::{NOTHING_FOR, ONE, PATIENCE, Rig, Setup, THREE, TWO, progress, wait_for};
 
 /// A switch that answers once the file `answers` is there, and writes down whom it struck in `struck`.
 const SWITCH: &str = r#"#!/bin/sh
@@ -40,8 +40,8 @@ async fn says(rig: &Rig, args: &[&str], what: &str) -> String {
     .await
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_is_promoted_until_the_lost_machine_is_switched_off() {
+/// A cluster with that switch, which does not answer yet.
+async fn switched() -> Rig {
     let setup = Setup::new();
     let (dir, script) = (setup.path().to_owned(), switch(setup.path()));
     let config = format!(
@@ -49,7 +49,12 @@ async fn nobody_is_promoted_until_the_lost_machine_is_switched_off() {
         script.display(),
         dir.display()
     );
-    let rig = setup.config(&config).start().await;
+    setup.config(&config).start().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_promoted_until_the_lost_machine_is_switched_off() {
+    let rig = switched().await;
     let load = rig.load().await;
 
     // A switchover in order leaves every machine on.
@@ -88,4 +93,41 @@ async fn nobody_is_promoted_until_the_lost_machine_is_switched_off() {
     let only_one = |line: &String| line.split(' ').nth(1) == Some(&NodeId(1).to_string());
     assert!(others.iter().all(only_one), "{others:?}");
     rig.end(load).await;
+}
+
+/// C7: a switch is as good as an operator's word.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forced_promotion_switches_off_who_did_not_promise_to_be_silent() {
+    let rig = switched().await;
+    let before = rig.primary().await;
+    rig.kill(ONE).await;
+    rig.kill(TWO).await;
+    let force = [
+        "promote",
+        LEDGER,
+        "--to",
+        "3",
+        "--force",
+        "--accept-data-loss",
+        "--min-copies",
+        "1",
+    ];
+    let (ok, text) = rig.mainstay(&force).await;
+    assert!(!ok && text.contains("no answer from the switch"), "{text}");
+    assert!(text.contains("--declare-off"), "{text}");
+
+    std::fs::write(rig.path().join("answers"), "").expect("written");
+    let (ok, text) = rig.mainstay(&force).await;
+    assert!(ok, "{text}");
+    let after = rig.served_above(before.epoch).await;
+    assert_eq!(after.node, THREE);
+    let told = says(&rig, &["explain", LEDGER], "the outlet is off").await;
+    assert!(told.contains("node 2 fenced from outside"), "{told}");
+    let nodes: Vec<String> = struck(&rig)
+        .iter()
+        .filter_map(|line| Some(line.split(' ').nth(1)?.to_owned()))
+        .collect();
+    assert!(nodes.contains(&"1".to_owned()) && nodes.contains(&"2".to_owned()));
+    assert!(!nodes.contains(&"3".to_owned()), "{nodes:?}");
+    rig.stop().await;
 }
