@@ -4,17 +4,19 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 
 use mainstay_node::demo::cluster::LEDGER;
+use mainstay_node::devcluster::{NodeState, NodeStatus, Signal, Target};
 use mainstay_types::NodeId;
 
 use crate::rig::{NOTHING_FOR, ONE, PATIENCE, Rig, Setup, TWO, progress, wait_for};
 
-/// Writes down what it was told, of the log only. A promotion of node 2 waits for the file `go`; a demotion fails.
+/// Writes down what it was told, of the log only. A promotion of node 1 fails, and one of node 2 waits for the file `go`; the
+/// demotion of node 1 fails.
 const HOOK: &str = r#"#!/bin/sh
 cd "$1" || exit 2
 [ "$MAINSTAY_VOLUME" = ledger ] || exit 0
 echo "$2 $MAINSTAY_ROLE $MAINSTAY_NODE $MAINSTAY_EPOCH" >>ran
-if [ "$2" = demoted ]; then
-    echo the address is still there >&2
+if [ "$MAINSTAY_NODE" = 1 ]; then
+    echo "no luck with $2" >&2
     exit 1
 fi
 while [ "$MAINSTAY_NODE" = 2 ] && [ ! -e go ]; do
@@ -79,11 +81,23 @@ async fn hooks_run_in_order_and_a_new_primary_serves_once_its_own_has_ended() {
     assert_eq!(ran(&rig, ONE), expected);
     assert_eq!(ran(&rig, TWO), [told("promoted", "primary", after.epoch.0)]);
     // A hook that fails holds nobody up, and is told.
-    wait_for("an event", PATIENCE, async || {
-        let (_, text) = rig.mainstay(&["events"]).await;
-        let told = text.contains("the hook `demoted`") && text.contains("address is still there");
-        told.then_some(())
-    })
-    .await;
-    rig.end(load).await;
+    for hook in ["promoted", "demoted"] {
+        let failed = format!("the hook `{hook}` of epoch {first} failed");
+        wait_for("an event", PATIENCE, async || {
+            let (_, text) = rig.mainstay(&["events"]).await;
+            let told = text.contains(&failed) && text.contains(&format!("no luck with {hook}"));
+            told.then_some(())
+        })
+        .await;
+    }
+
+    // A node that stops in order ends only once its hook has run.
+    rig.prove(load, false).await;
+    let supervisor = rig.stage.dev.kill(TWO, Signal::TERM, Target::Supervisor);
+    supervisor.await.expect("it is there");
+    let gone = |node: &NodeStatus| matches!(node.state, NodeState::Exited { .. });
+    assert!(rig.stage.dev.wait_for(TWO, PATIENCE, gone).await);
+    let last = ran(&rig, TWO).pop().expect("hooks ran");
+    assert_eq!((last.0.as_str(), last.1.as_str()), ("demoted", "replica"));
+    rig.stop().await;
 }
