@@ -54,7 +54,10 @@ old one has run out. SIGTERM and Ctrl-C stop the node cleanly: it hands its volu
     #[command(after_long_help = "\
 Example:
   mainstay node --config /etc/mainstay/node.toml
-The page `docs/operations.md` walks through three machines; `docs/examples/` has their files.")]
+  mainstay node --config /etc/mainstay/node.toml --check      # what is wrong with the file, and what to do
+The page `docs/operations.md` walks through three machines and names every key, those of an external fence ([fence]: a command \
+that must succeed before a lost primary is replaced) and of hooks ([hooks]: commands at a promotion and a demotion) among \
+them; `docs/examples/` has files for a start.")]
     Node(NodeArgs),
 
     /// The process that a supervisor starts; not for people
@@ -116,7 +119,8 @@ Examples:
 A forced promotion is for the day on which the copies that hold the newest writes are gone for good. The copy on the \
 named node goes on in a new history; every acknowledged write that it lacks is given up. Each other member must promise \
 to acknowledge nothing more, or you must make sure that its node is off and say so with --declare-off: a node that is up \
-and merely cut off would go on by itself. Copies that come back later are set aside whole, never merged.")]
+and merely cut off would go on by itself. Where the witnesses have an external fence ([fence]), it runs for each member \
+that did not promise and is not declared off. Copies that come back later are set aside whole, never merged.")]
     Promote(PromoteArgs),
 
     /// Print what happened: promotions, members that came and went, alarms

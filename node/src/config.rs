@@ -24,8 +24,8 @@ use serde::Deserialize;
 
 pub use address::{AddressError, HostPort, ListenAddr};
 pub use sections::{
-    EngineChoice, LeaseSection, LimitsSection, LogSection, NbdSection, NodeSection, Peer,
-    ReplicationSection, Role, StorageSection,
+    EngineChoice, FenceSection, HooksSection, LeaseSection, LimitsSection, LogSection, NbdSection,
+    NodeSection, Peer, ReplicationSection, Role, StorageSection,
 };
 use spans::Spans;
 
@@ -42,6 +42,12 @@ pub struct Config {
     /// Leases. The same on every node.
     #[serde(default)]
     pub lease: LeaseSection,
+    /// The external fence; none when absent.
+    #[serde(default)]
+    pub fence: Option<FenceSection>,
+    /// Hooks.
+    #[serde(default)]
+    pub hooks: HooksSection,
     /// Replication between members.
     #[serde(default)]
     pub replication: ReplicationSection,

@@ -144,6 +144,8 @@ fn settings(config: &Config, port: u16) -> Settings {
         segment_bytes: storage.segment_mib * MIB,
         volume,
         lease: config.lease_config(),
+        fence: config.fence_command(),
+        hooks: config.hook_commands(),
         client_bytes_max: config.limits.client_bytes_max,
         volume_bytes_max: BLOCK_VOLUME_BYTES_MAX,
         volumes_max: config.limits.volumes_max as usize,

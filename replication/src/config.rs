@@ -21,6 +21,8 @@ pub struct MemberConfig {
     pub handover_timeout: Duration,
     /// A register round without a result starts over after this long.
     pub round_retry: Duration,
+    /// A new primary serves only after `Input::Ready`, for which it asks with `Output::AwaitReady`.
+    pub await_ready: bool,
     /// Deliberate mistakes, for the simulator.
     pub mistakes: Mistakes,
 }
@@ -35,6 +37,7 @@ impl Default for MemberConfig {
             in_flight_bytes_max: 8 << 20,
             handover_timeout: Duration::from_secs(3),
             round_retry: Duration::from_millis(100),
+            await_ready: false,
             mistakes: Mistakes::NONE,
         }
     }
@@ -63,6 +66,8 @@ pub struct LeaseConfig {
     pub attempt: Duration,
     /// How promotions on suspicion are spaced.
     pub hold_down: HoldDownConfig,
+    /// How long the external fence may run; `None` if there is none. The same on every witness.
+    pub external_fence: Option<Duration>,
     /// Deliberate mistakes, for the simulator.
     pub mistakes: Mistakes,
 }
@@ -80,6 +85,7 @@ impl Default for LeaseConfig {
             retry: Duration::from_millis(50),
             attempt: Duration::from_millis(1500),
             hold_down: HoldDownConfig::default(),
+            external_fence: None,
             mistakes: Mistakes::NONE,
         }
     }

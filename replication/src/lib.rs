@@ -23,6 +23,7 @@ mod mistakes;
 mod primary;
 mod progress;
 pub mod quorum;
+mod readiness;
 mod reads;
 mod reconfig;
 mod register;
@@ -43,6 +44,6 @@ pub use register::Round;
 pub use rng::Rng;
 pub use runs::EpochRuns;
 pub use witness::{
-    Certificate, ForceRefused, ForceRequest, ForceResult, Loss, Witness, WitnessEvent,
-    WitnessInput, WitnessOutput, WitnessRecord, WitnessStart,
+    Certificate, ExternalFence, ExternalFenceResult, ForceRefused, ForceRequest, ForceResult, Loss,
+    Witness, WitnessEvent, WitnessInput, WitnessOutput, WitnessRecord, WitnessStart,
 };

@@ -92,6 +92,11 @@ pub enum Input {
         /// To whom; to the most advanced one if nobody is named.
         to: Option<NodeId>,
     },
+    /// What `Output::AwaitReady` asked for is done. Ignored for another epoch.
+    Ready {
+        /// The epoch.
+        epoch: Epoch,
+    },
     /// The log's start moved up: entries up to here are gone from this disk.
     Recycled {
         /// Last entry that is gone.
@@ -183,6 +188,11 @@ pub enum Output {
     },
     /// The role changed.
     Role(Role),
+    /// This epoch's first entry is committed, and nothing is served before `Input::Ready` answers.
+    AwaitReady {
+        /// The epoch.
+        epoch: Epoch,
+    },
     /// `node`'s copy ends before this log begins: it needs a full copy.
     NeedsCopy {
         /// Where it is.
@@ -213,7 +223,7 @@ pub enum Role {
         /// Its node.
         primary: NodeId,
     },
-    /// Acts in an epoch, but its first entry is not committed yet.
+    /// Acts in an epoch, but its first entry is not committed yet, or its machine is not ready to serve.
     Starting {
         /// The epoch.
         epoch: Epoch,
@@ -337,6 +347,7 @@ impl Member {
                 silent,
             } => self.handle_lease(epoch, until, silent),
             Input::Handover { to } => self.handle_handover(now, to),
+            Input::Ready { epoch } => self.handle_ready(epoch),
             Input::Recycled { through } => self.log.advance_base(through.min(self.commit)),
             Input::CopyInstalled { base } => self.handle_copy_installed(base),
             Input::Rebuilt => self.rebuilding = false,
@@ -577,7 +588,7 @@ impl Member {
                 let epoch = primary.epoch;
                 if primary.handover.is_some() {
                     Role::Draining { epoch }
-                } else if self.commit >= primary.start {
+                } else if primary.serves(self.commit) {
                     Role::Primary { epoch }
                 } else {
                     Role::Starting { epoch }

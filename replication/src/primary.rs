@@ -12,6 +12,7 @@ use crate::message::{Ack, Append, CopyId, MemberMessage, RefuseReason};
 use crate::mistakes::Mistake;
 use crate::progress::{Feed, Progress};
 use crate::quorum::quorum_position;
+use crate::readiness::Readiness;
 use crate::reads::Reads;
 use crate::reconfig::Joint;
 
@@ -29,8 +30,16 @@ pub(crate) struct Primary {
     pub(crate) progress: BTreeMap<NodeId, Progress>,
     pub(crate) reads: Reads,
     pub(crate) handover: Option<Handover>,
+    pub(crate) readiness: Readiness,
     /// Since when something has been waiting to be committed without progress.
     pub(crate) uncommitted_since: Option<MonoTime>,
+}
+
+impl Primary {
+    /// Whether clients are served at this commit point.
+    pub(crate) fn serves(&self, commit: Lsn) -> bool {
+        commit >= self.start && self.readiness == Readiness::Ready
+    }
 }
 
 /// What may be sent to one copy.
@@ -111,6 +120,7 @@ impl Member {
             progress: BTreeMap::new(),
             reads: Reads::default(),
             handover: None,
+            readiness: Readiness::at_first(self.config.await_ready),
             uncommitted_since: Some(now),
         }));
         self.follow_placement(now);
@@ -364,6 +374,7 @@ impl Member {
         self.close_joint(now);
         self.advance_commit(now);
         self.close_joint(now);
+        self.close_readiness();
         self.close_reads(now);
         self.close_handover(now);
         self.close_feed(now);

@@ -38,7 +38,7 @@ impl Member {
         let State::Primary(primary) = &mut self.state else {
             return self.out.push_back(Output::ReadRefused { id });
         };
-        if at >= primary.start && leased {
+        if primary.serves(at) && leased {
             self.out.push_back(Output::ReadReady { id, at });
         } else {
             primary.reads.queued.push(id);
@@ -117,7 +117,7 @@ impl Member {
         let State::Primary(primary) = &mut self.state else {
             return;
         };
-        if commit < primary.start {
+        if !primary.serves(commit) {
             return;
         }
         let reads = &mut primary.reads;

@@ -420,6 +420,8 @@ fn event_kind(kind: i32) -> EventKind {
         Ok(Kind::WitnessQuorumLost) => EventKind::WitnessQuorumLost,
         Ok(Kind::WitnessQuorumBack) => EventKind::WitnessQuorumBack,
         Ok(Kind::Flapping) => EventKind::Flapping,
+        Ok(Kind::ExternalFenceFailed) => EventKind::ExternalFenceFailed,
+        Ok(Kind::HookFailed) => EventKind::HookFailed,
         Ok(Kind::PolicyChanged) => EventKind::PolicyChanged,
         Ok(Kind::Unspecified) | Err(_) => EventKind::Unknown,
     }

@@ -480,6 +480,10 @@ pub enum EventKind {
     WitnessQuorumBack,
     /// Promotions come too often.
     Flapping,
+    /// The external fence failed, and nobody was promoted.
+    ExternalFenceFailed,
+    /// A hook failed.
+    HookFailed,
     /// Policy changed.
     PolicyChanged,
     /// Said by a later release.

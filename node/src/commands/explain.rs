@@ -113,6 +113,9 @@ fn told(volume: &str, event: &Event, c: &Certificate) -> String {
     for seal in &c.seals {
         line(format!("  copy      {}", copy(seal)));
     }
+    if !c.external_fence.is_empty() {
+        line(format!("  outside   {}", c.external_fence));
+    }
     line(format!(
         "  chosen    the log that ends at {}; {} intact answers were needed to see everything committed",
         c.cut, c.sight_needed

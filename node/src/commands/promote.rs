@@ -123,7 +123,7 @@ fn advice(refused: &PromoteRefused) -> &'static str {
             "try again after that"
         }
         PromoteRefused::ExternalFenceFailed { .. } => {
-            "make the fence command succeed, then try again"
+            "make that command succeed, or make sure that the node is off and say so with `--declare-off`"
         }
         PromoteRefused::WouldLose { .. } => {
             "bring back a member that holds these entries; if they are gone for good, `mainstay promote --help` says what to add"

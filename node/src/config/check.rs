@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use mainstay_types::{NodeId, VolumeName};
@@ -30,6 +31,8 @@ pub(super) fn mistakes(config: &Config, spans: &Spans<'_>) -> Vec<Mistake> {
     checker.own_entry();
     checker.witnesses();
     checker.lease();
+    checker.fence();
+    checker.hooks();
     checker.replication();
     checker.sizes();
     checker.nbd();
@@ -50,6 +53,12 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
     if config.data_nodes().count() == 2 {
         out.push(
             "two data nodes: when one is lost, writes pause until the survivor may go on alone; three are advised"
+                .to_owned(),
+        );
+    }
+    if config.fence.is_some() && !config.node.roles.contains(&Role::Witness) {
+        out.push(
+            "[fence] is of no use here: this node is no witness, and only witnesses run it"
                 .to_owned(),
         );
     }
@@ -330,6 +339,67 @@ impl Checker<'_> {
         }
     }
 
+    fn fence(&mut self) {
+        let Some(fence) = &self.config.fence else {
+            return;
+        };
+        self.command("fence", "command", &fence.command);
+        self.command_timeout("fence", fence.timeout_ms);
+    }
+
+    fn hooks(&mut self) {
+        let hooks = &self.config.hooks;
+        for (key, words) in [("promoted", &hooks.promoted), ("demoted", &hooks.demoted)] {
+            if let Some(words) = words {
+                self.command("hooks", key, words);
+            }
+        }
+        self.command_timeout("hooks", hooks.timeout_ms);
+    }
+
+    /// A command that could not run when it is needed is refused now.
+    fn command(&mut self, section: &str, key: &str, words: &[String]) {
+        let path = [Key(section), Key(key)];
+        let Some(program) = words.first().filter(|program| !program.is_empty()) else {
+            return self.add(
+                &path,
+                "an empty command",
+                "write [\"/path/of/a/program\", \"argument\", ...], or leave the key out",
+            );
+        };
+        if !Path::new(program).is_absolute() {
+            return self.add(
+                &path,
+                format_args!("`{program}` is not an absolute path"),
+                "write the whole path of the program: it is not searched for",
+            );
+        }
+        match std::fs::metadata(program) {
+            Err(error) => self.add(
+                &path,
+                format_args!("`{program}` cannot be used: {error}"),
+                "put the program there, or correct the path",
+            ),
+            Ok(found) if !found.is_file() => self.add(
+                &path,
+                format_args!("`{program}` is not a file"),
+                "name the program itself",
+            ),
+            Ok(found) if found.permissions().mode() & 0o111 == 0 => self.add(
+                &path,
+                format_args!("`{program}` is not executable"),
+                format_args!("`chmod +x {program}`"),
+            ),
+            Ok(_) => {}
+        }
+    }
+
+    fn command_timeout(&mut self, section: &str, timeout_ms: u64) {
+        let zero = "a command needs time to run; leave the key out for its default";
+        self.positive(section, zero, &[("timeout_ms", timeout_ms)]);
+        self.at_most(section, "timeout_ms", timeout_ms, COMMAND_MS_MAX);
+    }
+
     fn replication(&mut self) {
         let section = &self.config.replication;
         let zero = "it must be above zero; leave the key out for its default";
@@ -503,6 +573,8 @@ const BEATS_PER_LEASE_MIN: u64 = 3;
 const LEASE_MS_ADVISED: u64 = 1_000;
 /// Beyond this a typing error is more likely than an intention.
 const LEASE_MS_MAX: u64 = 60_000;
+/// Ten minutes: beyond this a typing error is more likely than an intention.
+const COMMAND_MS_MAX: u64 = 600_000;
 /// A tenth.
 const RATE_ERROR_PPM_MAX: u32 = 100_000;
 /// What the log format can hold.

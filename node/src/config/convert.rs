@@ -5,6 +5,9 @@ use std::time::Duration;
 use mainstay_replication::{HoldDownConfig, LeaseConfig, MemberConfig};
 use mainstay_types::{ClusterId, VolumeName};
 
+use crate::runtime::hooks::HookCommands;
+use crate::runtime::operator_command::OperatorCommand;
+
 use super::{HostPort, LeaseSection, NbdSection, NodeSection, ReplicationSection};
 
 const MIB: u64 = 1 << 20;
@@ -43,14 +46,48 @@ impl super::Config {
     /// What the replication core of a member takes.
     #[must_use]
     pub fn member_config(&self) -> MemberConfig {
-        MemberConfig::from(&self.replication)
+        MemberConfig {
+            await_ready: self.hooks.promoted.is_some(),
+            ..MemberConfig::from(&self.replication)
+        }
     }
 
     /// What leases and witnesses take.
     #[must_use]
     pub fn lease_config(&self) -> LeaseConfig {
-        LeaseConfig::from(&self.lease)
+        let fence = self.fence.as_ref();
+        LeaseConfig {
+            external_fence: fence.map(|fence| Duration::from_millis(fence.timeout_ms)),
+            ..LeaseConfig::from(&self.lease)
+        }
     }
+
+    /// The hooks.
+    #[must_use]
+    pub fn hook_commands(&self) -> HookCommands {
+        let hooks = &self.hooks;
+        let hook = |words: &Option<Vec<String>>| command(words.as_ref()?, hooks.timeout_ms);
+        HookCommands {
+            promoted: hook(&hooks.promoted),
+            demoted: hook(&hooks.demoted),
+        }
+    }
+
+    /// The external fence.
+    #[must_use]
+    pub fn fence_command(&self) -> Option<OperatorCommand> {
+        let fence = self.fence.as_ref()?;
+        command(&fence.command, fence.timeout_ms)
+    }
+}
+
+fn command(words: &[String], timeout_ms: u64) -> Option<OperatorCommand> {
+    let (program, arguments) = words.split_first()?;
+    Some(OperatorCommand {
+        program: program.into(),
+        arguments: arguments.to_vec(),
+        timeout: Duration::from_millis(timeout_ms),
+    })
 }
 
 impl From<&ReplicationSection> for MemberConfig {

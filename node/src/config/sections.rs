@@ -109,6 +109,43 @@ impl Default for LeaseSection {
     }
 }
 
+/// `[fence]`: the external fence. The same on every witness.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FenceSection {
+    /// The program, as an absolute path, and its arguments.
+    pub command: Vec<String>,
+    /// It is killed then, and counts as failed.
+    #[serde(default = "fence_timeout_ms")]
+    pub timeout_ms: u64,
+}
+
+fn fence_timeout_ms() -> u64 {
+    10_000
+}
+
+/// `[hooks]`: commands of a data node; the program of each as an absolute path, and its arguments.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HooksSection {
+    /// Run before a new primary on this node serves.
+    pub promoted: Option<Vec<String>>,
+    /// Run after a primary on this node stopped serving.
+    pub demoted: Option<Vec<String>>,
+    /// Each is killed then, and counts as failed.
+    pub timeout_ms: u64,
+}
+
+impl Default for HooksSection {
+    fn default() -> Self {
+        Self {
+            promoted: None,
+            demoted: None,
+            timeout_ms: 5_000,
+        }
+    }
+}
+
 /// `[replication]`: between members of a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]

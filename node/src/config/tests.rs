@@ -290,8 +290,8 @@ fn the_operations_page_names_every_key_with_its_default() {
     let page = include_str!("../../../docs/operations.md");
     let config = Config::parse(Path::new("n1.toml"), GOOD).expect("good");
     let shown = format!(
-        "{:?} {:?} {:?} {:?} {:?}",
-        config.lease, config.replication, config.storage, config.limits, config.nbd
+        "{:?} {:?} {:?} {:?} {:?} {:?}",
+        config.hooks, config.lease, config.replication, config.storage, config.limits, config.nbd
     );
     let fields = shown.split([' ', '{', '}', ',']).collect::<Vec<_>>();
     for pair in fields.windows(2) {
@@ -309,4 +309,68 @@ fn the_operations_page_names_every_key_with_its_default() {
             "docs/operations.md has no row {start}"
         );
     }
+}
+
+#[test]
+fn a_command_is_a_program_that_can_be_run() {
+    check_section(
+        "[fence]\ncommand = []",
+        "n1.toml:12: fence.command: an empty command; write [\"/path/of/a/program\", \"argument\", ...], or leave the key out",
+    );
+    check_section(
+        "[fence]\ncommand = [\"fence.sh\"]",
+        "n1.toml:12: fence.command: `fence.sh` is not an absolute path; write the whole path of the program: it is not \
+         searched for",
+    );
+    check_section(
+        "[fence]\ncommand = [\"/\"]",
+        "n1.toml:12: fence.command: `/` is not a file; name the program itself",
+    );
+    check_section(
+        "[fence]\ncommand = [\"/nonexistent/fence\"]",
+        "n1.toml:12: fence.command: `/nonexistent/fence` cannot be used: No such file or directory (os error 2); put the \
+         program there, or correct the path",
+    );
+    check_section(
+        "[hooks]\ntimeout_ms = 700000\npromoted = [\"\"]",
+        "n1.toml:13: hooks.promoted: an empty command; write [\"/path/of/a/program\", \"argument\", ...], or leave the key \
+         out\nn1.toml:12: hooks.timeout_ms: 700000 is too large; use at most 600000",
+    );
+    let plain = tempfile::NamedTempFile::new().expect("a file");
+    let path = plain.path().display().to_string();
+    check_section(
+        &format!("[fence]\ncommand = [\"{path}\"]"),
+        &format!("n1.toml:12: fence.command: `{path}` is not executable; `chmod +x {path}`"),
+    );
+    check_section(
+        "[fence]\ncommand = [\"/bin/sh\"]\ntimeout_ms = 0",
+        "n1.toml:13: fence.timeout_ms: is zero; a command needs time to run; leave the key out for its default",
+    );
+}
+
+#[test]
+fn a_volume_waits_for_the_hook_of_a_promotion_alone() {
+    let with = |line: &str| {
+        let text = format!("{GOOD}\n[hooks]\n{line} = [\"/bin/sh\"]\n");
+        Config::parse(Path::new("n1.toml"), &text).expect("good")
+    };
+    let config = with("demoted");
+    assert!(!config.member_config().await_ready);
+    assert_eq!(config.hook_commands().promoted, None);
+    let config = with("promoted");
+    assert!(config.member_config().await_ready);
+    let command = config.hook_commands().promoted.expect("a command");
+    assert_eq!(command.timeout, Duration::from_secs(5));
+}
+
+#[test]
+fn the_external_fence_is_taken_as_it_is_written() {
+    let text = format!("{GOOD}\n[fence]\ncommand = [\"/bin/sh\", \"-c\", \"true\"]\n");
+    let config = Config::parse(Path::new("n1.toml"), &text).expect("good");
+    let ten_seconds = Duration::from_secs(10);
+    assert_eq!(config.lease_config().external_fence, Some(ten_seconds));
+    let command = config.fence_command().expect("a command");
+    assert_eq!(command.program, Path::new("/bin/sh"));
+    assert_eq!(command.arguments, ["-c", "true"]);
+    assert_eq!(command.timeout, ten_seconds);
 }

@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::copies::{self, BLOCKS_AT_ONCE, ExportPart};
 use super::wal_thread::{self, LogTask, ToLog};
-use super::{Node, clock};
+use super::{Node, clock, hooks};
 
 /// The thread wakes at least this often, to keep its report fresh: a report that is old means a thread that hangs. Longer
 /// than a heartbeat, which brings news by itself, and shorter than the age from which a beat calls a report old.
@@ -259,6 +259,8 @@ struct Actor {
     report: Arc<Mutex<VolumeReport>>,
     commit: watch::Sender<Lsn>,
     claimed: Option<Epoch>,
+    /// The epoch that serves, or whose promotion the hooks were told of. They are told of its end, too.
+    served: Option<Epoch>,
     orphaned: Option<Epoch>,
     failed: Option<String>,
     /// The image is consistent once this is applied.
@@ -326,6 +328,7 @@ impl Actor {
             report,
             commit,
             claimed: None,
+            served: None,
             orphaned: None,
             failed: None,
             rebuilt_at,
@@ -408,6 +411,7 @@ impl Actor {
     }
 
     async fn close(mut self) {
+        self.note_ended();
         self.node.beats.claim(self.volume.spec().name.id(), None);
         let _stopped = self.log.jobs.send(ToLog::Stop);
         drop(self.log.jobs);
@@ -490,7 +494,15 @@ impl Actor {
             Action::NeedsCopy { node } => {
                 copies::wanted(&self.node, &self.volume.spec().name, node)
             }
-            Action::Role(role) => self.node.role_changed(&self.volume.spec().name, role),
+            Action::AwaitReady { epoch } => {
+                self.served = Some(epoch);
+                let name = &self.volume.spec().name;
+                hooks::promoted(&self.node, name, epoch, self.to.clone());
+            }
+            Action::Role(role) => {
+                self.note_served(role);
+                self.node.role_changed(&self.volume.spec().name, role);
+            }
             Action::Release { epoch, prefer } => {
                 self.node
                     .beats
@@ -504,6 +516,28 @@ impl Actor {
                 tracing::error!(volume = %self.volume.spec().name, text, "protocol violation: this copy stops");
                 self.failed = Some(text);
             }
+        }
+    }
+
+    /// Has the hooks told when an epoch serves no more.
+    fn note_served(&mut self, role: Role) {
+        let acting = match role {
+            Role::Starting { epoch } | Role::Primary { epoch } | Role::Draining { epoch } => {
+                Some(epoch)
+            }
+            Role::Idle | Role::Replica { .. } | Role::Failed => None,
+        };
+        if self.served != acting {
+            self.note_ended();
+        }
+        if let Role::Primary { epoch } = role {
+            self.served = Some(epoch);
+        }
+    }
+
+    fn note_ended(&mut self) {
+        if let Some(epoch) = self.served.take() {
+            hooks::demoted(&self.node, &self.volume.spec().name, epoch);
         }
     }
 

@@ -40,6 +40,10 @@ pub enum EventKind {
     Promoted,
     /// Primaries of a volume are lost again and again.
     Flapping,
+    /// The external fence failed.
+    ExternalFenceFailed,
+    /// A hook failed.
+    HookFailed,
     /// A primary on this node stopped serving.
     SteppedDown,
     /// A copy became a member.
@@ -201,6 +205,30 @@ impl EventLog {
                     ..event
                 });
             }
+            WitnessEvent::ExternalFenceFailed {
+                volume,
+                epoch,
+                node: struck,
+                output,
+                again,
+            } => {
+                let again = match again {
+                    Some(at) => format!(
+                        "it is tried again in {:.1} s",
+                        at.since(clock::mono()).as_secs_f64()
+                    ),
+                    None => "the forced promotion was refused".to_owned(),
+                };
+                let message = format!(
+                    "nobody is promoted after epoch {epoch}, as the external fence of node {struck} failed: {output}; {again}"
+                );
+                self.add(Event {
+                    volume: name(volume),
+                    epoch,
+                    severity: Severity::Alarm,
+                    ..warning(EventKind::ExternalFenceFailed, message)
+                });
+            }
             WitnessEvent::Promoted(certificate) => {
                 let c = &certificate;
                 let event = match &c.forced {
@@ -293,6 +321,20 @@ impl EventLog {
         }
     }
 
+    /// A hook did not succeed.
+    pub(super) fn hook_failed(&self, volume: &VolumeName, epoch: Epoch, hook: &str, said: &str) {
+        let goes_on = match hook {
+            "promoted" => "the volume is served all the same",
+            _ => "the volume goes on without this primary",
+        };
+        let message = format!("the hook `{hook}` of epoch {epoch} failed: {said}; {goes_on}");
+        self.add(Event {
+            volume: Some(volume.clone()),
+            epoch,
+            ..warning(EventKind::HookFailed, message)
+        });
+    }
+
     /// A copy of an ended history was put aside.
     pub(super) fn set_aside(&self, volume: &VolumeName, register: &Register, path: &Path) {
         let message = format!(
@@ -342,6 +384,8 @@ fn encode(node: NodeId, number: u64, event: Event) -> pb::Event {
         EventKind::PrimaryLost => pb::EventKind::PrimaryLost,
         EventKind::Promoted => pb::EventKind::Promoted,
         EventKind::Flapping => pb::EventKind::Flapping,
+        EventKind::ExternalFenceFailed => pb::EventKind::ExternalFenceFailed,
+        EventKind::HookFailed => pb::EventKind::HookFailed,
         EventKind::SteppedDown => pb::EventKind::SteppedDown,
         EventKind::MemberAdded => pb::EventKind::MemberAdded,
         EventKind::MemberRemoved => pb::EventKind::MemberRemoved,
@@ -373,14 +417,18 @@ pub fn encode_certificate(node: NodeId, certificate: &Certificate) -> pb::Certif
             last: Some(point(*last)),
             ..pb::SealReport::default()
         });
-    let off = if certificate.forced.is_some() {
-        "declared off"
-    } else {
-        "silent"
+    let without = |member: &NodeId| {
+        if certificate.external.contains_key(member) {
+            "fenced from outside"
+        } else if certificate.forced.is_some() {
+            "declared off"
+        } else {
+            "silent"
+        }
     };
     let silent = certificate.silent.iter().map(|member| pb::SealReport {
         node: member.0,
-        answer: off.to_owned(),
+        answer: without(member).to_owned(),
         ..pb::SealReport::default()
     });
     pb::Certificate {
@@ -410,6 +458,7 @@ pub fn encode_certificate(node: NodeId, certificate: &Certificate) -> pb::Certif
         driven_by: node.0,
         seals: answered.chain(silent).collect(),
         cut: Some(point(certificate.cut)),
+        external_fence: external_fence(certificate),
         nothing_lost: certificate.forced.is_none(),
         forced: certificate.forced.is_some(),
         doubt_from: certificate.forced.as_ref().map_or(0, |loss| loss.from.0),
@@ -420,6 +469,12 @@ pub fn encode_certificate(node: NodeId, certificate: &Certificate) -> pb::Certif
             .map(|loss| loss.known_to.0),
         ..pb::Certificate::default()
     }
+}
+
+fn external_fence(certificate: &Certificate) -> String {
+    let said = certificate.external.iter();
+    let said = said.map(|(node, said)| format!("node {node}: {said}"));
+    said.collect::<Vec<_>>().join("; ")
 }
 
 fn reason(reason: SuspectReason) -> &'static str {
@@ -451,10 +506,13 @@ fn forced(c: &Certificate, loss: &Loss) -> String {
             loss.from, loss.unknown, loss.known_to
         )
     };
+    let fenced: Vec<&NodeId> = c.external.keys().collect();
+    let off = loss.not_sealed.iter();
+    let off: Vec<&NodeId> = off.filter(|node| !c.external.contains_key(node)).collect();
     format!(
         "an operator forced node {} to be primary of epoch {} after node {} in epoch {}: {range}; not sealed, but stated to be \
-         off: {:?}; a new history begins",
-        c.primary.node, c.epoch, c.from.node, c.from_epoch, loss.not_sealed
+         off: {off:?}, or fenced from outside: {fenced:?}; a new history begins",
+        c.primary.node, c.epoch, c.from.node, c.from_epoch
     )
 }
 

@@ -16,7 +16,8 @@ use tonic::{Response, Status};
 
 use super::{Node, events, rounds, status};
 
-/// How long a witness may take: a lease runs out, copies may answer, the register is changed.
+/// How long a witness may take: a lease runs out, copies may answer, the register is changed. After an external fence copies
+/// are asked once more.
 const WITNESS_TAKES: Duration = Duration::from_secs(15);
 
 /// Forced promotions that this node's witness is at.
@@ -182,7 +183,9 @@ async fn ask_witness(
         declared_off: request.declared_off.iter().copied().map(NodeId).collect(),
         min_copies: (request.min_copies > 0).then_some(request.min_copies),
     }));
-    match tokio::time::timeout(WITNESS_TAKES, wait).await {
+    let fence = node.settings.lease.external_fence;
+    let takes = WITNESS_TAKES + fence.map_or(Duration::ZERO, |fence| fence + WITNESS_TAKES);
+    match tokio::time::timeout(takes, wait).await {
         Ok(Ok(result)) => Ok(result),
         _ => {
             node.forced.take(id);
@@ -227,6 +230,15 @@ fn why_not(why: &ForceRefused) -> Response<pb::PromoteReply> {
             None,
         ),
         ForceRefused::NotFenced(loss) => (not_fenced(loss), Some(loss_reason(loss))),
+        ForceRefused::ExternalFenceFailed { node, output } => (
+            format!(
+                "node {node} did not promise to acknowledge nothing more, and its external fence failed: {output}. Make sure \
+                 that it is off, and say so with `--declare-off`"
+            ),
+            Some(Reason::ExternalFenceFailed(pb::ExternalFenceFailed {
+                output: format!("node {node}: {output}"),
+            })),
+        ),
         ForceRefused::NoWitnessQuorum { votes, needed } => (
             format!("{votes} of {needed} witnesses answered"),
             Some(Reason::NoWitnessQuorum(pb::NoWitnessQuorum {

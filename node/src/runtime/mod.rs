@@ -15,8 +15,11 @@ pub mod clock;
 pub mod copies;
 pub mod event_file;
 pub mod events;
+mod external_fence;
 pub mod forced;
+pub mod hooks;
 pub mod link_service;
+pub mod operator_command;
 pub mod peers;
 pub mod places;
 pub mod rounds;
@@ -53,6 +56,8 @@ use beats::BeatsHandle;
 use copies::Copies;
 use events::{EventKind, EventLog};
 use forced::Forced;
+use hooks::{HookCommands, Hooks};
+use operator_command::OperatorCommand;
 use peers::Peers;
 use rounds::Rounds;
 use store_marks::{MarkError, NodeMarks, StoreMarks};
@@ -97,6 +102,10 @@ pub struct Settings {
     pub volume: VolumeConfig,
     /// Leases.
     pub lease: LeaseConfig,
+    /// The external fence, on a witness that has one; `lease` says how long it may run, too.
+    pub fence: Option<OperatorCommand>,
+    /// What is run when a volume here becomes primary and when it ceases to be; `volume` says whether it waits for that.
+    pub hooks: HookCommands,
     /// Unanswered payload of one client connection.
     pub client_bytes_max: u64,
     /// Greatest block volume.
@@ -165,6 +174,8 @@ pub struct Node {
     pub copies: Copies,
     /// Forced promotions that the witness here is at.
     pub forced: Forced,
+    /// Hooks that run.
+    pub hooks: Hooks,
     /// A stop was asked for.
     pub stopping: watch::Sender<bool>,
     /// Everything that others wait for is done.
@@ -211,6 +222,7 @@ impl Node {
             events: EventLog::open(settings.node, &settings.data_dir),
             copies: Copies::default(),
             forced: Forced::default(),
+            hooks: Hooks::default(),
             stopping: watch::channel(false).0,
             stopped: watch::channel(false).0,
             volumes: RwLock::default(),

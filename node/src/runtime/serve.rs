@@ -20,7 +20,7 @@ use super::client_service::ClientService;
 use super::link_service::LinkService;
 use super::store_marks::{self, NodeMarks, StoreMarks};
 use super::witness_store::WitnessStore;
-use super::{Node, Settings, beats, events, peers, volumes, witness};
+use super::{Node, Settings, beats, events, hooks, peers, volumes, witness};
 
 /// How long a stop waits for open streams to end by themselves.
 const STREAMS_END: Duration = Duration::from_millis(300);
@@ -162,6 +162,7 @@ impl Running {
         if tokio::time::timeout(STREAMS_END, all).await.is_err() {
             tracing::debug!("some streams were cut");
         }
+        hooks::finish(node).await;
         // Its store is free for the next process once the thread has ended.
         if let Some(witness) = self.witness {
             let ended = tokio::task::spawn_blocking(move || witness.join());

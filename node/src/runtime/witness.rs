@@ -11,7 +11,7 @@ use mainstay_types::VolumeId;
 use tokio::sync::mpsc;
 
 use super::witness_store::{StoreError, WitnessStore};
-use super::{Node, clock};
+use super::{Node, clock, external_fence};
 
 /// Inputs taken before what they lead to is stored.
 const INPUTS_AT_ONCE: usize = 256;
@@ -86,6 +86,7 @@ fn carry_out(
                 }
                 WitnessOutput::Send { to, message } => node.send(to, message, Bytes::new()),
                 WitnessOutput::Event(event) => report(node, event),
+                WitnessOutput::ExternalFence(fence) => external_fence::start(node, fence),
                 WitnessOutput::Forced { id, result } => node.forced.ended(id, result),
             }
         }

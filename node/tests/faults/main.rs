@@ -12,7 +12,9 @@
 mod bad_input;
 mod clients;
 mod disks;
+mod external_fence;
 mod full_disks;
+mod hooks;
 mod image;
 mod kills;
 mod network;

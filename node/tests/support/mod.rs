@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use mainstay_client::Admin;
 use mainstay_client::report::VolumeHealth;
+use mainstay_node::runtime::hooks::HookCommands;
 use mainstay_node::runtime::serve::{Running, start};
 use mainstay_node::runtime::{PeerSettings, Settings};
 use mainstay_replication::LeaseConfig;
@@ -224,6 +225,8 @@ fn settings(
         segment_bytes: 2 << 20,
         volume: volume.clone(),
         lease: LeaseConfig::default(),
+        fence: None,
+        hooks: HookCommands::default(),
         client_bytes_max: 64 << 20,
         volume_bytes_max: 1 << 40,
         volumes_max: 100,

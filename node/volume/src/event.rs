@@ -76,6 +76,11 @@ pub enum Event {
         /// To whom; to the most advanced member if nobody is named.
         to: Option<NodeId>,
     },
+    /// Answer to [`Action::AwaitReady`].
+    Ready {
+        /// The epoch.
+        epoch: Epoch,
+    },
     /// Answer to [`Action::Feed`].
     Fed {
         /// The plan.
@@ -432,6 +437,12 @@ pub enum Action {
     NeedsCopy {
         /// Where it is.
         node: NodeId,
+    },
+    /// The new epoch's first entry is committed; nothing is served before [`Event::Ready`]. Only with
+    /// `MemberConfig::await_ready`.
+    AwaitReady {
+        /// The epoch.
+        epoch: Epoch,
     },
     /// The role changed.
     Role(Role),

@@ -193,6 +193,7 @@ impl Volume {
                 },
             ),
             Event::Handover { to } => self.core(now, Input::Handover { to }),
+            Event::Ready { epoch } => self.core(now, Input::Ready { epoch }),
             Event::Fed { plan, entries } => self.handle_fed(now, plan, entries),
             Event::Checkpointed { at } => self.handle_checkpointed(at),
             Event::CheckpointFailed => self.checkpoint_runs = false,
@@ -307,6 +308,9 @@ impl Volume {
                 Output::ReadReady { id, at } => self.serve_read(id, at),
                 Output::ReadRefused { id } => self.refuse_read(id),
                 Output::Role(role) => self.role_changed(now, role),
+                Output::AwaitReady { epoch } => {
+                    self.out.push_back(Action::AwaitReady { epoch });
+                }
                 Output::NeedsCopy { node } => self.needs_copy(node),
                 Output::Release { epoch, prefer } => {
                     self.out.push_back(Action::Release { epoch, prefer })

@@ -44,6 +44,8 @@ pub struct Certificate {
     pub sight_needed: usize,
     /// Witnesses that grant no lease of the ended epoch any more.
     pub fenced: Vec<NodeId>,
+    /// Machines that were fenced from outside, and what the command wrote.
+    pub external: BTreeMap<NodeId, String>,
     /// Members afterwards.
     pub members: Vec<NodeId>,
     /// Ack quorum afterwards.
@@ -80,6 +82,7 @@ impl Certificate {
             silent: missing(before, answers),
             sight_needed: sight(before.members.len(), before.quorum()),
             fenced: Vec::new(),
+            external: BTreeMap::new(),
             members: after.members.iter().map(|member| member.node).collect(),
             ack_quorum: after.ack_quorum,
             took: Duration::ZERO,

@@ -1,15 +1,16 @@
 //! Drives one promotion: rule R6. Any witness may, several may at once, and any of them may die anywhere in between.
 //!
 //! Before anything is done, a majority of the witnesses must see the same reason: one that merely hears nothing
-//! deposes nobody. Then read and fence, seal, choose, compare-and-set, announce.
+//! deposes nobody. Then read and fence, seal, choose, fence from outside if so configured, compare-and-set, announce.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use mainstay_types::PrimaryId;
 use mainstay_types::{Epoch, MonoTime, NodeId, Register, RegisterId, VolumeId};
 
 use super::choose::{Answers, Certificate, Choice, choose, fold, missing};
+use super::external::Wait;
 use super::forced::Force;
 use super::{Witness, WitnessEvent};
 use crate::message::{
@@ -26,18 +27,20 @@ const BLIND_PATIENCE: u32 = 3;
 #[derive(Debug)]
 pub(super) struct Coordinator {
     /// The epoch to be ended, as this witness's register copy has it.
-    epoch: Epoch,
+    pub(super) epoch: Epoch,
     pub(super) reason: SuspectReason,
     pub(super) step: Step,
     /// What got no answer is asked again then.
-    resend: MonoTime,
+    pub(super) resend: MonoTime,
     /// The attempt is given up then.
     pub(super) give_up: MonoTime,
     prefer: Option<NodeId>,
     /// When it asked its first question.
     began: MonoTime,
     /// Witnesses that fenced the ended epoch.
-    fenced: Vec<NodeId>,
+    pub(super) fenced: Vec<NodeId>,
+    /// Machines that were fenced from outside, and what the command wrote.
+    pub(super) external: BTreeMap<NodeId, String>,
     /// Members whose commit path was overdue before they were sealed: a primary that is sealed steps down, and has nothing
     /// overdue any more.
     overdue: BTreeSet<NodeId>,
@@ -46,7 +49,7 @@ pub(super) struct Coordinator {
     /// Whether `HeldDown` was.
     held: bool,
     /// How often somebody had sealed higher.
-    outbid: u32,
+    pub(super) outbid: u32,
     /// An operator asked for it.
     pub(super) force: Option<Force>,
 }
@@ -68,6 +71,7 @@ impl Coordinator {
             prefer: None,
             began: now,
             fenced: Vec::new(),
+            external: BTreeMap::new(),
             overdue: BTreeSet::new(),
             reported: false,
             held: false,
@@ -95,6 +99,14 @@ pub(super) enum Step {
         epoch: Epoch,
         answers: Answers,
         choose_at: Option<MonoTime>,
+    },
+    /// Waits until each of some machines is fenced from outside; then the members are sealed again.
+    FencingExternally {
+        register: Box<Register>,
+        epoch: Epoch,
+        /// Other witnesses come first.
+        turn: MonoTime,
+        waits: Vec<Wait>,
     },
     /// Writes the new value.
     Swapping {
@@ -124,11 +136,15 @@ impl Witness {
             }
             return;
         };
-        let Some(epoch) = self.accepted(volume).map(|register| register.epoch) else {
+        let Some(register) = self.accepted(volume) else {
             return;
         };
+        let (epoch, pause) = (register.epoch, self.external_pause(register));
+        if now < pause {
+            return self.wake_at(pause);
+        }
         let prefer = self.grants.get(&volume).and_then(|grants| grants.prefer);
-        let delay = self.config.stagger * self.rank(volume, epoch);
+        let delay = self.config.stagger * self.rank(volume, epoch, self.me);
         let give_up = now + delay + self.config.attempt;
         let coordinator = Coordinator {
             step: Step::Waiting { until: now + delay },
@@ -162,14 +178,14 @@ impl Witness {
     }
 
     /// Turns among the witnesses, another one first for each volume and epoch.
-    fn rank(&self, volume: VolumeId, epoch: Epoch) -> u32 {
+    pub(super) fn rank(&self, volume: VolumeId, epoch: Epoch, witness: NodeId) -> u32 {
         let count = self.witnesses.len() as u64;
-        let own = self
+        let at = self
             .witnesses
             .iter()
-            .position(|w| *w == self.me)
+            .position(|w| *w == witness)
             .unwrap_or(0) as u64;
-        u32::try_from((own + volume.0 % count + epoch.0 % count) % count).unwrap_or(0)
+        u32::try_from((at + volume.0 % count + epoch.0 % count) % count).unwrap_or(0)
     }
 
     fn drive(&mut self, now: MonoTime, volume: VolumeId, mut coordinator: Coordinator) {
@@ -209,7 +225,7 @@ impl Witness {
     }
 
     /// One step. False if the attempt has ended.
-    fn step(&mut self, now: MonoTime, volume: VolumeId, c: &mut Coordinator) -> bool {
+    pub(super) fn step(&mut self, now: MonoTime, volume: VolumeId, c: &mut Coordinator) -> bool {
         let resend = now >= c.resend;
         if resend {
             c.resend = now + self.config.retry;
@@ -246,6 +262,7 @@ impl Witness {
             }
             Step::Fencing { .. } => self.step_fencing(now, volume, c, resend),
             Step::Sealing { .. } => self.step_sealing(now, volume, c, resend),
+            Step::FencingExternally { .. } => self.step_external(now, volume, c),
             Step::Swapping { round, .. } => {
                 round.tick(now);
                 let mut sends = Vec::new();
@@ -390,9 +407,10 @@ impl Witness {
         };
         let (register, epoch) = (register.clone(), *epoch);
         let prefer = c.prefer.or_else(|| {
-            // An orphaned fence or seal says nothing against the present primary.
+            // An orphaned fence or seal says nothing against the present primary. And a machine that answers is not struck if
+            // it can be primary again, for instance after a start of the whole cluster.
             let orphan = matches!(c.reason, SuspectReason::Fenced | SuspectReason::SealedAbove);
-            orphan.then_some(register.primary.node)
+            (orphan || self.strikes(volume, &register)).then_some(register.primary.node)
         });
         let mut avoid = self.unwell(volume, &register);
         avoid.extend(&c.overdue);
@@ -439,6 +457,10 @@ impl Witness {
                 if all || enough || now >= at {
                     let answers = answers.clone();
                     self.force_not_needed(c);
+                    if let Some(target) = self.needs_external_fence(volume, &register, &primary) {
+                        return self.start_external(now, volume, c, vec![target]);
+                    }
+                    c.external.extend(self.externally_gone(&register, &primary));
                     let (members, ack_quorum) =
                         fold(&register, &answers, cut, self.config.mistakes);
                     let next = Register {
@@ -477,9 +499,9 @@ impl Witness {
         next: Register,
         certificate: Certificate,
     ) {
-        let fenced = c.fenced.clone();
         let certificate = Box::new(Certificate {
-            fenced,
+            fenced: c.fenced.clone(),
+            external: c.external.clone(),
             ..certificate
         });
         let (seed, retry, mistakes) = (self.rng.id(), self.config.retry * 2, self.config.mistakes);

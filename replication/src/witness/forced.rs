@@ -3,18 +3,19 @@
 //!
 //! It reads, fences and seals like every promotion. Then sight is waived: the named copy is chosen as it is, and the
 //! volume goes on in a new lineage with that copy as its only member. Every other registered copy must have sealed, or the
-//! operator must state that its node is off and stays off: one that does neither might go on acknowledging writes that
-//! nobody will ever see again. Whatever other copies hold is set aside by their nodes (`fate_of_copy`).
+//! operator must state that its node is off and stays off, or its node must have been fenced from outside: any other might go
+//! on acknowledging writes that nobody will ever see again. Whatever other copies hold is set aside by their nodes (`fate_of_copy`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mainstay_types::{
     Epoch, Lineage, LogPoint, Lsn, Member, MonoTime, NodeId, PrimaryId, Register, RegisterId,
     VolumeId,
 };
 
-use super::choose::{Answers, Certificate};
+use super::choose::{Answers, Certificate, missing};
 use super::coordinator::{Coordinator, Step};
+use super::external::Target;
 use super::{Witness, WitnessOutput};
 use crate::message::{CopyId, SealAnswer, SuspectReason};
 use crate::quorum::majority;
@@ -67,6 +68,13 @@ pub enum ForceRefused {
     NotNeeded,
     /// Some copies neither sealed nor are their nodes stated to be off.
     NotFenced(Loss),
+    /// A node that neither sealed nor is stated to be off could not be fenced from outside, either.
+    ExternalFenceFailed {
+        /// The node.
+        node: NodeId,
+        /// What the command wrote, or why it did not run to its end.
+        output: String,
+    },
     /// Too few witnesses answered.
     NoWitnessQuorum {
         /// So many did.
@@ -87,6 +95,8 @@ pub(super) struct Force {
     pub(super) request: ForceRequest,
     /// The copies may answer until then; set when they are asked. The chosen one may take longer.
     answers_until: Option<MonoTime>,
+    /// Members that sealed before all were asked again: a seal is never taken back.
+    sealed: BTreeSet<NodeId>,
     /// After they were asked in a higher epoch, what is missing may come until then.
     asked_again_until: MonoTime,
 }
@@ -115,6 +125,7 @@ impl Witness {
         let force = Force {
             request,
             answers_until: None,
+            sealed: BTreeSet::new(),
             asked_again_until: now,
         };
         if let Some(Coordinator {
@@ -150,6 +161,21 @@ impl Witness {
         self.force_ended(force.request.id, Err(refused));
     }
 
+    /// The attempt ends as the operator did not want it, if one asked for it.
+    pub(super) fn force_refused(&mut self, c: &mut Coordinator, refused: ForceRefused) {
+        if let Some(force) = c.force.take() {
+            self.force_ended(force.request.id, Err(refused));
+        }
+    }
+
+    /// All are asked again after an external fence, and have as long as before.
+    pub(super) fn force_seals_again(&self, now: MonoTime, c: &mut Coordinator) {
+        if let Some(force) = &mut c.force {
+            force.answers_until = None;
+            c.give_up = now + self.config.attempt * PATIENCE;
+        }
+    }
+
     /// All are asked again, in a higher epoch, and may take until `until` for it.
     pub(super) fn force_asks_again(c: &mut Coordinator, until: MonoTime) {
         if let Some(force) = &mut c.force {
@@ -159,9 +185,7 @@ impl Witness {
 
     /// Enough copies answered after all: the attempt goes on as every other one.
     pub(super) fn force_not_needed(&mut self, c: &mut Coordinator) {
-        if let Some(force) = c.force.take() {
-            self.force_ended(force.request.id, Err(ForceRefused::NotNeeded));
-        }
+        self.force_refused(c, ForceRefused::NotNeeded);
     }
 
     /// The value was decided.
@@ -187,12 +211,13 @@ impl Witness {
             return true;
         };
         let until = *force.answers_until.get_or_insert(now + wait);
-        if now < until && answers.len() < register.members.len() {
+        let silent = missing(register, answers);
+        if now < until && !silent.iter().all(|node| c.external.contains_key(node)) {
             self.wake_at(until);
             return true;
         }
-        let (id, min_copies) = (force.request.id, force.request.min_copies);
-        let verdict = match judge(register, answers, &force.request) {
+        let min_copies = force.request.min_copies;
+        let verdict = match judge(register, answers, force, &c.external) {
             Ok(verdict) => verdict,
             Err(refused) => {
                 // As soon as enough has answered it ends: others that try to promote raise the epoch again and again,
@@ -206,8 +231,19 @@ impl Witness {
                     self.wake_at(patience);
                     return true;
                 }
-                c.force = None;
-                self.force_ended(id, Err(refused));
+                if let (ForceRefused::NotFenced(loss), Some(_)) =
+                    (&refused, self.config.external_fence)
+                {
+                    let members = register.members.iter();
+                    let silent = |member: &&Member| answer_of(answers, member).is_none();
+                    let sealed = members.filter(|member| !silent(member));
+                    force.sealed.extend(sealed.map(|member| member.node));
+                    let targets = unproved(loss, force, &c.external)
+                        .map(|node| Target::of_member(node, register))
+                        .collect();
+                    return self.start_external(now, volume, c, targets);
+                }
+                self.force_refused(c, refused);
                 return false;
             }
         };
@@ -238,18 +274,19 @@ impl Witness {
 fn judge(
     register: &Register,
     answers: &Answers,
-    request: &ForceRequest,
+    force: &Force,
+    external: &BTreeMap<NodeId, String>,
 ) -> Result<Verdict, ForceRefused> {
     let member = *register
-        .member(request.target)
+        .member(force.request.target)
         .ok_or(ForceRefused::NotAMember)?;
     let (primary, answer) = answer_of(answers, &member).ok_or(ForceRefused::Silent)?;
     if answer.damaged || answer.rebuilding {
         return Err(ForceRefused::NotIntact);
     }
-    let loss = loss(register, answers, answer.last);
-    let unfenced = |node: &NodeId| !request.declared_off.contains(node);
-    if loss.not_sealed.iter().any(unfenced) {
+    let mut loss = loss(register, answers, answer.last);
+    loss.not_sealed.retain(|node| !force.sealed.contains(node));
+    if unproved(&loss, force, external).next().is_some() {
         return Err(ForceRefused::NotFenced(loss));
     }
     Ok(Verdict {
@@ -258,6 +295,18 @@ fn judge(
         cut: answer.last,
         loss,
     })
+}
+
+/// Members that may go on, as far as anybody knows.
+fn unproved<'a>(
+    loss: &'a Loss,
+    force: &'a Force,
+    external: &'a BTreeMap<NodeId, String>,
+) -> impl Iterator<Item = NodeId> + 'a {
+    let off = &force.request.declared_off;
+    let proved = move |node: &NodeId| off.contains(node) || external.contains_key(node);
+    let nodes = loss.not_sealed.iter().copied();
+    nodes.filter(move |node| !proved(node))
 }
 
 fn answer_of<'a>(answers: &'a Answers, member: &Member) -> Option<&'a (PrimaryId, SealAnswer)> {

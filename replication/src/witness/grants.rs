@@ -49,6 +49,11 @@ impl Grants {
     fn runs(&self, now: MonoTime) -> bool {
         self.running.values().any(|ends| now < *ends)
     }
+
+    /// Whether that process gave that epoch up itself.
+    pub(super) fn has_released(&self, epoch: Epoch, instance: Instance) -> bool {
+        self.released.contains(&(epoch, instance))
+    }
 }
 
 impl Witness {

@@ -10,6 +10,7 @@
 mod acceptor;
 mod choose;
 mod coordinator;
+mod external;
 mod forced;
 mod grants;
 mod holddown;
@@ -29,6 +30,8 @@ use crate::rng::Rng;
 
 pub use choose::Certificate;
 use coordinator::Coordinator;
+use external::ExternalFences;
+pub use external::{ExternalFence, ExternalFenceResult};
 pub use forced::{ForceRefused, ForceRequest, ForceResult, Loss};
 use grants::{Grants, NodeSeen};
 
@@ -72,6 +75,13 @@ pub enum WitnessInput {
     Persisted(OpId),
     /// An operator wants a copy to go on whatever is lost by it. Answered by `WitnessOutput::Forced`.
     Force(ForceRequest),
+    /// How the command of `WitnessOutput::ExternalFence` ended.
+    ExternallyFenced {
+        /// As asked.
+        id: u64,
+        /// What it wrote, and whether it succeeded.
+        result: ExternalFenceResult,
+    },
     /// Time passed.
     Tick,
 }
@@ -95,6 +105,8 @@ pub enum WitnessOutput {
         /// The message.
         message: Message,
     },
+    /// Run the configured command, once; answer with `ExternallyFenced`, whatever becomes of it.
+    ExternalFence(ExternalFence),
     /// Something that an operator wants to know.
     Event(WitnessEvent),
     /// How a forced promotion ended.
@@ -142,6 +154,19 @@ pub enum WitnessEvent {
         /// When the wait ends.
         until: MonoTime,
     },
+    /// The external fence failed: nobody is promoted.
+    ExternalFenceFailed {
+        /// The volume.
+        volume: VolumeId,
+        /// The epoch to be ended.
+        epoch: Epoch,
+        /// The machine.
+        node: NodeId,
+        /// What the command wrote, or why it did not run to its end.
+        output: String,
+        /// When this witness tries again; `None` if an operator must ask for it.
+        again: Option<MonoTime>,
+    },
     /// The register names a new primary.
     Promoted(Box<Certificate>),
 }
@@ -163,6 +188,7 @@ pub struct Witness {
     /// Before this time nothing is fenced.
     quiet_until: MonoTime,
     coordinators: BTreeMap<VolumeId, Coordinator>,
+    external: ExternalFences,
     next_op: OpId,
     /// Messages that wait for a write.
     after: VecDeque<(OpId, NodeId, Message)>,
@@ -190,6 +216,7 @@ impl Witness {
             dead: BTreeSet::new(),
             dead_nodes: BTreeSet::new(),
             coordinators: BTreeMap::new(),
+            external: ExternalFences::default(),
             next_op: OpId(1),
             after: VecDeque::new(),
             loopback: VecDeque::new(),
@@ -210,6 +237,9 @@ impl Witness {
             WitnessInput::Message { from, message } => self.handle_message(now, from, message),
             WitnessInput::Persisted(op) => self.handle_persisted(op),
             WitnessInput::Force(request) => self.handle_force(now, request),
+            WitnessInput::ExternallyFenced { id, result } => {
+                self.handle_externally_fenced(now, id, result);
+            }
             WitnessInput::Tick => {}
         }
         self.close(now);
@@ -305,6 +335,7 @@ impl Witness {
         self.wake = MonoTime::MAX;
         loop {
             self.close_grants(now);
+            self.close_external(now);
             self.close_coordinators(now);
             let Some(message) = self.loopback.pop_front() else {
                 break;

@@ -1,5 +1,7 @@
 //! One witness alone, a volume with one copy that answers: what it does when primaries are lost, and when one is forced.
 
+mod external;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -9,8 +11,8 @@ use mainstay_types::{
 };
 
 use super::{
-    ForceRefused, ForceRequest, ForceResult, Witness, WitnessEvent, WitnessInput, WitnessOutput,
-    WitnessRecord, WitnessStart,
+    ExternalFence, ForceRefused, ForceRequest, ForceResult, Witness, WitnessEvent, WitnessInput,
+    WitnessOutput, WitnessRecord, WitnessStart,
 };
 use crate::config::LeaseConfig;
 use crate::message::{Ballot, MemberEnvelope, MemberMessage, Message, SealAnswer, WitnessMessage};
@@ -23,7 +25,7 @@ const COPY: PrimaryId = PrimaryId {
 };
 const STEP: Duration = Duration::from_millis(5);
 
-/// The witness and the only copy, which answers every seal at once and never beats.
+/// The witness and the copies that answer, every seal at once; none of them beats.
 struct Stage {
     now: MonoTime,
     witness: Witness,
@@ -34,19 +36,23 @@ struct Stage {
     outbid: bool,
     /// Seals asked for.
     asked: BTreeSet<Epoch>,
+    /// Copies that answer, with their processes.
+    answering: BTreeMap<NodeId, PrimaryId>,
+    /// External fences asked for.
+    fences: Vec<ExternalFence>,
 }
 
 impl Stage {
     fn new() -> Self {
-        Self::of(1)
+        Self::of(1, LeaseConfig::default())
     }
 
     /// Two copies, both needed; the other one never answers.
     fn with_silent_copy() -> Self {
-        Self::of(2)
+        Self::of(2, LeaseConfig::default())
     }
 
-    fn of(copies: u32) -> Self {
+    fn of(copies: u32, config: LeaseConfig) -> Self {
         let spec = VolumeSpec {
             name: "ledger".parse().expect("a good name"),
             kind: VolumeKind::Log,
@@ -66,8 +72,8 @@ impl Stage {
                     kind: MemberKind::Full,
                 })
                 .collect(),
-            // One of two: a promotion must hear both.
-            ack_quorum: 1,
+            // One of two: a promotion must hear both. Two of three: it must hear two.
+            ack_quorum: copies.div_ceil(2),
             policy: Policy::for_placement((1..=copies).map(NodeId).collect()),
             cut: LogPoint::ZERO,
             spec,
@@ -92,12 +98,14 @@ impl Stage {
         let now = MonoTime::ZERO + Duration::from_secs(1);
         Self {
             now,
-            witness: Witness::new(now, LeaseConfig::default(), start),
+            witness: Witness::new(now, config, start),
             volume,
             events: Vec::new(),
             forced: BTreeMap::new(),
             outbid: false,
             asked: BTreeSet::new(),
+            answering: BTreeMap::from([(COPY.node, COPY)]),
+            fences: Vec::new(),
         }
     }
 
@@ -125,17 +133,18 @@ impl Stage {
                 WitnessOutput::Send {
                     message: Message::Member(envelope),
                     to,
-                } if to == COPY.node => self.answer_member(&envelope),
+                } if self.answering.contains_key(&to) => self.answer_member(to, &envelope),
                 WitnessOutput::Send { .. } => {}
                 WitnessOutput::Forced { id, result } => {
                     self.forced.insert(id, result);
                 }
+                WitnessOutput::ExternalFence(fence) => self.fences.push(fence),
                 WitnessOutput::Event(event) => self.events.push((self.now, event)),
             }
         }
     }
 
-    fn answer_member(&mut self, asked: &MemberEnvelope) {
+    fn answer_member(&mut self, node: NodeId, asked: &MemberEnvelope) {
         let MemberMessage::Seal { epoch } = asked.body else {
             return;
         };
@@ -144,6 +153,7 @@ impl Stage {
         if self.outbid && !fresh {
             let sealed = self.asked.last().map_or(epoch, |highest| highest.next());
             return self.reply(
+                node,
                 asked,
                 MemberMessage::SealRefused {
                     asked: epoch,
@@ -163,17 +173,16 @@ impl Stage {
             doubt: None,
             reachable: Vec::new(),
         };
-        self.reply(asked, MemberMessage::Sealed(answer));
+        self.reply(node, asked, MemberMessage::Sealed(answer));
     }
 
-    fn reply(&mut self, asked: &MemberEnvelope, body: MemberMessage) {
+    fn reply(&mut self, from: NodeId, asked: &MemberEnvelope, body: MemberMessage) {
         let envelope = MemberEnvelope {
-            from: COPY,
+            from: self.answering[&from],
             body,
             ..asked.clone()
         };
         let message = Message::Member(Box::new(envelope));
-        let from = COPY.node;
         self.witness
             .handle(self.now, WitnessInput::Message { from, message });
     }

@@ -476,6 +476,8 @@ impl World {
                     process.beats.release(local, volume, epoch, prefer);
                 }
             }
+            // No scenario has hooks.
+            Action::AwaitReady { .. } => {}
             Action::Role(role) => {
                 let now = self.now();
                 self.trace

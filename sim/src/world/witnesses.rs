@@ -93,14 +93,15 @@ impl World {
                     let pid = node.process.as_ref().map_or(0, |p| p.pid);
                     self.at(at, Event::WitnessStored(w, pid, op));
                 }
-                // Nobody forces anything here.
-                WitnessOutput::Forced { .. } => {}
+                // Nobody forces anything here, and no scenario has an external fence.
+                WitnessOutput::Forced { .. } | WitnessOutput::ExternalFence(_) => {}
                 WitnessOutput::Event(event) => {
                     let code = match &event {
                         WitnessEvent::PromotionStarted { .. } => 1,
                         WitnessEvent::PromotionWaits { .. } => 2,
                         WitnessEvent::Promoted(_) => 3,
                         WitnessEvent::HeldDown { .. } => 4,
+                        WitnessEvent::ExternalFenceFailed { .. } => 5,
                     };
                     self.trace.note(now, 5, w as u64, code, || {
                         format!("witness {id}: {event:?}")
