@@ -15,7 +15,7 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::time::timeout;
 
 use crate::budget::{Claim, ConnectionBudget, ServerBudget};
-use crate::codec::{CodecError, Request};
+use crate::codec::{CodecError, ReplyStyle, ReplyTo, Request};
 use crate::export::{BlockDevice, Exports};
 use crate::handshake::{Negotiated, Negotiation};
 use crate::input::Input;
@@ -56,6 +56,12 @@ pub enum ConnectionError {
     PayloadTimeout {
         /// Its announced length.
         bytes: u32,
+    },
+    /// With extended headers: a payload beyond every limit, which the specification has us refuse by leaving.
+    #[error("payload of {bytes} bytes is larger than any allowed")]
+    PayloadTooLarge {
+        /// Its announced length.
+        bytes: u64,
     },
     /// The client did not take its replies while others waited for the memory they used.
     #[error("replies were not taken while others waited for memory")]
@@ -132,13 +138,7 @@ impl Context {
             &self.limits,
             Arc::clone(&self.budget),
         ));
-        let mut replies = Replies::new(
-            writer,
-            received,
-            terms.replies,
-            patience,
-            Arc::clone(&budget),
-        );
+        let mut replies = Replies::new(writer, received, patience, Arc::clone(&budget));
         let requests = Requests {
             input,
             device: Arc::clone(&device),
@@ -181,24 +181,37 @@ struct Requests<R> {
 impl<R: AsyncRead + Unpin> Requests<R> {
     /// Reads until the peer leaves. Dropping this future inside a request means that it was never called.
     async fn read(mut self) -> Result<ConnectionEnd, ConnectionError> {
-        while let Some(header) = self.input.message().await? {
-            let request = Request::decode(&header)?;
+        while let Some(request) = self.next().await? {
             let mut claim = self.budget.request().await;
             let work = match self.terms.judge(&request) {
                 Ok(Operation::Disconnect) => return Ok(ConnectionEnd::Disconnected),
                 Ok(operation) => self.call(operation, &mut claim).await?,
                 Err(refusal) => self.refuse(&request, refusal).await?,
             };
-            let call = Call {
+            let to = ReplyTo {
+                style: self.terms.replies,
                 cookie: request.cookie,
-                work,
-                claim,
+                offset: request.offset,
             };
-            if self.calls.send(call).is_err() {
+            if self.calls.send(Call { to, work, claim }).is_err() {
                 break;
             }
         }
         Ok(ConnectionEnd::Closed)
+    }
+
+    async fn next(&mut self) -> Result<Option<Request>, ConnectionError> {
+        let request = match self.terms.replies {
+            ReplyStyle::Simple | ReplyStyle::Structured => {
+                let header = self.input.message().await?;
+                header.map(|header| Request::decode(&header))
+            }
+            ReplyStyle::Extended => {
+                let header = self.input.message().await?;
+                header.map(|header| Request::decode_extended(&header))
+            }
+        };
+        Ok(request.transpose()?)
     }
 
     async fn call(
@@ -232,18 +245,25 @@ impl<R: AsyncRead + Unpin> Requests<R> {
         })
     }
 
-    /// The payload of a refused write is read and dropped, so that the next request is found.
+    /// The payload of a refused request is read and dropped, so that the next request is found.
     async fn refuse(
         &mut self,
         request: &Request,
         refusal: Refusal,
     ) -> Result<Work, ConnectionError> {
-        if request.command == command::WRITE {
-            self.input.skip(u64::from(request.length)).await?;
+        let bytes = self.terms.payload_bytes(request);
+        let extended = self.terms.replies == ReplyStyle::Extended;
+        let most = PAYLOAD_TAKEN_MIN.max(u64::from(self.terms.info.block_bytes_max));
+        if extended && bytes > most {
+            return Err(ConnectionError::PayloadTooLarge { bytes });
         }
+        self.input.skip(bytes).await?;
         Ok(Work::Refused {
-            of_read: request.command == command::READ,
+            in_chunk: request.command == command::READ,
             refusal,
         })
     }
 }
+
+/// Up to here a payload is no attack, whatever the export advertises: so says the specification.
+const PAYLOAD_TAKEN_MIN: u64 = 1 << 25;

@@ -30,13 +30,15 @@ pub trait BlockDevice: Send + Sync + 'static {
     fn write(&self, offset: u64, data: Bytes) -> BoxFuture<'static, Result<(), BlockError>>;
 
     /// Hints that the content of the range is no longer needed. What it reads as afterwards is unspecified.
-    fn trim(&self, offset: u64, len: u32) -> BoxFuture<'static, Result<(), BlockError>>;
+    ///
+    /// `len` may be the whole device, and memory for it must not grow with it.
+    fn trim(&self, offset: u64, len: u64) -> BoxFuture<'static, Result<(), BlockError>>;
 
-    /// Makes the range read as zeroes. `Ok` means durable and committed.
+    /// Makes the range read as zeroes. `Ok` means durable and committed. `len` as in [`trim`](Self::trim).
     fn write_zeroes(
         &self,
         offset: u64,
-        len: u32,
+        len: u64,
         holes: Holes,
     ) -> BoxFuture<'static, Result<(), BlockError>>;
 

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::codec::{
-    ClientFlags, ExportFacts, ExportQuery, Greeting, OptionHeader, parse_name,
+    ClientFlags, ExportFacts, ExportQuery, Greeting, OptionHeader, ReplyStyle, parse_name,
     put_export_name_answer, put_option_reply, put_rep_server,
 };
 use crate::connection::{ConnectionEnd, ConnectionError};
@@ -23,7 +23,7 @@ use crate::export::{BlockDevice, ExportInfo, Exports, OpenError};
 use crate::input::Input;
 use crate::limits::Limits;
 use crate::protocol::{option, reply};
-use crate::requests::{ReplyStyle, Terms};
+use crate::requests::Terms;
 
 /// How a negotiation ended.
 pub(crate) enum Negotiated {
@@ -107,11 +107,12 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
                 return Ok(Some(Negotiated::Ended(ConnectionEnd::Aborted)));
             }
             option::LIST if data.is_empty() => self.list().await,
-            option::STRUCTURED_REPLY if data.is_empty() => {
-                self.replies = ReplyStyle::Structured;
+            option::STRUCTURED_REPLY if data.is_empty() => self.structured_reply(),
+            option::EXTENDED_HEADERS if data.is_empty() => {
+                self.replies = ReplyStyle::Extended;
                 self.reply(option, reply::ACK, "");
             }
-            option::LIST | option::STRUCTURED_REPLY => {
+            option::LIST | option::STRUCTURED_REPLY | option::EXTENDED_HEADERS => {
                 self.reply(option, reply::ERR_INVALID, "this option takes no data");
             }
             option::INFO | option::GO => match ExportQuery::decode(&data) {
@@ -152,7 +153,22 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
         }
     }
 
+    /// Extended headers take precedence, and there is no way back.
+    fn structured_reply(&mut self) {
+        let option = option::STRUCTURED_REPLY;
+        if self.replies == ReplyStyle::Extended {
+            let text = "extended headers are in use";
+            return self.reply(option, reply::ERR_EXT_HEADER_REQD, text);
+        }
+        self.replies = ReplyStyle::Structured;
+        self.reply(option, reply::ACK, "");
+    }
+
     async fn export_name(&mut self, name: &[u8]) -> Result<Negotiated, ConnectionError> {
+        if self.replies == ReplyStyle::Extended {
+            // Not allowed to a client that negotiated them, and there is no reply to say so.
+            return Ok(Negotiated::Ended(ConnectionEnd::NoExport));
+        }
         let opened = match parse_name(name) {
             Ok(name) => self.open(name).await,
             Err(_) => Err(OpenError::Unknown),

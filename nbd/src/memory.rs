@@ -72,8 +72,8 @@ impl MemoryDevice {
         self.content.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn zero(&self, offset: u64, len: u32) -> Result<(), BlockError> {
-        let range = range(offset, len as usize)?;
+    fn zero(&self, offset: u64, len: u64) -> Result<(), BlockError> {
+        let range = range(offset, len)?;
         let mut content = self.lock();
         content.get_mut(range).ok_or(BlockError::Invalid)?.fill(0);
         Ok(())
@@ -86,7 +86,7 @@ impl BlockDevice for MemoryDevice {
     }
 
     fn read(&self, offset: u64, len: u32) -> BoxFuture<'static, Result<Bytes, BlockError>> {
-        let answer = range(offset, len as usize).and_then(|range| {
+        let answer = range(offset, u64::from(len)).and_then(|range| {
             let content = self.lock();
             let data = content.get(range).ok_or(BlockError::Invalid)?;
             Ok(Bytes::copy_from_slice(data))
@@ -95,7 +95,7 @@ impl BlockDevice for MemoryDevice {
     }
 
     fn write(&self, offset: u64, data: Bytes) -> BoxFuture<'static, Result<(), BlockError>> {
-        let answer = range(offset, data.len()).and_then(|range| {
+        let answer = range(offset, data.len() as u64).and_then(|range| {
             let mut content = self.lock();
             let to = content.get_mut(range).ok_or(BlockError::NoSpace)?;
             to.copy_from_slice(&data);
@@ -104,14 +104,14 @@ impl BlockDevice for MemoryDevice {
         Box::pin(ready(answer))
     }
 
-    fn trim(&self, offset: u64, len: u32) -> BoxFuture<'static, Result<(), BlockError>> {
+    fn trim(&self, offset: u64, len: u64) -> BoxFuture<'static, Result<(), BlockError>> {
         Box::pin(ready(self.zero(offset, len)))
     }
 
     fn write_zeroes(
         &self,
         offset: u64,
-        len: u32,
+        len: u64,
         _holes: Holes,
     ) -> BoxFuture<'static, Result<(), BlockError>> {
         Box::pin(ready(self.zero(offset, len)))
@@ -172,8 +172,10 @@ impl fmt::Debug for FixedExports {
     }
 }
 
-fn range(offset: u64, len: usize) -> Result<Range<usize>, BlockError> {
-    let start = usize::try_from(offset).map_err(|_| BlockError::Invalid)?;
-    let end = start.checked_add(len).ok_or(BlockError::Invalid)?;
-    Ok(start..end)
+fn range(offset: u64, len: u64) -> Result<Range<usize>, BlockError> {
+    let end = offset.checked_add(len).ok_or(BlockError::Invalid)?;
+    match (usize::try_from(offset), usize::try_from(end)) {
+        (Ok(start), Ok(end)) => Ok(start..end),
+        _ => Err(BlockError::Invalid),
+    }
 }

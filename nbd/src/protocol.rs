@@ -1,7 +1,7 @@
 //! The numbers of the NBD specification, as the document at
 //! <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md> names them.
 //!
-//! Only what a server of the baseline plus structured replies can meet. Everything on the wire is big-endian.
+//! Only what this server can meet. Everything on the wire is big-endian.
 
 /// First eight bytes of a server: `NBDMAGIC`.
 pub const INIT_MAGIC: u64 = u64::from_be_bytes(*b"NBDMAGIC");
@@ -11,10 +11,14 @@ pub const OPTION_MAGIC: u64 = u64::from_be_bytes(*b"IHAVEOPT");
 pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 /// Begins every request of the transmission phase.
 pub const REQUEST_MAGIC: u32 = 0x2560_9513;
+/// Begins every request when extended headers were negotiated.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
 /// Begins a simple reply.
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// Begins a chunk of a structured reply.
 pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+/// Begins a chunk of a reply when extended headers were negotiated.
+pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 /// Longest string of the protocol, inclusive.
 pub const STRING_BYTES_MAX: usize = 4096;
@@ -74,6 +78,8 @@ pub mod reply {
     pub const ERR_SHUTDOWN: u32 = ERROR_BIT | 7;
     /// The option is too large.
     pub const ERR_TOO_BIG: u32 = ERROR_BIT | 9;
+    /// Extended headers are needed, or were negotiated and cannot be given up.
+    pub const ERR_EXT_HEADER_REQD: u32 = ERROR_BIT | 10;
 }
 
 /// Facts about an export, in `NBD_REP_INFO`.
@@ -140,6 +146,8 @@ pub mod command_flag {
     pub const REQ_ONE: u16 = 1 << 3;
     /// Fail rather than write zeroes slowly.
     pub const FAST_ZERO: u16 = 1 << 4;
+    /// The length is that of a payload that follows. Only with extended headers.
+    pub const PAYLOAD_LEN: u16 = 1 << 5;
 }
 
 /// Chunks of structured replies.

@@ -23,10 +23,10 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::budget::{Claim, ConnectionBudget};
-use crate::codec::ReplyHead;
+use crate::codec::{Last, ReplyHead, ReplyStyle, ReplyTo};
 use crate::connection::ConnectionError;
 use crate::export::BlockError;
-use crate::requests::{Refusal, ReplyStyle};
+use crate::requests::Refusal;
 
 /// Replies of one vectored write. Linux takes 1024 slices; more than this no longer pays.
 const BATCH_REPLIES: usize = 64;
@@ -35,7 +35,7 @@ const RECHECK: Duration = Duration::from_secs(1);
 
 /// A request that was read, in whatever state it is.
 pub(crate) struct Call {
-    pub(crate) cookie: u64,
+    pub(crate) to: ReplyTo,
     pub(crate) work: Work,
     pub(crate) claim: Claim,
 }
@@ -48,9 +48,10 @@ pub(crate) enum Work {
         answer: BoxFuture<'static, Result<Bytes, BlockError>>,
     },
     Change(BoxFuture<'static, Result<(), BlockError>>),
-    /// Never reached the device. A refused read is answered in the style of reads.
+    /// Never reached the device.
     Refused {
-        of_read: bool,
+        /// Whether replies to this command have chunks where there are any.
+        in_chunk: bool,
         refusal: Refusal,
     },
 }
@@ -67,14 +68,12 @@ pub(crate) struct Replies<W> {
     stalled: Option<Pin<Box<Sleep>>>,
     transfer_timeout: Duration,
     budget: Arc<ConnectionBudget>,
-    style: ReplyStyle,
 }
 
 impl<W: AsyncWrite + Unpin> Replies<W> {
     pub(crate) fn new(
         writer: W,
         calls: UnboundedReceiver<Call>,
-        style: ReplyStyle,
         transfer_timeout: Duration,
         budget: Arc<ConnectionBudget>,
     ) -> Self {
@@ -88,7 +87,6 @@ impl<W: AsyncWrite + Unpin> Replies<W> {
             stalled: None,
             transfer_timeout,
             budget,
-            style,
         }
     }
 
@@ -123,10 +121,7 @@ impl<W: AsyncWrite + Unpin> Replies<W> {
     fn collect(&mut self, cx: &mut Context<'_>) {
         while !self.all_calls_seen {
             match self.calls.poll_recv(cx) {
-                Poll::Ready(Some(call)) => self.in_flight.push(InFlight {
-                    call: Some(call),
-                    style: self.style,
-                }),
+                Poll::Ready(Some(call)) => self.in_flight.push(InFlight { call: Some(call) }),
                 Poll::Ready(None) => self.all_calls_seen = true,
                 Poll::Pending => break,
             }
@@ -194,18 +189,16 @@ impl<W: AsyncWrite + Unpin> Replies<W> {
 struct InFlight {
     /// Invariant: `Some` until the future has answered.
     call: Option<Call>,
-    style: ReplyStyle,
 }
 
 impl Future for InFlight {
     type Output = Reply;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Reply> {
-        let style = self.style;
         let Some(call) = self.call.as_mut() else {
             return Poll::Pending;
         };
-        let cookie = call.cookie;
+        let to = call.to;
         let (head, body) = match &mut call.work {
             Work::Read {
                 offset,
@@ -213,21 +206,13 @@ impl Future for InFlight {
                 answer,
             } => {
                 let answer = ready!(answer.as_mut().poll(cx));
-                read_reply(style, cookie, *offset, *len, answer)
+                read_reply(to, *offset, *len, answer)
             }
-            Work::Change(answer) => {
-                let answer = ready!(answer.as_mut().poll(cx));
-                let error = answer.err().map(|error| Refusal::from(error).errno);
-                (ReplyHead::simple(cookie, error), Bytes::new())
-            }
-            Work::Refused {
-                of_read: true,
-                refusal,
-            } => error_of_read(style, cookie, *refusal),
-            Work::Refused {
-                of_read: false,
-                refusal,
-            } => (ReplyHead::simple(cookie, Some(refusal.errno)), Bytes::new()),
+            Work::Change(answer) => match ready!(answer.as_mut().poll(cx)) {
+                Ok(()) => (to.done(), Bytes::new()),
+                Err(error) => failure(to, false, error.into()),
+            },
+            Work::Refused { in_chunk, refusal } => failure(to, *in_chunk, *refusal),
         };
         let Some(Call { mut claim, .. }) = self.call.take() else {
             return Poll::Pending;
@@ -245,42 +230,38 @@ impl Future for InFlight {
 }
 
 fn read_reply(
-    style: ReplyStyle,
-    cookie: u64,
+    to: ReplyTo,
     offset: u64,
     len: u32,
     answer: Result<Bytes, BlockError>,
 ) -> (ReplyHead, Bytes) {
     match answer {
-        Err(error) => error_of_read(style, cookie, error.into()),
+        Err(error) => failure(to, true, error.into()),
         Ok(data) if data.len() != len as usize => {
-            tracing::error!(
-                offset,
-                len,
-                found = data.len(),
-                "device answered a read of another length"
-            );
-            error_of_read(style, cookie, BlockError::Io.into())
+            let found = data.len();
+            tracing::error!(offset, len, found, "a device read another length");
+            failure(to, true, BlockError::Io.into())
         }
-        Ok(data) => match style {
-            ReplyStyle::Simple => (ReplyHead::simple(cookie, None), data),
-            ReplyStyle::Structured if is_zero(&data) => {
-                (ReplyHead::hole(cookie, offset, len), Bytes::new())
-            }
-            ReplyStyle::Structured => (ReplyHead::data(cookie, offset, len), data),
-        },
+        Ok(data) if to.style == ReplyStyle::Simple => (to.done(), data),
+        Ok(data) if is_zero(&data) => (to.hole(Last::Yes, offset, len), Bytes::new()),
+        Ok(data) => (to.data(Last::Yes, offset, len), data),
     }
 }
 
-fn error_of_read(style: ReplyStyle, cookie: u64, refusal: Refusal) -> (ReplyHead, Bytes) {
+/// An error, with text where the style has chunks. Where simple replies are allowed beside them, only commands
+/// whose replies have chunks get one.
+fn failure(to: ReplyTo, in_chunk: bool, refusal: Refusal) -> (ReplyHead, Bytes) {
     let Refusal { errno, message } = refusal;
-    match (style, u16::try_from(message.len())) {
-        (ReplyStyle::Structured, Ok(bytes)) => (
-            ReplyHead::error(cookie, errno, bytes),
-            Bytes::from_static(message.as_bytes()),
-        ),
-        (ReplyStyle::Structured, Err(_)) => (ReplyHead::error(cookie, errno, 0), Bytes::new()),
-        (ReplyStyle::Simple, _) => (ReplyHead::simple(cookie, Some(errno)), Bytes::new()),
+    match to.style {
+        ReplyStyle::Simple => (to.failed(errno), Bytes::new()),
+        ReplyStyle::Structured if !in_chunk => (to.failed(errno), Bytes::new()),
+        ReplyStyle::Structured | ReplyStyle::Extended => match u16::try_from(message.len()) {
+            Ok(bytes) => (
+                to.error(errno, bytes),
+                Bytes::from_static(message.as_bytes()),
+            ),
+            Err(_) => (to.error(errno, 0), Bytes::new()),
+        },
     }
 }
 
@@ -338,8 +319,13 @@ mod tests {
 
     #[test]
     fn a_read_of_another_length_is_an_io_error() {
-        let (head, body) = read_reply(ReplyStyle::Simple, 1, 0, 4, Ok(Bytes::from_static(b"abc")));
-        assert_eq!(head, ReplyHead::simple(1, Some(Errno::Io)));
+        let to = ReplyTo {
+            style: ReplyStyle::Simple,
+            cookie: 1,
+            offset: 0,
+        };
+        let (head, body) = read_reply(to, 0, 4, Ok(Bytes::from_static(b"abc")));
+        assert_eq!(head, to.failed(Errno::Io));
         assert!(body.is_empty());
     }
 }

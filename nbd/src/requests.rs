@@ -10,8 +10,11 @@
 //! | write zeroes | `ENOSPC` | `EPERM` | `EINVAL` | served |
 //! | trim | `EINVAL` | `EPERM` | `EINVAL` | served |
 //! | flush | - | served | required, and offset 0 | - |
+//!
+//! With extended headers the flag `PAYLOAD_LEN` says what the length is. A write must have it; a payload that no
+//! command asked for is read and dropped, and its request refused.
 
-use crate::codec::Request;
+use crate::codec::{ReplyStyle, Request};
 use crate::export::{Access, BlockError, ExportInfo, Holes, MultiConn};
 use crate::protocol::{Errno, command, command_flag, transmission};
 
@@ -23,20 +26,13 @@ pub(crate) struct Terms {
     pub(crate) replies: ReplyStyle,
 }
 
-/// How reads are answered.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum ReplyStyle {
-    Simple,
-    Structured,
-}
-
 /// A request that the device shall see.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Operation {
     Read { offset: u64, len: u32 },
     Write { offset: u64, len: u32 },
-    Trim { offset: u64, len: u32 },
-    WriteZeroes { offset: u64, len: u32, holes: Holes },
+    Trim { offset: u64, len: u64 },
+    WriteZeroes { offset: u64, len: u64, holes: Holes },
     Flush,
     Disconnect,
 }
@@ -56,13 +52,22 @@ impl Terms {
             Access::ReadOnly => flags |= transmission::READ_ONLY,
             Access::ReadWrite => flags |= transmission::SEND_TRIM | transmission::SEND_WRITE_ZEROES,
         }
-        if self.replies == ReplyStyle::Structured {
+        if self.replies != ReplyStyle::Simple {
             flags |= transmission::SEND_DF;
         }
         if self.info.multi_conn == MultiConn::Coherent {
             flags |= transmission::CAN_MULTI_CONN;
         }
         flags
+    }
+
+    /// How many bytes of payload follow the header of `request`.
+    pub(crate) fn payload_bytes(&self, request: &Request) -> u64 {
+        let follows = match self.replies {
+            ReplyStyle::Simple | ReplyStyle::Structured => request.command == command::WRITE,
+            ReplyStyle::Extended => request.flags & command_flag::PAYLOAD_LEN != 0,
+        };
+        if follows { request.length } else { 0 }
     }
 
     /// Decides about one request.
@@ -84,13 +89,13 @@ impl Terms {
                 } else {
                     Errno::Overflow
                 };
-                self.check_payload(len, too_large)?;
+                let len = self.check_payload(len, too_large)?;
                 Ok(Operation::Read { offset, len })
             }
             command::WRITE => {
                 self.check_writable()?;
                 self.check_range(request, Errno::NoSpc)?;
-                self.check_payload(len, Errno::Inval)?;
+                let len = self.check_payload(len, Errno::Inval)?;
                 Ok(Operation::Write { offset, len })
             }
             command::TRIM => {
@@ -115,7 +120,13 @@ impl Terms {
     /// FUA is allowed with every command, the others only where the specification has them.
     fn check_flags(&self, request: &Request) -> Result<(), Refusal> {
         let own = match request.command {
-            command::READ if self.replies == ReplyStyle::Structured => command_flag::DF,
+            command::READ if self.replies != ReplyStyle::Simple => command_flag::DF,
+            command::WRITE if self.replies == ReplyStyle::Extended => {
+                if request.flags & command_flag::PAYLOAD_LEN == 0 {
+                    return Err(refuse(Errno::Inval, "a write without a payload"));
+                }
+                command_flag::PAYLOAD_LEN
+            }
             command::WRITE_ZEROES => command_flag::NO_HOLE,
             // The peer wants to leave: nobody is there to read an error.
             command::DISC => return Ok(()),
@@ -142,12 +153,12 @@ impl Terms {
         if request.length == 0 {
             return Err(refuse(Errno::Inval, "zero length"));
         }
-        let end = request.offset.checked_add(u64::from(request.length));
+        let end = request.offset.checked_add(request.length);
         if end.is_none_or(|end| end > self.info.size_bytes) {
             return Err(refuse(beyond_the_end, "beyond the end of the export"));
         }
-        let unit = self.info.block_bytes_min;
-        if !request.offset.is_multiple_of(u64::from(unit)) || !request.length.is_multiple_of(unit) {
+        let unit = u64::from(self.info.block_bytes_min);
+        if !request.offset.is_multiple_of(unit) || !request.length.is_multiple_of(unit) {
             return Err(refuse(
                 Errno::Inval,
                 "not aligned to the minimum block size",
@@ -156,11 +167,10 @@ impl Terms {
         Ok(())
     }
 
-    fn check_payload(&self, len: u32, too_large: Errno) -> Result<(), Refusal> {
-        if len <= self.info.block_bytes_max {
-            Ok(())
-        } else {
-            Err(refuse(too_large, "larger than the maximum block size"))
+    fn check_payload(&self, len: u64, too_large: Errno) -> Result<u32, Refusal> {
+        match u32::try_from(len) {
+            Ok(len) if len <= self.info.block_bytes_max => Ok(len),
+            _ => Err(refuse(too_large, "larger than the maximum block size")),
         }
     }
 }

@@ -121,7 +121,7 @@ async fn refused_requests_change_nothing_and_leave_the_connection_in_step() {
         (command::WRITE, 1 << 9, 0, 512, Errno::Inval),
         (command::WRITE, 0, 0, 0, Errno::Inval),
         (command::READ, 0, 0, 65_537, Errno::Inval),
-        (command::READ, 0, 0, u32::MAX, Errno::Inval),
+        (command::READ, 0, 0, u64::from(u32::MAX), Errno::Inval),
         (command::TRIM, 0, size, 1, Errno::Inval),
         (command::WRITE_ZEROES, 0, size, 1, Errno::NoSpc),
         (
@@ -214,10 +214,10 @@ impl BlockDevice for SlowReads {
     fn write(&self, offset: u64, data: Bytes) -> BoxFuture<'static, Result<(), BlockError>> {
         self.0.memory.write(offset, data)
     }
-    fn trim(&self, _: u64, _: u32) -> BoxFuture<'static, Result<(), BlockError>> {
+    fn trim(&self, _: u64, _: u64) -> BoxFuture<'static, Result<(), BlockError>> {
         Box::pin(async { Err(BlockError::NotSupported) })
     }
-    fn write_zeroes(&self, _: u64, _: u32, _: Holes) -> BoxFuture<'static, Result<(), BlockError>> {
+    fn write_zeroes(&self, _: u64, _: u64, _: Holes) -> BoxFuture<'static, Result<(), BlockError>> {
         Box::pin(async { Err(BlockError::Io) })
     }
     fn flush(&self) -> BoxFuture<'static, Result<(), BlockError>> {

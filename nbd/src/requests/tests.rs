@@ -6,6 +6,7 @@ use super::*;
 
 const MIN: u32 = 512;
 const MAX: u32 = 1 << 20;
+const MAX_LEN: u64 = MAX as u64;
 const SIZE: u64 = 4 << 20;
 
 fn terms(access: Access, replies: ReplyStyle) -> Terms {
@@ -29,7 +30,7 @@ fn judge(
     command: u16,
     flags: u16,
     offset: u64,
-    length: u32,
+    length: u64,
 ) -> Result<Operation, Errno> {
     let request = Request {
         flags,
@@ -51,13 +52,19 @@ fn table_of_errors_for_a_writable_export() {
         (READ, 0, end - 512, 1024, Some(Errno::Inval)),
         (READ, 0, end, 512, Some(Errno::Inval)),
         (READ, 0, u64::MAX - 511, 512, Some(Errno::Inval)),
-        (READ, 0, u64::MAX, u32::MAX, Some(Errno::Inval)),
+        (READ, 0, u64::MAX, u64::from(u32::MAX), Some(Errno::Inval)),
         (READ, 0, 0, 0, Some(Errno::Inval)),
         (READ, 0, 1, 512, Some(Errno::Inval)),
         (READ, 0, 0, 511, Some(Errno::Inval)),
-        (READ, 0, 0, MAX, None),
-        (READ, 0, 0, MAX + 512, Some(Errno::Inval)),
-        (READ, command_flag::DF, 0, MAX + 512, Some(Errno::Overflow)),
+        (READ, 0, 0, MAX_LEN, None),
+        (READ, 0, 0, MAX_LEN + 512, Some(Errno::Inval)),
+        (
+            READ,
+            command_flag::DF,
+            0,
+            MAX_LEN + 512,
+            Some(Errno::Overflow),
+        ),
         (READ, command_flag::DF | command_flag::FUA, 0, 65_536, None),
         (READ, command_flag::NO_HOLE, 0, 512, Some(Errno::Inval)),
         (READ, 1 << 15, 0, 512, Some(Errno::Inval)),
@@ -65,7 +72,7 @@ fn table_of_errors_for_a_writable_export() {
         (WRITE, 0, end, 512, Some(Errno::NoSpc)),
         (WRITE, 0, u64::MAX, 512, Some(Errno::NoSpc)),
         (WRITE, 0, 0, 0, Some(Errno::Inval)),
-        (WRITE, 0, 0, MAX + 512, Some(Errno::Inval)),
+        (WRITE, 0, 0, MAX_LEN + 512, Some(Errno::Inval)),
         (WRITE, command_flag::DF, 0, 512, Some(Errno::Inval)),
         (TRIM, command_flag::FUA, 0, 4 << 20, None),
         (TRIM, 0, end, 512, Some(Errno::Inval)),
@@ -115,6 +122,80 @@ fn df_needs_structured_replies() {
     assert_eq!(simple.transmission_flags() & transmission::SEND_DF, 0);
     let structured = terms(Access::ReadWrite, ReplyStyle::Structured);
     assert_ne!(structured.transmission_flags() & transmission::SEND_DF, 0);
+}
+
+#[test]
+fn with_extended_headers_a_flag_tells_payload_from_effect() {
+    let extended = terms(Access::ReadWrite, ReplyStyle::Extended);
+    let structured = terms(Access::ReadWrite, ReplyStyle::Structured);
+    let payload = command_flag::PAYLOAD_LEN;
+    let request = |command, flags| Request {
+        flags,
+        command,
+        cookie: 1,
+        offset: 0,
+        length: 512,
+    };
+    for (command, flags, of_structured, of_extended) in [
+        (command::WRITE, 0, 512, 0),
+        (command::WRITE, payload, 512, 512),
+        (command::TRIM, 0, 0, 0),
+        (command::TRIM, payload, 0, 512),
+        (4711, payload, 0, 512),
+    ] {
+        let request = request(command, flags);
+        let told = (
+            structured.payload_bytes(&request),
+            extended.payload_bytes(&request),
+        );
+        assert_eq!(told, (of_structured, of_extended), "{request:?}");
+    }
+    let judged = |terms, command, flags| judge(terms, command, flags, 0, 512).err();
+    assert_eq!(judged(&extended, command::WRITE, payload), None);
+    assert_eq!(judged(&extended, command::WRITE, 0), Some(Errno::Inval));
+    assert_eq!(judged(&extended, command::READ, 0), None);
+    assert_eq!(
+        judged(&extended, command::READ, payload),
+        Some(Errno::Inval)
+    );
+    assert_eq!(
+        judged(&structured, command::WRITE, payload),
+        Some(Errno::Inval)
+    );
+}
+
+#[test]
+fn effects_beyond_4_gib_reach_the_device_and_reads_do_not() {
+    let mut terms = terms(Access::ReadWrite, ReplyStyle::Extended);
+    terms.info.size_bytes = 1 << 40;
+    let len = 5 << 30;
+    assert_eq!(
+        judge(&terms, command::TRIM, 0, 512, len),
+        Ok(Operation::Trim { offset: 512, len })
+    );
+    assert_eq!(
+        judge(&terms, command::WRITE_ZEROES, 0, 0, 1_u64 << 40),
+        Ok(Operation::WriteZeroes {
+            offset: 0,
+            len: 1 << 40,
+            holes: Holes::Allowed,
+        })
+    );
+    // What is left of this length in 32 bits would be in range.
+    let deceptive = (1_u64 << 32) + 512;
+    assert_eq!(
+        judge(&terms, command::READ, 0, 0, deceptive),
+        Err(Errno::Inval)
+    );
+    let flags = command_flag::PAYLOAD_LEN;
+    assert_eq!(
+        judge(&terms, command::WRITE, flags, 0, deceptive),
+        Err(Errno::Inval)
+    );
+    assert_eq!(
+        judge(&terms, command::TRIM, 0, 512, u64::MAX - 511),
+        Err(Errno::Inval)
+    );
 }
 
 #[test]
@@ -188,12 +269,13 @@ fn exports_that_cannot_be_advertised_are_named() {
 proptest! {
     #[test]
     fn what_reaches_the_device_is_in_range_and_aligned(
-        command in 0_u16..9, flags in 0_u16..32,
+        command in 0_u16..9, flags in 0_u16..64,
         offset in prop_oneof![any::<u64>(), (0_u64..20_000).prop_map(|n| n * 256)],
-        length in prop_oneof![any::<u32>(), (0_u32..20_000).prop_map(|n| n * 256)],
-        structured: bool,
+        length in prop_oneof![any::<u64>(), (0_u64..20_000).prop_map(|n| n * 256)],
+        style in prop_oneof![
+            Just(ReplyStyle::Simple), Just(ReplyStyle::Structured), Just(ReplyStyle::Extended),
+        ],
     ) {
-        let style = if structured { ReplyStyle::Structured } else { ReplyStyle::Simple };
         let operation = judge(&terms(Access::ReadWrite, style), command, flags, offset, length);
         match operation {
             Ok(Operation::Read { offset, len } | Operation::Write { offset, len }) => {
@@ -201,7 +283,7 @@ proptest! {
                 prop_assert!(offset % 512 == 0 && len % 512 == 0);
             }
             Ok(Operation::Trim { offset, len } | Operation::WriteZeroes { offset, len, .. }) => {
-                prop_assert!(len > 0 && offset + u64::from(len) <= SIZE);
+                prop_assert!(len > 0 && offset + len <= SIZE);
                 prop_assert!(offset % 512 == 0 && len % 512 == 0);
             }
             Ok(Operation::Flush | Operation::Disconnect) | Err(_) => {}
