@@ -7,6 +7,7 @@
 
 mod chunk;
 mod handshake;
+mod meta;
 mod reply;
 mod request;
 
@@ -16,6 +17,7 @@ pub use handshake::{
     OPTION_REPLY_HEADER_BYTES, OptionHeader, OptionReplyHeader, parse_name, put_export_name_answer,
     put_option_reply, put_rep_server,
 };
+pub use meta::{MetaQuery, StatusFilter, put_meta_context};
 pub use reply::{
     CHUNK_HEADER_BYTES, EXTENDED_CHUNK_HEADER_BYTES, Last, ReplyHead, ReplyStyle, ReplyTo,
     SIMPLE_REPLY_BYTES,

@@ -6,10 +6,12 @@
 //! - A goodbye, an end of input between two requests and a stop of the server let requests in flight finish and
 //!   send their replies. Lost framing does not: nothing the peer sent afterwards can be trusted.
 
+use std::future::ready;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::time::timeout;
@@ -17,12 +19,12 @@ use tokio::time::timeout;
 use crate::budget::{Claim, ConnectionBudget, ServerBudget};
 use crate::codec::{CodecError, ReplyStyle, ReplyTo, Request};
 use crate::export::{BlockDevice, Exports};
+use crate::extents::EXTENT_BYTES;
 use crate::handshake::{Negotiated, Negotiation};
 use crate::input::Input;
 use crate::limits::Limits;
-use crate::protocol::command;
 use crate::replies::{Call, Replies, Work};
-use crate::requests::{Operation, Refusal, Terms};
+use crate::requests::{Operation, Refusal, Speed, StatusQuery, Terms};
 
 /// How a connection ended when nothing went wrong.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,7 +57,7 @@ pub enum ConnectionError {
     #[error("payload of {bytes} bytes did not arrive in time")]
     PayloadTimeout {
         /// Its announced length.
-        bytes: u32,
+        bytes: usize,
     },
     /// With extended headers: a payload beyond every limit, which the specification has us refuse by leaving.
     #[error("payload of {bytes} bytes is larger than any allowed")]
@@ -185,7 +187,7 @@ impl<R: AsyncRead + Unpin> Requests<R> {
             let mut claim = self.budget.request().await;
             let work = match self.terms.judge(&request) {
                 Ok(Operation::Disconnect) => return Ok(ConnectionEnd::Disconnected),
-                Ok(operation) => self.call(operation, &mut claim).await?,
+                Ok(operation) => self.call(&request, operation, &mut claim).await?,
                 Err(refusal) => self.refuse(&request, refusal).await?,
             };
             let to = ReplyTo {
@@ -216,33 +218,76 @@ impl<R: AsyncRead + Unpin> Requests<R> {
 
     async fn call(
         &mut self,
+        request: &Request,
         operation: Operation,
         claim: &mut Claim,
     ) -> Result<Work, ConnectionError> {
         Ok(match operation {
-            Operation::Read { offset, len } => {
+            Operation::Read {
+                offset,
+                len,
+                fragments,
+            } => {
                 self.budget.add_bytes(claim, len).await;
-                let answer = self.device.read(offset, len);
                 Work::Read {
                     offset,
                     len,
-                    answer,
+                    fragments,
+                    answer: self.device.read(offset, len),
                 }
             }
             Operation::Write { offset, len } => {
                 self.budget.add_bytes(claim, len).await;
-                let payload = self.input.payload(len as usize);
-                let data = timeout(self.limits.transfer_timeout, payload)
-                    .await
-                    .map_err(|_| ConnectionError::PayloadTimeout { bytes: len })??;
+                let data = self.payload(len as usize).await?;
                 Work::Change(self.device.write(offset, data))
             }
             Operation::Trim { offset, len } => Work::Change(self.device.trim(offset, len)),
-            Operation::WriteZeroes { offset, len, holes } => {
-                Work::Change(self.device.write_zeroes(offset, len, holes))
+            Operation::WriteZeroes {
+                offset,
+                len,
+                holes,
+                speed,
+            } => match speed {
+                Speed::Fast if !self.device.zeroes_are_fast(offset, len, holes) => {
+                    Work::refused(request, Refusal::SLOW_ZEROES)
+                }
+                _ => Work::Change(self.device.write_zeroes(offset, len, holes)),
+            },
+            Operation::Cache => Work::Change(Box::pin(ready(Ok(())))),
+            Operation::BlockStatus(query) => self.block_status(query, claim).await,
+            Operation::FilteredStatus { payload_bytes } => {
+                let payload = self.payload(payload_bytes).await?;
+                match self.terms.judge_filter(request, &payload) {
+                    Ok(query) => self.block_status(query, claim).await,
+                    Err(refusal) => Work::refused(request, refusal),
+                }
             }
             Operation::Flush | Operation::Disconnect => Work::Change(self.device.flush()),
         })
+    }
+
+    async fn block_status(&self, mut query: StatusQuery, claim: &mut Claim) -> Work {
+        if query.contexts.is_empty() {
+            return Work::Change(Box::pin(ready(Ok(()))));
+        }
+        // A claim is at most one request of the largest size.
+        let affordable = (self.limits.request_bytes_max / EXTENT_BYTES).max(1);
+        query.extents_max = query.extents_max.min(affordable);
+        let bytes = (query.extents_max * EXTENT_BYTES).min(self.limits.request_bytes_max);
+        self.budget.add_bytes(claim, bytes).await;
+        let most = query.extents_max as usize;
+        Work::Status {
+            answer: self.device.allocation(query.offset, query.len, most),
+            unit: self.terms.info.block_bytes_min,
+            query,
+        }
+    }
+
+    async fn payload(&mut self, len: usize) -> Result<Bytes, ConnectionError> {
+        timeout(self.limits.transfer_timeout, self.input.payload(len))
+            .await
+            .map_err(|_| ConnectionError::PayloadTimeout { bytes: len })?
+            .map_err(ConnectionError::Io)
     }
 
     /// The payload of a refused request is read and dropped, so that the next request is found.
@@ -258,10 +303,7 @@ impl<R: AsyncRead + Unpin> Requests<R> {
             return Err(ConnectionError::PayloadTooLarge { bytes });
         }
         self.input.skip(bytes).await?;
-        Ok(Work::Refused {
-            in_chunk: request.command == command::READ,
-            refusal,
-        })
+        Ok(Work::refused(request, refusal))
     }
 }
 

@@ -5,6 +5,8 @@
 //! - An option that is refused leaves the negotiation as it was. Only lost framing, a flag that was never
 //!   offered and a refused `EXPORT_NAME`, which has no error reply, end the connection.
 
+mod meta;
+
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -24,6 +26,7 @@ use crate::input::Input;
 use crate::limits::Limits;
 use crate::protocol::{option, reply};
 use crate::requests::Terms;
+use meta::Selection;
 
 /// How a negotiation ended.
 pub(crate) enum Negotiated {
@@ -43,6 +46,7 @@ pub(crate) struct Negotiation<'a, R, W> {
     deadline: Instant,
     client: ClientFlags,
     replies: ReplyStyle,
+    selection: Option<Selection>,
     out: BytesMut,
 }
 
@@ -63,6 +67,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
             deadline: Instant::now() + limits.handshake_timeout,
             client: ClientFlags::default(),
             replies: ReplyStyle::Simple,
+            selection: None,
             out: BytesMut::new(),
         }
     }
@@ -114,6 +119,9 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
             }
             option::LIST | option::STRUCTURED_REPLY | option::EXTENDED_HEADERS => {
                 self.reply(option, reply::ERR_INVALID, "this option takes no data");
+            }
+            option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
+                self.meta_context(option, &data).await;
             }
             option::INFO | option::GO => match ExportQuery::decode(&data) {
                 Ok(query) => return Ok(self.info_or_go(option, &query).await),
@@ -213,11 +221,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
                 device.map(|device| Negotiated::Transmission { device, terms })
             }
             Err(error) => {
-                let kind = match &error {
-                    OpenError::Unknown => reply::ERR_UNKNOWN,
-                    OpenError::Refused { .. } | OpenError::Unavailable { .. } => reply::ERR_POLICY,
-                    OpenError::ShuttingDown => reply::ERR_SHUTDOWN,
-                };
+                let kind = refusal(&error);
                 self.reply(option, kind, &error.to_string());
                 None
             }
@@ -228,15 +232,19 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
         let name = self.resolve(name).await?;
         let opening = self.exports.open(&name, self.peer);
         let device = self.ask(opening).await.unwrap_or_else(too_slow)?;
-        let terms = self.terms(device.info())?;
+        let terms = self.terms(&name, device.info())?;
         Ok((device, terms))
     }
 
     async fn describe(&mut self, name: &str) -> Result<Terms, OpenError> {
         let name = self.resolve(name).await?;
-        let describing = self.exports.describe(&name, self.peer);
-        let info = self.ask(describing).await.unwrap_or_else(too_slow)?;
-        self.terms(info)
+        let info = self.describe_resolved(&name).await?;
+        self.terms(&name, info)
+    }
+
+    async fn describe_resolved(&mut self, name: &str) -> Result<ExportInfo, OpenError> {
+        let describing = self.exports.describe(name, self.peer);
+        self.ask(describing).await.unwrap_or_else(too_slow)
     }
 
     /// The empty name stands for the only export, if there is exactly one.
@@ -252,7 +260,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
         }
     }
 
-    fn terms(&self, info: ExportInfo) -> Result<Terms, OpenError> {
+    fn terms(&self, name: &str, info: ExportInfo) -> Result<Terms, OpenError> {
         let info = info
             .bounded(self.limits.request_bytes_max)
             .map_err(|error| {
@@ -264,6 +272,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
         Ok(Terms {
             info,
             replies: self.replies,
+            contexts: self.contexts_of(name),
         })
     }
 
@@ -302,6 +311,15 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
             .await
             .map_err(|_| ConnectionError::HandshakeTimeout)?
             .map_err(ConnectionError::Io)
+    }
+}
+
+/// How an option is told why there is no such export for it.
+fn refusal(error: &OpenError) -> u32 {
+    match error {
+        OpenError::Unknown => reply::ERR_UNKNOWN,
+        OpenError::Refused { .. } | OpenError::Unavailable { .. } => reply::ERR_POLICY,
+        OpenError::ShuttingDown => reply::ERR_SHUTDOWN,
     }
 }
 

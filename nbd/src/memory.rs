@@ -14,8 +14,10 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use crate::export::{
-    Access, BlockDevice, BlockError, ExportInfo, Exports, Holes, MultiConn, OpenError,
+    Access, Allocation, BlockDevice, BlockError, ExportInfo, Exports, Extent, Holes, MultiConn,
+    OpenError,
 };
+use crate::extents::append;
 
 /// A device made of memory. Clones share the content.
 #[derive(Clone)]
@@ -117,6 +119,26 @@ impl BlockDevice for MemoryDevice {
         Box::pin(ready(self.zero(offset, len)))
     }
 
+    /// Nothing is sent and nothing is stored: as fast as can be.
+    fn zeroes_are_fast(&self, _: u64, _: u64, holes: Holes) -> bool {
+        holes == Holes::Allowed
+    }
+
+    /// Memory has no holes, so blocks of zeroes stand for them.
+    fn allocation(
+        &self,
+        offset: u64,
+        len: u64,
+        extents_max: usize,
+    ) -> BoxFuture<'static, Result<Vec<Extent>, BlockError>> {
+        let answer = range(offset, len).and_then(|range| {
+            let content = self.lock();
+            let data = content.get(range).ok_or(BlockError::Invalid)?;
+            Ok(allocation(offset, data, extents_max))
+        });
+        Box::pin(ready(answer))
+    }
+
     fn flush(&self) -> BoxFuture<'static, Result<(), BlockError>> {
         Box::pin(ready(Ok(())))
     }
@@ -171,6 +193,28 @@ impl fmt::Debug for FixedExports {
         f.debug_list().entries(self.devices.keys()).finish()
     }
 }
+
+/// The state of each block of `data`, which begins at `offset`; blocks of one state are one extent.
+fn allocation(offset: u64, data: &[u8], extents_max: usize) -> Vec<Extent> {
+    let before = usize::try_from(offset % BLOCK as u64).unwrap_or(0);
+    let (first, rest) = data.split_at(data.len().min(BLOCK - before));
+    let mut extents: Vec<Extent> = Vec::new();
+    for block in std::iter::once(first).chain(rest.chunks(BLOCK)) {
+        let state = if block.iter().all(|byte| *byte == 0) {
+            Allocation::Hole
+        } else {
+            Allocation::Data
+        };
+        let len = block.len() as u64;
+        if !append(&mut extents, Extent { len, state }, extents_max) {
+            break;
+        }
+    }
+    extents
+}
+
+/// What counts as a block of its own.
+const BLOCK: usize = 4096;
 
 fn range(offset: u64, len: u64) -> Result<Range<usize>, BlockError> {
     let end = offset.checked_add(len).ok_or(BlockError::Invalid)?;

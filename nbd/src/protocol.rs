@@ -62,6 +62,8 @@ pub mod reply {
     pub const SERVER: u32 = 2;
     /// One fact about an export.
     pub const INFO: u32 = 3;
+    /// One metadata context.
+    pub const META_CONTEXT: u32 = 4;
     /// Set in every error.
     pub const ERROR_BIT: u32 = 1 << 31;
     /// The option is unknown here.
@@ -112,6 +114,12 @@ pub mod transmission {
     pub const SEND_DF: u16 = 1 << 7;
     /// Flush and FUA hold across connections.
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
+    /// `NBD_CMD_CACHE` is answered.
+    pub const SEND_CACHE: u16 = 1 << 10;
+    /// `NBD_CMD_FLAG_FAST_ZERO` works.
+    pub const SEND_FAST_ZERO: u16 = 1 << 11;
+    /// `NBD_CMD_BLOCK_STATUS` takes a payload that names contexts. Only with extended headers.
+    pub const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 }
 
 /// Commands of the transmission phase.
@@ -160,8 +168,20 @@ pub mod chunk {
     pub const OFFSET_DATA: u16 = 1;
     /// Offset and a count of zeroes.
     pub const OFFSET_HOLE: u16 = 2;
+    /// Extents of one context, with 32-bit lengths.
+    pub const BLOCK_STATUS: u16 = 5;
+    /// Extents of one context, with 64-bit lengths. Only with extended headers.
+    pub const BLOCK_STATUS_EXT: u16 = 6;
     /// Error for the whole request.
     pub const ERROR: u16 = (1 << 15) | 1;
+}
+
+/// Flags of extents in the context `base:allocation`.
+pub mod state {
+    /// Nothing is stored here.
+    pub const HOLE: u32 = 1 << 0;
+    /// All of it reads as zeroes.
+    pub const ZERO: u32 = 1 << 1;
 }
 
 /// Errors of the transmission phase.

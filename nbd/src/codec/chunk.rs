@@ -114,6 +114,13 @@ pub enum Chunk {
         /// How many; at least one.
         length: u32,
     },
+    /// The status of a range, extent by extent.
+    Status {
+        /// The metadata context.
+        context: u32,
+        /// Length and flags of each extent; at least one, and no length is zero.
+        extents: Vec<(u64, u64)>,
+    },
     /// The request failed.
     Error {
         /// The error number, not zero.
@@ -143,6 +150,28 @@ impl Chunk {
                     .then_some(Self::Hole { offset, length })
                     .ok_or(CodecError::Length)
             }
+            chunk::BLOCK_STATUS => {
+                let context = u32::from_be_bytes(take(&mut payload)?);
+                let (raw, rest) = payload.as_chunks::<8>();
+                let extent = |raw: &[u8; 8]| {
+                    let (len, flags) = (u32::from_be_bytes(at(raw, 0)), at(raw, 4));
+                    (u64::from(len), u64::from(u32::from_be_bytes(flags)))
+                };
+                Self::status(context, raw.iter().map(extent).collect(), rest)
+            }
+            chunk::BLOCK_STATUS_EXT => {
+                let context = u32::from_be_bytes(take(&mut payload)?);
+                let count = u32::from_be_bytes(take(&mut payload)?);
+                let (raw, rest) = payload.as_chunks::<16>();
+                if count != 0 && usize::try_from(count) != Ok(raw.len()) {
+                    return Err(CodecError::Length);
+                }
+                let extent = |raw: &[u8; 16]| {
+                    let (len, flags) = (at(raw, 0), at(raw, 8));
+                    (u64::from_be_bytes(len), u64::from_be_bytes(flags))
+                };
+                Self::status(context, raw.iter().map(extent).collect(), rest)
+            }
             chunk::ERROR => {
                 let error = u32::from_be_bytes(take(&mut payload)?);
                 let length = usize::from(u16::from_be_bytes(take(&mut payload)?));
@@ -159,7 +188,16 @@ impl Chunk {
         }
     }
 
-    /// Appends header and payload as the last chunk of a structured reply.
+    fn status(context: u32, extents: Vec<(u64, u64)>, rest: &[u8]) -> Result<Self, CodecError> {
+        let whole = rest.is_empty() && !extents.is_empty();
+        if whole && extents.iter().all(|(len, _)| *len > 0) {
+            Ok(Self::Status { context, extents })
+        } else {
+            Err(CodecError::Length)
+        }
+    }
+
+    /// Appends header and payload as the last chunk of a structured reply. Numbers of extents beyond 32 bits are cut.
     pub fn encode(&self, cookie: u64, out: &mut BytesMut) {
         let to = ReplyTo {
             style: ReplyStyle::Structured,
@@ -181,6 +219,14 @@ impl Chunk {
             }
             Self::Hole { offset, length } => {
                 out.extend_from_slice(to.hole(Last::Yes, *offset, *length).as_bytes());
+            }
+            Self::Status { context, extents } => {
+                let count = u32::try_from(extents.len()).unwrap_or(u32::MAX);
+                out.extend_from_slice(to.status(Last::Yes, *context, count).as_bytes());
+                for (len, flags) in extents {
+                    out.put_u32(u32::try_from(*len).unwrap_or(u32::MAX));
+                    out.put_u32(u32::try_from(*flags).unwrap_or(u32::MAX));
+                }
             }
             Self::Error { error, message } => {
                 let length = u16::try_from(message.len()).unwrap_or(u16::MAX);

@@ -88,6 +88,26 @@ impl ReplyTo {
         head
     }
 
+    /// A status chunk: `extents` descriptors of `context` follow, in the form of the style.
+    ///
+    /// There are fewer than 2^20 of them.
+    #[must_use]
+    pub fn status(self, last: Last, context: u32, extents: u32) -> ReplyHead {
+        let extended = self.style == ReplyStyle::Extended;
+        let mut head = if extended {
+            let length = extents.saturating_mul(16).saturating_add(8);
+            self.chunk(last, chunk::BLOCK_STATUS_EXT, length)
+        } else {
+            let length = extents.saturating_mul(8).saturating_add(4);
+            self.chunk(last, chunk::BLOCK_STATUS, length)
+        };
+        head.put(&context.to_be_bytes());
+        if extended {
+            head.put(&extents.to_be_bytes());
+        }
+        head
+    }
+
     fn simple(self, error: u32) -> ReplyHead {
         let mut head = ReplyHead::empty();
         head.put(&SIMPLE_REPLY_MAGIC.to_be_bytes());

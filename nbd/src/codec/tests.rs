@@ -186,6 +186,60 @@ fn export_query_lengths_must_add_up() {
 }
 
 #[test]
+fn status_heads_and_payloads_have_the_documented_bytes() {
+    assert_eq!(
+        to(ReplyStyle::Structured, 1, 9)
+            .status(Last::Yes, 5, 2)
+            .as_bytes(),
+        b"\x66\x8e\x33\xef\x00\x01\x00\x05\0\0\0\0\0\0\0\x01\0\0\0\x14\0\0\0\x05"
+    );
+    let extended = to(ReplyStyle::Extended, 1, 9).status(Last::No, 5, 2);
+    let (header, payload) = extended.as_bytes().split_at(EXTENDED_CHUNK_HEADER_BYTES);
+    assert_eq!(&header[4..8], b"\0\0\0\x06");
+    assert_eq!(&header[24..], b"\0\0\0\0\0\0\0\x28");
+    assert_eq!(payload, b"\0\0\0\x05\0\0\0\x02");
+    let mut payload = payload.to_vec();
+    payload.extend_from_slice(b"\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\0\x03");
+    payload.extend_from_slice(b"\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\0\0");
+    let told = Chunk::Status {
+        context: 5,
+        extents: vec![(1 << 32, 3), (7, 0)],
+    };
+    assert_eq!(Chunk::decode(chunk::BLOCK_STATUS_EXT, &payload), Ok(told));
+}
+
+#[test]
+fn meta_queries_must_add_up() {
+    let query = MetaQuery {
+        export: "vol".to_owned(),
+        queries: vec!["base:allocation".to_owned(), String::new()],
+    };
+    let mut bytes = BytesMut::new();
+    query.encode(&mut bytes);
+    let golden = b"\0\0\0\x03vol\0\0\0\x02\0\0\0\x0fbase:allocation\0\0\0\0";
+    assert_eq!(&bytes[..], golden);
+    assert_eq!(MetaQuery::decode(&bytes), Ok(query));
+    for cut in 0..bytes.len() {
+        assert!(MetaQuery::decode(&bytes[..cut]).is_err(), "cut at {cut}");
+    }
+    bytes.extend_from_slice(b"x");
+    assert_eq!(MetaQuery::decode(&bytes), Err(CodecError::Length));
+    // A number of queries that no memory could hold, and a string that begins before the end and reaches beyond it.
+    for bad in [
+        &b"\0\0\0\0\xff\xff\xff\xff"[..],
+        b"\0\0\0\0\0\0\0\x01\xff\xff\xff\xffab",
+    ] {
+        assert_eq!(MetaQuery::decode(bad), Err(CodecError::Length));
+    }
+    let long = [&b"\0\0\0\0\0\0\0\x01\0\0\x10\x01"[..], &[b'x'; 4097]].concat();
+    assert_eq!(MetaQuery::decode(&long), Err(CodecError::Name));
+    assert_eq!(
+        MetaQuery::decode(b"\0\0\0\x01\0\0\0\0\0"),
+        Err(CodecError::Name)
+    );
+}
+
+#[test]
 fn every_chunk_survives_a_round_trip() {
     for kind in [
         Chunk::None,
@@ -196,6 +250,10 @@ fn every_chunk_survives_a_round_trip() {
         Chunk::Hole {
             offset: u64::MAX,
             length: 1,
+        },
+        Chunk::Status {
+            context: 3,
+            extents: vec![(512, 0), (4096, 3)],
         },
         Chunk::Error {
             error: 22,
@@ -224,6 +282,11 @@ fn contradictory_chunks_are_refused() {
         (chunk::OFFSET_HOLE, &[0; 13]),
         (chunk::ERROR, b"\0\0\0\0\0\0"),
         (chunk::ERROR, b"\0\0\0\x01\0\x01"),
+        (chunk::BLOCK_STATUS, b"\0\0\0\x01"),
+        (chunk::BLOCK_STATUS, &[0; 12]),
+        (chunk::BLOCK_STATUS, &[1; 13]),
+        (chunk::BLOCK_STATUS_EXT, b"\0\0\0\x01\0\0\0\0"),
+        (chunk::BLOCK_STATUS_EXT, &[1; 24]),
         (77, b""),
     ] {
         assert!(Chunk::decode(kind, payload).is_err(), "{kind} {payload:?}");
@@ -265,7 +328,9 @@ proptest! {
         let _ = ClientFlags::decode(padded[..4].try_into().expect("size"));
         let _ = parse_name(&bytes);
         let _ = ExportQuery::decode(&bytes);
-        for kind in [kind, chunk::NONE, chunk::OFFSET_DATA, chunk::OFFSET_HOLE, chunk::ERROR] {
+        let _ = MetaQuery::decode(&bytes);
+        let _ = StatusFilter::decode(&bytes);
+        for kind in [kind, chunk::BLOCK_STATUS, chunk::BLOCK_STATUS_EXT, chunk::NONE, chunk::OFFSET_DATA, chunk::OFFSET_HOLE, chunk::ERROR] {
             let _ = Chunk::decode(kind, &bytes);
         }
     }

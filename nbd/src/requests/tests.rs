@@ -22,6 +22,7 @@ fn terms(access: Access, replies: ReplyStyle) -> Terms {
             multi_conn: MultiConn::Coherent,
         },
         replies,
+        contexts: vec![],
     }
 }
 
@@ -78,17 +79,15 @@ fn table_of_errors_for_a_writable_export() {
         (TRIM, 0, end, 512, Some(Errno::Inval)),
         (WRITE_ZEROES, command_flag::NO_HOLE, 0, 4 << 20, None),
         (WRITE_ZEROES, 0, end, 512, Some(Errno::NoSpc)),
-        (
-            WRITE_ZEROES,
-            command_flag::FAST_ZERO,
-            0,
-            512,
-            Some(Errno::NotSup),
-        ),
+        (WRITE_ZEROES, command_flag::FAST_ZERO, 0, 512, None),
         (FLUSH, command_flag::FUA, 0, 0, None),
         (FLUSH, 0, 1, 0, Some(Errno::Inval)),
         (FLUSH, 0, 0, 512, Some(Errno::Inval)),
-        (CACHE, 0, 0, 512, Some(Errno::Inval)),
+        (CACHE, command_flag::FUA, 0, 4 << 20, None),
+        (CACHE, command_flag::DF, 0, 512, Some(Errno::Inval)),
+        (CACHE, 0, end, 512, Some(Errno::Inval)),
+        (CACHE, 0, 0, 0, Some(Errno::Inval)),
+        (CACHE, 0, 1, 512, Some(Errno::Inval)),
         (BLOCK_STATUS, 0, 0, 512, Some(Errno::Inval)),
         (0xffff, 0, 0, 512, Some(Errno::Inval)),
     ];
@@ -137,7 +136,7 @@ fn with_extended_headers_a_flag_tells_payload_from_effect() {
         length: 512,
     };
     for (command, flags, of_structured, of_extended) in [
-        (command::WRITE, 0, 512, 0),
+        (command::WRITE, 0, 512, 512),
         (command::WRITE, payload, 512, 512),
         (command::TRIM, 0, 0, 0),
         (command::TRIM, payload, 0, 512),
@@ -152,7 +151,7 @@ fn with_extended_headers_a_flag_tells_payload_from_effect() {
     }
     let judged = |terms, command, flags| judge(terms, command, flags, 0, 512).err();
     assert_eq!(judged(&extended, command::WRITE, payload), None);
-    assert_eq!(judged(&extended, command::WRITE, 0), Some(Errno::Inval));
+    assert_eq!(judged(&extended, command::WRITE, 0), None);
     assert_eq!(judged(&extended, command::READ, 0), None);
     assert_eq!(
         judged(&extended, command::READ, payload),
@@ -179,6 +178,7 @@ fn effects_beyond_4_gib_reach_the_device_and_reads_do_not() {
             offset: 0,
             len: 1 << 40,
             holes: Holes::Allowed,
+            speed: Speed::Any,
         })
     );
     // What is left of this length in 32 bits would be in range.
@@ -208,7 +208,97 @@ fn flags_are_honest() {
             | transmission::READ_ONLY
             | transmission::SEND_FLUSH
             | transmission::SEND_FUA
+            | transmission::SEND_CACHE
     );
+}
+
+#[test]
+fn a_status_needs_a_context_and_a_filter_needs_extended_headers() {
+    let (one, payload) = (command_flag::REQ_ONE, command_flag::PAYLOAD_LEN);
+    let judged = |style, contexts: &[MetaContext], flags, len| {
+        let mut terms = terms(Access::ReadOnly, style);
+        terms.contexts = contexts.to_vec();
+        let offered = terms.transmission_flags() & transmission::BLOCK_STATUS_PAYLOAD != 0;
+        (judge(&terms, command::BLOCK_STATUS, flags, 0, len), offered)
+    };
+    let all = [MetaContext::Allocation];
+    let query = |extents_max| {
+        Ok(Operation::BlockStatus(StatusQuery {
+            offset: 0,
+            len: 512,
+            extents_max,
+            contexts: all.to_vec(),
+        }))
+    };
+    let (structured, extended) = (ReplyStyle::Structured, ReplyStyle::Extended);
+    let inval = || Err(Errno::Inval);
+    let filtered = |payload_bytes| Ok(Operation::FilteredStatus { payload_bytes });
+    for (style, contexts, flags, len, expected) in [
+        (structured, &all[..], 0, 512, (query(EXTENTS_MAX), false)),
+        (structured, &all, one, 512, (query(1), false)),
+        (structured, &all, payload, 12, (inval(), false)),
+        (structured, &[], 0, 512, (inval(), false)),
+        (structured, &all, 0, 511, (inval(), false)),
+        (structured, &all, 0, SIZE + 512, (inval(), false)),
+        (structured, &all, command_flag::DF, 512, (inval(), false)),
+        (extended, &all, 0, 512, (query(EXTENTS_MAX), true)),
+        (extended, &all, one | payload, 12, (filtered(12), true)),
+        (extended, &all, payload, 8, (filtered(8), true)),
+        (extended, &all, payload, 16, (inval(), true)),
+        (extended, &all, payload, u64::MAX, (inval(), true)),
+        (extended, &[], payload, 12, (inval(), false)),
+    ] {
+        let found = judged(style, contexts, flags, len);
+        assert_eq!(found, expected, "{style:?} {contexts:?} {flags:#x} {len}");
+    }
+}
+
+#[test]
+fn a_filter_names_selected_contexts_once() {
+    let mut terms = terms(Access::ReadOnly, ReplyStyle::Extended);
+    terms.contexts = vec![MetaContext::Allocation];
+    let known = MetaContext::Allocation.id();
+    let check = |length: u64, contexts: &[u32]| {
+        let mut payload = bytes::BytesMut::new();
+        let contexts = contexts.to_vec();
+        StatusFilter { length, contexts }.encode(&mut payload);
+        let request = Request {
+            flags: command_flag::PAYLOAD_LEN | command_flag::REQ_ONE,
+            command: command::BLOCK_STATUS,
+            cookie: 1,
+            offset: 512,
+            length: payload.len() as u64,
+        };
+        let query = terms.judge_filter(&request, &payload);
+        query.map_err(|refusal| refusal.errno)
+    };
+    let query = check(1024, &[known]).expect("a query");
+    assert_eq!((query.offset, query.len, query.extents_max), (512, 1024, 1));
+    assert_eq!(query.contexts, [MetaContext::Allocation]);
+    assert_eq!(check(1024, &[]).map(|query| query.contexts), Ok(vec![]));
+    for (length, contexts) in [
+        (1024, &[known + 1][..]),
+        (1024, &[known, known]),
+        (0, &[known]),
+        (SIZE, &[known]),
+        (u64::MAX, &[known]),
+        (1000, &[known]),
+    ] {
+        assert_eq!(
+            check(length, contexts),
+            Err(Errno::Inval),
+            "{length} {contexts:?}"
+        );
+    }
+    let request = Request {
+        flags: command_flag::PAYLOAD_LEN,
+        command: command::BLOCK_STATUS,
+        cookie: 1,
+        offset: 0,
+        length: 11,
+    };
+    assert!(terms.judge_filter(&request, &[0; 11]).is_err());
+    assert!(terms.judge_filter(&request, &[0; 7]).is_err());
 }
 
 #[test]
@@ -278,7 +368,7 @@ proptest! {
     ) {
         let operation = judge(&terms(Access::ReadWrite, style), command, flags, offset, length);
         match operation {
-            Ok(Operation::Read { offset, len } | Operation::Write { offset, len }) => {
+            Ok(Operation::Read { offset, len, .. } | Operation::Write { offset, len }) => {
                 prop_assert!(len > 0 && len <= MAX && offset + u64::from(len) <= SIZE);
                 prop_assert!(offset % 512 == 0 && len % 512 == 0);
             }
@@ -286,7 +376,10 @@ proptest! {
                 prop_assert!(len > 0 && offset + len <= SIZE);
                 prop_assert!(offset % 512 == 0 && len % 512 == 0);
             }
-            Ok(Operation::Flush | Operation::Disconnect) | Err(_) => {}
+            Ok(Operation::BlockStatus(_) | Operation::FilteredStatus { .. }) => {
+                prop_assert!(false, "without a context");
+            }
+            Ok(Operation::Cache | Operation::Flush | Operation::Disconnect) | Err(_) => {}
         }
     }
 }

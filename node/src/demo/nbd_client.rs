@@ -407,6 +407,7 @@ impl Waiting {
             Chunk::None => None,
             Chunk::Data { offset, data } => waiter.put(offset, data.len(), Some(&data)).err(),
             Chunk::Hole { offset, length } => waiter.put(offset, length as usize, None).err(),
+            Chunk::Status { .. } => Some(NbdError::Misfit("a status that nobody asked for")),
             Chunk::Error { error, message } => Some(NbdError::Failed {
                 errno: error,
                 message: String::from_utf8_lossy(&message).into_owned(),
