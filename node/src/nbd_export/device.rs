@@ -14,14 +14,17 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use mainstay_client::{BlockVolume, PendingWrite, ReadError, Refusal, WriteError};
-use mainstay_nbd::{BlockDevice, BlockError, ExportInfo, Holes};
+use mainstay_client::{BlockExtent, BlockVolume, PendingWrite, ReadError, Refusal, WriteError};
+use mainstay_nbd::{Allocation, BlockDevice, BlockError, ExportInfo, Extent, Holes};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Counted;
 
 /// Longest range of one trim or zeroing; more goes in pieces.
 const RANGE_BYTES_MAX: u64 = 64 << 20;
+/// Questions to the primary for one answer about what is stored; each covers as much as it looks at in one go. A client asks
+/// on from where the answer ends.
+const ALLOCATION_ROUNDS: usize = 64;
 /// Pieces of one change between being put in line and their commit.
 const PIECES_IN_LINE_MAX: usize = 64;
 
@@ -259,6 +262,49 @@ async fn read(volume: BlockVolume, offset: u64, len: u32) -> Result<Bytes, Block
     Ok(data.freeze())
 }
 
+/// What is stored from `offset` on, as far as `ALLOCATION_ROUNDS` and `extents_max` reach.
+async fn allocation(
+    volume: BlockVolume,
+    offset: u64,
+    len: u64,
+    extents_max: usize,
+) -> Result<Vec<Extent>, BlockError> {
+    let mut extents: Vec<Extent> = Vec::new();
+    let mut done = 0;
+    for _ in 0..ALLOCATION_ROUNDS {
+        // Whatever comes first may join the last one that is there.
+        let more = u32::try_from(extents_max - extents.len() + 1).unwrap_or(u32::MAX);
+        let told = volume.allocation(offset + done, len - done, more).await;
+        for told in told.map_err(|error| read_error(&error))? {
+            if !append(&mut extents, told, extents_max) {
+                return Ok(extents);
+            }
+            done += told.len;
+        }
+        if done == len {
+            break;
+        }
+    }
+    Ok(extents)
+}
+
+/// Adds an extent, as part of the last one if that has the same state. Says whether there was room.
+fn append(extents: &mut Vec<Extent>, told: BlockExtent, extents_max: usize) -> bool {
+    let state = if told.data {
+        Allocation::Data
+    } else {
+        Allocation::Hole
+    };
+    let room = extents.len() < extents_max;
+    let len = told.len;
+    match extents.last_mut() {
+        Some(last) if last.state == state => last.len += len,
+        _ if !room => return false,
+        _ => extents.push(Extent { len, state }),
+    }
+    true
+}
+
 impl BlockDevice for Device {
     fn info(&self) -> ExportInfo {
         self.info.clone()
@@ -284,6 +330,27 @@ impl BlockDevice for Device {
     ) -> BoxFuture<'static, Result<(), BlockError>> {
         let keep = holes == Holes::Forbidden;
         self.change(Change::Zeroes { offset, len, keep })
+    }
+
+    /// Whole blocks that may become holes are an entry of a few bytes, whatever their number. Others may have to be read and
+    /// written.
+    fn zeroes_are_fast(&self, offset: u64, len: u64, holes: Holes) -> bool {
+        let block = u64::from(mainstay_types::BLOCK_BYTES);
+        holes == Holes::Allowed && offset.is_multiple_of(block) && len.is_multiple_of(block)
+    }
+
+    fn allocation(
+        &self,
+        offset: u64,
+        len: u64,
+        extents_max: usize,
+    ) -> BoxFuture<'static, Result<Vec<Extent>, BlockError>> {
+        Box::pin(allocation(
+            self.volume.clone(),
+            offset,
+            len,
+            extents_max.max(1),
+        ))
     }
 
     /// What was answered is committed. The round trip proves that this connection still has the volume.
@@ -378,6 +445,17 @@ mod tests {
                 assert_eq!(at, 512 + len);
             }
         }
+    }
+
+    #[test]
+    fn extents_of_several_answers_are_joined_up_to_the_number_wanted() {
+        let mut extents = Vec::new();
+        let mut add = |len, data| append(&mut extents, BlockExtent { len, data }, 2);
+        assert!(add(1, true) && add(2, true) && add(4, false) && add(8, false));
+        assert!(!add(16, true));
+        let extent = |len, state| Extent { len, state };
+        let expected = [extent(3, Allocation::Data), extent(12, Allocation::Hole)];
+        assert_eq!(extents, expected);
     }
 
     #[test]

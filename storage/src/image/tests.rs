@@ -145,7 +145,9 @@ fn content_survives_checkpoints_and_restarts() {
     );
     replay(&image, &log);
     assert_eq!(whole(&image), model(&ops));
-    let extents = block_on(image.extents(0..3 * PAGE)).expect("extents");
+    let extents = block_on(image.extents(0..3 * PAGE, 9)).expect("extents");
+    let first = block_on(image.extents(0..3 * PAGE, 1)).expect("extents");
+    assert_eq!(first, extents[..1]);
     let all = Extent {
         offset: 0,
         len: 2 * PAGE,
