@@ -104,11 +104,7 @@ impl Context {
         let mut input = Input::new(reader);
         let negotiation =
             Negotiation::new(&mut input, &mut writer, &*self.exports, &self.limits, peer);
-        let negotiated = tokio::select! {
-            biased;
-            () = &mut stop => Negotiated::Ended(ConnectionEnd::Stopped),
-            negotiated = negotiation.run() => negotiated?,
-        };
+        let negotiated = negotiation.run(stop.as_mut()).await?;
         let (end, mut writer) = match negotiated {
             Negotiated::Ended(end) => (end, writer),
             Negotiated::Transmission { device, terms } => {

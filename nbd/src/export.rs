@@ -239,7 +239,7 @@ pub enum BlockError {
     /// The request is too large to be answered in one piece (`EOVERFLOW`).
     #[error("value too large")]
     TooLarge,
-    /// The device cannot do this kind of request (`ENOTSUP`).
+    /// The device cannot do this kind of request (`EINVAL`: the specification keeps `ENOTSUP` for zeroes that are not fast).
     #[error("not supported")]
     NotSupported,
     /// Memory is exhausted (`ENOMEM`). The specification asks servers to avoid it.

@@ -2,6 +2,8 @@
 //!
 //! - Every wait for the peer ends at one deadline; time that [`Exports`] takes is added to it.
 //! - At most `option_bytes_max` of an option are ever held; longer ones are skipped as they arrive.
+//! - When the server stops, options that come are answered `ERR_SHUTDOWN`, for a short while. An option that is being
+//!   answered at that moment ends with its connection.
 //! - An option that is refused leaves the negotiation as it was. Only lost framing, a flag that was never
 //!   offered and a refused `EXPORT_NAME`, which has no error reply, end the connection.
 
@@ -10,6 +12,7 @@ mod meta;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::BytesMut;
@@ -17,8 +20,8 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::codec::{
-    ClientFlags, ExportFacts, ExportQuery, Greeting, OptionHeader, ReplyStyle, parse_name,
-    put_export_name_answer, put_option_reply, put_rep_server,
+    ClientFlags, ExportFacts, ExportQuery, Greeting, OPTION_HEADER_BYTES, OptionHeader, ReplyStyle,
+    parse_name, put_export_name_answer, put_option_reply, put_rep_server,
 };
 use crate::connection::{ConnectionEnd, ConnectionError};
 use crate::export::{BlockDevice, ExportInfo, Exports, OpenError};
@@ -44,6 +47,7 @@ pub(crate) struct Negotiation<'a, R, W> {
     limits: &'a Limits,
     peer: SocketAddr,
     deadline: Instant,
+    stopping: bool,
     client: ClientFlags,
     replies: ReplyStyle,
     selection: Option<Selection>,
@@ -65,6 +69,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
             limits,
             peer,
             deadline: Instant::now() + limits.handshake_timeout,
+            stopping: false,
             client: ClientFlags::default(),
             replies: ReplyStyle::Simple,
             selection: None,
@@ -72,24 +77,88 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
         }
     }
 
-    pub(crate) async fn run(mut self) -> Result<Negotiated, ConnectionError> {
+    /// `stop` resolves when the server stops, and is not looked at again once it has.
+    pub(crate) async fn run(
+        mut self,
+        mut stop: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Negotiated, ConnectionError> {
         self.out.extend_from_slice(&Greeting::ours().encode());
         self.send().await?;
-        let Some(flags) = self.by_deadline(|input| input.message()).await? else {
+        let flags = tokio::select! {
+            biased;
+            // Before its flags there is no option to answer.
+            () = stop.as_mut() => return Ok(Negotiated::Ended(ConnectionEnd::Stopped)),
+            flags = self.by_deadline(|input| input.message()) => flags?,
+        };
+        let Some(flags) = flags else {
             return Ok(Negotiated::Ended(ConnectionEnd::Closed));
         };
         self.client = ClientFlags::decode(flags)?;
         for _ in 0..self.limits.options_max {
-            let Some(header) = self.by_deadline(|input| input.message()).await? else {
-                return Ok(Negotiated::Ended(ConnectionEnd::Closed));
+            let header = match self.next_option(stop.as_mut()).await {
+                Ok(Some(header)) => header,
+                Ok(None) => return Ok(Negotiated::Ended(ConnectionEnd::Closed)),
+                Err(_) if self.stopping => return Ok(Negotiated::Ended(ConnectionEnd::Stopped)),
+                Err(error) => return Err(error),
             };
-            let negotiated = self.handle_option(OptionHeader::decode(&header)?).await?;
-            self.send().await?;
+            let negotiated = tokio::select! {
+                biased;
+                () = &mut stop, if !self.stopping => {
+                    return Ok(Negotiated::Ended(ConnectionEnd::Stopped));
+                }
+                negotiated = self.answer(header) => negotiated?,
+            };
             if let Some(negotiated) = negotiated {
                 return Ok(negotiated);
             }
         }
         Err(ConnectionError::TooManyOptions)
+    }
+
+    /// The next option, or `None` when the peer closed before it.
+    async fn next_option(
+        &mut self,
+        stop: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Option<OptionHeader>, ConnectionError> {
+        if !self.stopping {
+            // Nothing is lost when this wait is cancelled: the bytes stay in the input.
+            tokio::select! {
+                biased;
+                () = stop => self.stopping = true,
+                header = self.by_deadline(|input| input.message()) => return decode(header?),
+            }
+            let farewell = Instant::now() + self.limits.farewell_timeout;
+            self.deadline = self.deadline.min(farewell);
+        }
+        decode(self.by_deadline(|input| input.message()).await?)
+    }
+
+    async fn answer(
+        &mut self,
+        header: OptionHeader,
+    ) -> Result<Option<Negotiated>, ConnectionError> {
+        let negotiated = if self.stopping {
+            self.refuse_stopping(header).await?
+        } else {
+            self.handle_option(header).await?
+        };
+        self.send().await?;
+        Ok(negotiated)
+    }
+
+    async fn refuse_stopping(
+        &mut self,
+        header: OptionHeader,
+    ) -> Result<Option<Negotiated>, ConnectionError> {
+        match header.option {
+            option::ABORT => return self.handle_option(header).await,
+            // There is no reply to say it with.
+            option::EXPORT_NAME => return Ok(Some(Negotiated::Ended(ConnectionEnd::Stopped))),
+            option => self.reply(option, reply::ERR_SHUTDOWN, "the server is stopping"),
+        }
+        self.send().await?;
+        self.skip(header.length).await?;
+        Ok(None)
     }
 
     /// Answers one option into `out`.
@@ -142,10 +211,15 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
         }
         self.reply(header.option, reply::ERR_TOO_BIG, "option too large");
         self.send().await?;
-        timeout_at(self.deadline, self.input.skip(u64::from(header.length)))
-            .await
-            .map_err(|_| ConnectionError::HandshakeTimeout)??;
+        self.skip(header.length).await?;
         Ok(None)
+    }
+
+    async fn skip(&mut self, length: u32) -> Result<(), ConnectionError> {
+        timeout_at(self.deadline, self.input.skip(u64::from(length)))
+            .await
+            .map_err(|_| ConnectionError::HandshakeTimeout)?
+            .map_err(ConnectionError::Io)
     }
 
     async fn list(&mut self) {
@@ -312,6 +386,13 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
             .map_err(|_| ConnectionError::HandshakeTimeout)?
             .map_err(ConnectionError::Io)
     }
+}
+
+fn decode(
+    header: Option<[u8; OPTION_HEADER_BYTES]>,
+) -> Result<Option<OptionHeader>, ConnectionError> {
+    let header = header.map(|header| OptionHeader::decode(&header));
+    Ok(header.transpose()?)
 }
 
 /// How an option is told why there is no such export for it.

@@ -6,6 +6,9 @@
 //! - A reply keeps its [`Claim`] until its last byte is taken: replies that nobody takes stop the reading of
 //!   requests, which bounds the memory of the connection.
 
+mod form;
+mod parts;
+
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
@@ -13,9 +16,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use std::vec;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -24,13 +26,14 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::budget::{Claim, ConnectionBudget};
-use crate::codec::{Last, ReplyHead, ReplyStyle, ReplyTo, Request};
+use crate::codec::{ReplyTo, Request};
 use crate::connection::ConnectionError;
 use crate::export::{BlockError, Extent};
-use crate::extents;
 use crate::protocol::command;
 use crate::requests::{Refusal, StatusQuery};
-use crate::sparse::{self, Fragments, Piece};
+use crate::sparse::Fragments;
+use form::{failure, read_reply, status_reply};
+use parts::{Parts, Reply};
 
 /// Replies of one vectored write. Linux takes 1024 slices; more than this no longer pays.
 const BATCH_REPLIES: usize = 64;
@@ -251,240 +254,5 @@ impl Future for InFlight {
             claim.release_bytes();
         }
         Poll::Ready(Reply { parts, claim })
-    }
-}
-
-fn read_reply(
-    to: ReplyTo,
-    offset: u64,
-    len: u32,
-    fragments: Fragments,
-    answer: Result<Bytes, BlockError>,
-) -> Parts {
-    match answer {
-        Err(error) => failure(to, true, error.into()),
-        Ok(data) if data.len() != len as usize => {
-            let found = data.len();
-            tracing::error!(offset, len, found, "a device read another length");
-            failure(to, true, BlockError::Io.into())
-        }
-        Ok(data) if to.style == ReplyStyle::Simple => Parts::one(to.done(), data),
-        Ok(data) => sparse_reply(to, offset, sparse::pieces(offset, data, fragments)),
-    }
-}
-
-fn sparse_reply(to: ReplyTo, mut offset: u64, pieces: Vec<Piece>) -> Parts {
-    let count = pieces.len();
-    let chunks = (1..).zip(pieces).map(|(number, piece)| {
-        let last = if number == count { Last::Yes } else { Last::No };
-        let (head, body, len) = match piece {
-            // No piece is longer than the read, whose length has 32 bits.
-            Piece::Hole(len) => {
-                let length = u32::try_from(len).unwrap_or(u32::MAX);
-                (to.hole(last, offset, length), Bytes::new(), len)
-            }
-            Piece::Data(data) => {
-                let (len, length) = (data.len(), u32::try_from(data.len()).unwrap_or(u32::MAX));
-                (to.data(last, offset, length), data, len)
-            }
-        };
-        offset += len as u64;
-        Part::new(head, body)
-    });
-    Parts::of(chunks.collect(), to)
-}
-
-/// One chunk for each context. All that there are tell of the allocation.
-fn status_reply(
-    to: ReplyTo,
-    query: &StatusQuery,
-    unit: u32,
-    answer: Result<Vec<Extent>, BlockError>,
-) -> Parts {
-    let most = query.extents_max as usize;
-    let extents = answer.and_then(|told| extents::shaped(told, query.len, unit, most));
-    let extents = match extents {
-        Ok(extents) => extents,
-        Err(error) => return failure(to, true, error.into()),
-    };
-    let count = query.contexts.len();
-    let chunks = (1..).zip(&query.contexts).map(|(number, context)| {
-        let last = if number == count { Last::Yes } else { Last::No };
-        let extents_told = u32::try_from(extents.len()).unwrap_or(u32::MAX);
-        Part::new(
-            to.status(last, context.id(), extents_told),
-            extents::descriptors(to.style, &extents),
-        )
-    });
-    Parts::of(chunks.collect(), to)
-}
-
-/// An error, with text where the style has chunks. Where simple replies are allowed beside them, only commands
-/// whose replies have chunks get one.
-fn failure(to: ReplyTo, in_chunk: bool, refusal: Refusal) -> Parts {
-    let Refusal { errno, message } = refusal;
-    match (to.style, u16::try_from(message.len())) {
-        (ReplyStyle::Simple, _) => Parts::one(to.failed(errno), Bytes::new()),
-        (ReplyStyle::Structured, _) if !in_chunk => Parts::one(to.failed(errno), Bytes::new()),
-        (ReplyStyle::Structured | ReplyStyle::Extended, Ok(bytes)) => {
-            let text = Bytes::from_static(message.as_bytes());
-            Parts::one(to.error(errno, bytes), text)
-        }
-        (ReplyStyle::Structured | ReplyStyle::Extended, Err(_)) => {
-            Parts::one(to.error(errno, 0), Bytes::new())
-        }
-    }
-}
-
-/// A finished reply and how much of it the peer has taken.
-struct Reply {
-    parts: Parts,
-    claim: Claim,
-}
-
-impl Reply {
-    fn parts(&self) -> impl Iterator<Item = &[u8]> {
-        self.parts.iter().flat_map(Part::slices)
-    }
-
-    /// Notes that up to `written` more bytes were taken, and says how many of them belong to this reply.
-    fn advance(&mut self, written: usize) -> usize {
-        let mut taken = self.parts.first.advance(written);
-        while self.parts.first.is_written()
-            && let Some(next) = self.parts.more.next()
-        {
-            self.parts.first = next;
-            taken += self.parts.first.advance(written - taken);
-        }
-        taken
-    }
-
-    fn is_written(&self) -> bool {
-        self.parts.first.is_written() && self.parts.more.as_slice().is_empty()
-    }
-}
-
-/// One part or more, in their order. One takes no memory of its own.
-struct Parts {
-    first: Part,
-    more: vec::IntoIter<Part>,
-}
-
-impl Parts {
-    fn one(head: ReplyHead, body: Bytes) -> Self {
-        Self {
-            first: Part::new(head, body),
-            more: Vec::new().into_iter(),
-        }
-    }
-
-    /// Nothing at all is success.
-    fn of(parts: Vec<Part>, to: ReplyTo) -> Self {
-        let mut more = parts.into_iter();
-        match more.next() {
-            Some(first) => Self { first, more },
-            None => Self::one(to.done(), Bytes::new()),
-        }
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &Part> {
-        std::iter::once(&self.first).chain(self.more.as_slice())
-    }
-
-    /// Whether no payload of a request is held any more.
-    fn are_heads_only(&self) -> bool {
-        self.iter().all(|part| part.body.is_empty())
-    }
-}
-
-/// A head, its body, and how much of both the peer has taken.
-struct Part {
-    head: ReplyHead,
-    head_written: usize,
-    body: Bytes,
-}
-
-impl Part {
-    fn new(head: ReplyHead, body: Bytes) -> Self {
-        Self {
-            head,
-            head_written: 0,
-            body,
-        }
-    }
-
-    fn slices(&self) -> [&[u8]; 2] {
-        let head = self.head.as_bytes();
-        [head.get(self.head_written..).unwrap_or(&[]), &self.body]
-    }
-
-    fn advance(&mut self, written: usize) -> usize {
-        let of_head = written.min(self.head.as_bytes().len() - self.head_written);
-        self.head_written += of_head;
-        let of_body = (written - of_head).min(self.body.len());
-        self.body.advance(of_body);
-        of_head + of_body
-    }
-
-    fn is_written(&self) -> bool {
-        self.head_written == self.head.as_bytes().len() && self.body.is_empty()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use futures_util::FutureExt;
-
-    use super::*;
-    use crate::budget::ServerBudget;
-    use crate::limits::Limits;
-    use crate::protocol::Errno;
-
-    #[test]
-    fn a_read_of_another_length_is_an_io_error() {
-        let to = ReplyTo {
-            style: ReplyStyle::Simple,
-            cookie: 1,
-            offset: 0,
-        };
-        let short = Ok(Bytes::from_static(b"abc"));
-        let parts = read_reply(to, 0, 4, Fragments::Any, short);
-        assert_eq!(parts.first.head, to.failed(Errno::Io));
-        assert!(parts.are_heads_only() && parts.more.as_slice().is_empty());
-    }
-
-    #[test]
-    fn parts_are_taken_in_order_at_any_pace() {
-        let to = ReplyTo {
-            style: ReplyStyle::Extended,
-            cookie: 1,
-            offset: 0,
-        };
-        let mut data = vec![0; 100_000];
-        data[0] = 1;
-        data[99_999] = 2;
-        for pace in [1, 7, 1000, 1 << 20] {
-            let limits = Limits::default();
-            let server = Arc::new(ServerBudget::new(&limits));
-            let budget = ConnectionBudget::new(&limits, server);
-            let claim = budget.request().now_or_never().expect("a place");
-            let answer = Ok(Bytes::from(data.clone()));
-            let parts = read_reply(to, 0, 100_000, Fragments::Any, answer);
-            let whole: Vec<u8> = parts
-                .iter()
-                .flat_map(Part::slices)
-                .flatten()
-                .copied()
-                .collect();
-            let mut reply = Reply { parts, claim };
-            let mut taken = Vec::new();
-            while !reply.is_written() {
-                let next: Vec<u8> = reply.parts().flatten().copied().take(pace).collect();
-                assert_eq!(reply.advance(next.len()), next.len());
-                taken.extend(next);
-            }
-            assert!(taken == whole, "pace {pace}");
-            assert_eq!(reply.advance(5), 0);
-        }
     }
 }

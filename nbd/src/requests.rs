@@ -329,7 +329,8 @@ impl From<BlockError> for Refusal {
             BlockError::NotPermitted => (Errno::Perm, "not permitted"),
             BlockError::ShuttingDown => (Errno::Shutdown, "shutting down"),
             BlockError::TooLarge => (Errno::Overflow, "value too large"),
-            BlockError::NotSupported => (Errno::NotSup, "not supported"),
+            // `ENOTSUP` means "not fast", and nothing else.
+            BlockError::NotSupported => (Errno::Inval, "not supported"),
             BlockError::OutOfMemory => (Errno::NoMem, "out of memory"),
         };
         refuse(errno, message)

@@ -264,7 +264,11 @@ async fn slow_readers_over_tcp_hold_no_more_than_the_budget() {
 #[tokio::test]
 async fn a_stop_finishes_what_is_in_flight_and_returns() {
     let device = HeldDevice::new(4096);
-    let server = server(device.clone(), Limits::default());
+    let limits = Limits {
+        farewell_timeout: Duration::from_millis(10),
+        ..Limits::default()
+    };
+    let server = server(device.clone(), limits);
     let (address, stop, serving) = listen(&server).await;
     let haggling = TcpStream::connect(address).await.expect("connect");
     let stream = TcpStream::connect(address).await.expect("connect");

@@ -313,11 +313,88 @@ async fn a_slow_request_does_not_hold_up_the_others() {
     client.request(command::FLUSH, 0, 2, 0, 0).await;
     assert_eq!(client.simple().await, (2, 0));
     client.request(command::TRIM, 0, 3, 0, 4).await;
-    assert_eq!(client.simple().await, (3, Errno::NotSup.code()));
+    assert_eq!(client.simple().await, (3, Errno::Inval.code()));
     client.request(command::WRITE_ZEROES, 0, 4, 0, 4).await;
     assert_eq!(client.simple().await, (4, Errno::Io.code()));
     held.answers.add_permits(1);
     assert_eq!(client.simple().await, (1, 0));
+}
+
+/// Fails everything with one error.
+struct Failing(BlockError);
+
+impl BlockDevice for Failing {
+    fn info(&self) -> ExportInfo {
+        memory().info()
+    }
+    fn read(&self, _: u64, _: u32) -> BoxFuture<'static, Result<Bytes, BlockError>> {
+        let error = self.0;
+        Box::pin(async move { Err(error) })
+    }
+    fn write(&self, _: u64, _: Bytes) -> BoxFuture<'static, Result<(), BlockError>> {
+        self.flush()
+    }
+    fn trim(&self, _: u64, _: u64) -> BoxFuture<'static, Result<(), BlockError>> {
+        self.flush()
+    }
+    fn write_zeroes(&self, _: u64, _: u64, _: Holes) -> BoxFuture<'static, Result<(), BlockError>> {
+        self.flush()
+    }
+    fn flush(&self) -> BoxFuture<'static, Result<(), BlockError>> {
+        let error = self.0;
+        Box::pin(async move { Err(error) })
+    }
+}
+
+#[tokio::test]
+async fn every_error_of_a_device_reaches_the_peer_in_every_style() {
+    let commands = [
+        command::READ,
+        command::WRITE,
+        command::TRIM,
+        command::WRITE_ZEROES,
+        command::FLUSH,
+    ];
+    for (error, errno) in [
+        (BlockError::Io, Errno::Io),
+        (BlockError::Invalid, Errno::Inval),
+        (BlockError::NoSpace, Errno::NoSpc),
+        (BlockError::NotPermitted, Errno::Perm),
+        (BlockError::ShuttingDown, Errno::Shutdown),
+        (BlockError::NotSupported, Errno::Inval),
+    ] {
+        for style in 0..3 {
+            let server = server(Failing(error), Limits::default());
+            let (mut client, _served) = match style {
+                0 => ready(&server, false).await,
+                1 => ready(&server, true).await,
+                _ => ready_extended(&server).await,
+            };
+            for (cookie, command) in (1..).zip(commands) {
+                let len = if command == command::FLUSH { 0 } else { 4 };
+                let payload = command == command::WRITE && client.extended;
+                let flags = if payload {
+                    command_flag::PAYLOAD_LEN
+                } else {
+                    0
+                };
+                client.request(command, flags, cookie, 0, len).await;
+                if command == command::WRITE {
+                    client.send(b"data").await;
+                }
+                let in_chunk = client.extended || (style == 1 && command == command::READ);
+                let told = if in_chunk {
+                    match client.chunk().await {
+                        (of, Chunk::Error { error, .. }) => (of, error),
+                        other => panic!("{other:?}"),
+                    }
+                } else {
+                    client.simple().await
+                };
+                assert_eq!(told, (cookie, errno.code()), "{command} in style {style}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

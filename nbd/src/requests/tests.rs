@@ -100,6 +100,71 @@ fn table_of_errors_for_a_writable_export() {
     }
 }
 
+/// Every command that has a range, and its error beyond the end.
+const RANGED: [(u16, Errno); 6] = [
+    (command::READ, Errno::Inval),
+    (command::WRITE, Errno::NoSpc),
+    (command::TRIM, Errno::Inval),
+    (command::CACHE, Errno::Inval),
+    (command::WRITE_ZEROES, Errno::NoSpc),
+    (command::BLOCK_STATUS, Errno::Inval),
+];
+
+#[test]
+fn every_range_is_checked_for_every_command_in_every_style() {
+    for style in [
+        ReplyStyle::Simple,
+        ReplyStyle::Structured,
+        ReplyStyle::Extended,
+    ] {
+        let mut terms = terms(Access::ReadWrite, style);
+        terms.contexts = vec![MetaContext::Allocation];
+        for (command, beyond) in RANGED {
+            let errno = |offset, len| judge(&terms, command, 0, offset, len).err();
+            assert_eq!(errno(SIZE - 512, 512), None, "{command}");
+            assert_eq!(errno(0, 0), Some(Errno::Inval), "{command}");
+            assert_eq!(errno(SIZE - 512, 1024), Some(beyond), "{command}");
+            assert_eq!(errno(SIZE, 512), Some(beyond), "{command}");
+            assert_eq!(errno(u64::MAX - 511, 512), Some(beyond), "{command}");
+            assert_eq!(errno(512, u64::MAX - 511), Some(beyond), "{command}");
+            assert_eq!(errno(256, 512), Some(Errno::Inval), "{command}");
+            assert_eq!(errno(512, 256), Some(Errno::Inval), "{command}");
+        }
+    }
+}
+
+#[test]
+fn every_flag_that_a_command_does_not_have_is_refused() {
+    use command_flag::{DF, FAST_ZERO, FUA, NO_HOLE, PAYLOAD_LEN, REQ_ONE};
+    let flags_of = |command, extended| match command {
+        command::READ => FUA | DF,
+        command::WRITE if extended => FUA | PAYLOAD_LEN,
+        command::WRITE_ZEROES => FUA | NO_HOLE | FAST_ZERO,
+        command::BLOCK_STATUS if extended => FUA | REQ_ONE | PAYLOAD_LEN,
+        command::BLOCK_STATUS => FUA | REQ_ONE,
+        _ => FUA,
+    };
+    for style in [ReplyStyle::Structured, ReplyStyle::Extended] {
+        let mut terms = terms(Access::ReadWrite, style);
+        terms.contexts = vec![MetaContext::Allocation];
+        for (command, _) in RANGED {
+            for bit in 0..16 {
+                let flag = 1 << bit;
+                // A payload of this length names no context.
+                let len = if flag == PAYLOAD_LEN && command == command::BLOCK_STATUS {
+                    8
+                } else {
+                    512
+                };
+                let allowed = flags_of(command, style == ReplyStyle::Extended) & flag != 0;
+                let judged = judge(&terms, command, flag, 0, len);
+                let expected = if allowed { None } else { Some(Errno::Inval) };
+                assert_eq!(judged.err(), expected, "{style:?} {command} {flag:#x}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_read_only_export_refuses_every_change() {
     let terms = terms(Access::ReadOnly, ReplyStyle::Simple);
@@ -310,7 +375,7 @@ fn every_device_error_has_its_number() {
         (BlockError::NotPermitted, 1),
         (BlockError::ShuttingDown, 108),
         (BlockError::TooLarge, 75),
-        (BlockError::NotSupported, 95),
+        (BlockError::NotSupported, 22),
         (BlockError::OutOfMemory, 12),
     ] {
         assert_eq!(Refusal::from(error).errno.code(), errno);
