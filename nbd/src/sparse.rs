@@ -29,15 +29,19 @@ pub(crate) enum Fragments {
     One,
 }
 
-/// The pieces of `data`, read at `offset`, in their order. They share its buffer. At least one, unless it is empty.
-pub(crate) fn pieces(offset: u64, mut data: Bytes, fragments: Fragments) -> Vec<Piece> {
+/// The pieces of `data`, read at `offset`, in their order: the first one, and those after it. They share its buffer. One that
+/// is alone, as most are, takes no memory.
+pub(crate) fn pieces(offset: u64, mut data: Bytes, fragments: Fragments) -> (Piece, Vec<Piece>) {
     if is_zero(&data) {
-        return vec![Piece::Hole(data.len())];
+        return (Piece::Hole(data.len()), Vec::new());
     }
     let holes = match fragments {
         Fragments::Any => holes(offset, &data),
         Fragments::One => Vec::new(),
     };
+    if holes.is_empty() {
+        return (Piece::Data(data), Vec::new());
+    }
     let mut pieces = Vec::with_capacity(2 * holes.len() + 1);
     let mut done = 0;
     for hole in holes {
@@ -50,7 +54,8 @@ pub(crate) fn pieces(offset: u64, mut data: Bytes, fragments: Fragments) -> Vec<
     if !data.is_empty() {
         pieces.push(Piece::Data(data));
     }
-    pieces
+    let first = pieces.remove(0);
+    (first, pieces)
 }
 
 /// Runs of zeroes that are worth a chunk of their own.
@@ -86,6 +91,11 @@ fn is_zero(data: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn pieces(offset: u64, data: Bytes, fragments: Fragments) -> Vec<Piece> {
+        let (first, more) = super::pieces(offset, data, fragments);
+        std::iter::once(first).chain(more).collect()
+    }
 
     /// Lengths of the pieces; negative for holes.
     fn shape(pieces: &[Piece]) -> Vec<i64> {

@@ -24,29 +24,38 @@ pub(super) fn read_reply(
             failure(to, true, BlockError::Io.into())
         }
         Ok(data) if to.style == ReplyStyle::Simple => Parts::one(to.done(), data),
-        Ok(data) => sparse_reply(to, offset, sparse::pieces(offset, data, fragments)),
+        Ok(data) => {
+            let (first, more) = sparse::pieces(offset, data, fragments);
+            sparse_reply(to, offset, first, more)
+        }
     }
 }
 
-fn sparse_reply(to: ReplyTo, mut offset: u64, pieces: Vec<Piece>) -> Parts {
-    let count = pieces.len();
-    let chunks = (1..).zip(pieces).map(|(number, piece)| {
-        let last = if number == count { Last::Yes } else { Last::No };
+fn sparse_reply(to: ReplyTo, offset: u64, first: Piece, more: Vec<Piece>) -> Parts {
+    let mut at = offset;
+    let mut chunk = |last, piece| {
+        // No piece is longer than the read, whose length has 32 bits.
+        let length = |len| u32::try_from(len).unwrap_or(u32::MAX);
         let (head, body, len) = match piece {
-            // No piece is longer than the read, whose length has 32 bits.
-            Piece::Hole(len) => {
-                let length = u32::try_from(len).unwrap_or(u32::MAX);
-                (to.hole(last, offset, length), Bytes::new(), len)
-            }
+            Piece::Hole(len) => (to.hole(last, at, length(len)), Bytes::new(), len),
             Piece::Data(data) => {
-                let (len, length) = (data.len(), u32::try_from(data.len()).unwrap_or(u32::MAX));
-                (to.data(last, offset, length), data, len)
+                let len = data.len();
+                (to.data(last, at, length(len)), data, len)
             }
         };
-        offset += len as u64;
+        at += len as u64;
         Part::new(head, body)
-    });
-    Parts::of(chunks.collect(), to)
+    };
+    let count = more.len();
+    let last = |number| if number == count { Last::Yes } else { Last::No };
+    Parts {
+        first: chunk(last(0), first),
+        more: (1..)
+            .zip(more)
+            .map(|(number, piece)| chunk(last(number), piece))
+            .collect::<Vec<_>>()
+            .into_iter(),
+    }
 }
 
 /// One chunk for each context. All that there are tell of the allocation.
