@@ -25,9 +25,9 @@ struct Fixture {
 }
 
 impl Fixture {
-    async fn start() -> Self {
+    async fn start(size_bytes: u64) -> Self {
         let cluster = Cluster::start().await;
-        let args = volume::Create::new("disk", size::block_kind(SIZE).expect("a size"));
+        let args = volume::Create::new("disk", size::block_kind(size_bytes).expect("a size"));
         let created = volume::create(&args, cluster.endpoints(), &mut Vec::new()).await;
         created.expect("created");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -101,7 +101,7 @@ async fn the_map_of_a_volume_is_what_was_written_and_not_given_back() {
         return;
     }
     const MIB: u64 = 1 << 20;
-    let fixture = Fixture::start().await;
+    let fixture = Fixture::start(SIZE).await;
     let uri = fixture.uri("disk");
     assert_eq!(map(&uri).await, [(0, SIZE, false)]);
 
@@ -145,13 +145,41 @@ async fn the_map_of_a_volume_is_what_was_written_and_not_given_back() {
     fixture.stop().await;
 }
 
+/// QEMU sends it as one request with extended headers. It is more pieces than may be on their way at a time.
+#[tokio::test(flavor = "multi_thread")]
+async fn zeroes_of_gigabytes_are_one_request() {
+    let needed = ["nbdinfo", "qemu-img", "qemu-io"];
+    if !needed.into_iter().all(tools::require) {
+        return;
+    }
+    const GIB: u64 = 1 << 30;
+    const MIB: u64 = 1 << 20;
+    let fixture = Fixture::start(5 * GIB).await;
+    let uri = fixture.uri("disk");
+    let script = [
+        "write -P 1 3G 1M",
+        "write -P 1 5119M 1M",
+        "write -z -n -u 0 5G",
+        "write -P 2 4G 1M",
+    ];
+    let said = qemu_io(&uri, &script).await.expect("done");
+    assert!(!said.contains("failed"), "{said}");
+    let expected = [
+        (0, 4 * GIB, false),
+        (4 * GIB, MIB, true),
+        (4 * GIB + MIB, GIB - MIB, false),
+    ];
+    assert_eq!(map(&uri).await, expected);
+    fixture.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_export_for_reading_is_served_whoever_holds_the_volume() {
     let needed = ["nbdinfo", "qemu-io"];
     if !needed.into_iter().all(tools::require) {
         return;
     }
-    let fixture = Fixture::start().await;
+    let fixture = Fixture::start(SIZE).await;
     let endpoints = fixture.cluster.endpoints();
     let client = Client::connect(ClientConfig::new(endpoints)).await;
     let held = client.expect("connected").block("disk");
@@ -244,7 +272,7 @@ async fn libnbd_finds_volumes_as_the_specification_has_them() {
     if !tools::require("nbdsh") || !tools::require_run("nbdsh", &["-c", "pass"]).await {
         return;
     }
-    let fixture = Fixture::start().await;
+    let fixture = Fixture::start(SIZE).await;
     for export in ["disk", "disk:ro"] {
         let script = SCRIPT.replace("URI", &format!("'{}'", fixture.uri(export)));
         tools::run("nbdsh", &["-c", &script]).await;

@@ -330,7 +330,10 @@ proptest! {
         let _ = ExportQuery::decode(&bytes);
         let _ = MetaQuery::decode(&bytes);
         let _ = StatusFilter::decode(&bytes);
-        for kind in [kind, chunk::BLOCK_STATUS, chunk::BLOCK_STATUS_EXT, chunk::NONE, chunk::OFFSET_DATA, chunk::OFFSET_HOLE, chunk::ERROR] {
+        for kind in [
+            kind, chunk::NONE, chunk::OFFSET_DATA, chunk::OFFSET_HOLE, chunk::BLOCK_STATUS,
+            chunk::BLOCK_STATUS_EXT, chunk::ERROR,
+        ] {
             let _ = Chunk::decode(kind, &bytes);
         }
     }
