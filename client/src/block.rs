@@ -94,6 +94,15 @@ impl BlockBuilder {
     }
 }
 
+/// A part of a range in which everything is stored, or nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct BlockExtent {
+    /// Its length in bytes, not zero.
+    pub len: u64,
+    /// Something is stored. If not, all of it reads as zeroes.
+    pub data: bool,
+}
+
 /// What does not change about an open block volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct BlockInfo {
@@ -136,6 +145,29 @@ impl BlockVolume {
             Body::Data(data) if data.data.len() == len as usize => Ok(data.data),
             _ => Err(ReadError::Misfit),
         }
+    }
+
+    /// Tells what is stored in a range, as [`Self::read`] would see it: consecutive extents from `offset` on, at least one and
+    /// at most `extents_max`. They may end before the range. Cancelling is safe.
+    ///
+    /// # Errors
+    /// As [`Self::read`]; an empty range is refused.
+    pub async fn allocation(
+        &self,
+        offset: u64,
+        len: u64,
+        extents_max: u32,
+    ) -> Result<Vec<BlockExtent>, ReadError> {
+        self.check(offset, len, false).map_err(ReadError::Refused)?;
+        let request = client_request::Body::Allocation(pb::Allocation {
+            offset,
+            len,
+            max_extents: extents_max,
+        });
+        let Body::Extents(told) = self.session.query(request).await? else {
+            return Err(ReadError::Misfit);
+        };
+        extents(told, len).ok_or(ReadError::Misfit)
     }
 
     /// Writes `data` at `offset`. The *call* puts it in line: it need not be polled. Resolves when committed; a whole write
@@ -217,6 +249,21 @@ impl BlockVolume {
     }
 }
 
+/// The extents of an answer, if they are what was asked for: some, none of them empty, none beyond `len`.
+fn extents(told: pb::Extents, len: u64) -> Option<Vec<BlockExtent>> {
+    let mut left = len;
+    for extent in &told.extents {
+        left = left.checked_sub(extent.len)?;
+    }
+    let empty = told.extents.iter().any(|extent| extent.len == 0);
+    let extent = |extent: pb::Extent| BlockExtent {
+        len: extent.len,
+        data: extent.data,
+    };
+    let told: Vec<_> = told.extents.into_iter().map(extent).collect();
+    (!told.is_empty() && !empty).then_some(told)
+}
+
 async fn wait(sent: Sent) -> Result<Committed, WriteError> {
     let op = sent.op;
     sent.wait().await.map_err(|ended| match ended {
@@ -258,5 +305,29 @@ impl Future for PendingWrite {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.wait.as_mut().poll(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extents_that_do_not_fit_the_question_are_refused() {
+        let told = |lengths: &[u64]| {
+            let extent = |&len| pb::Extent { len, data: true };
+            let extents = lengths.iter().map(extent).collect();
+            extents_of(pb::Extents { extents })
+        };
+        assert_eq!(told(&[4, 6]), Some(vec![4, 6]));
+        assert_eq!(told(&[4]), Some(vec![4]));
+        for bad in [&[][..], &[0], &[4, 0], &[4, 7], &[u64::MAX, 2]] {
+            assert_eq!(told(bad), None, "{bad:?}");
+        }
+    }
+
+    fn extents_of(told: pb::Extents) -> Option<Vec<u64>> {
+        let extents = extents(told, 10)?;
+        Some(extents.iter().map(|extent| extent.len).collect())
     }
 }

@@ -49,7 +49,9 @@ use mainstay_types::{SessionId, VolumeName};
 use serde::Serialize;
 
 pub use crate::admin::{Admin, EventStream};
-pub use crate::block::{AttachOptions, BlockBuilder, BlockInfo, BlockVolume, PendingWrite};
+pub use crate::block::{
+    AttachOptions, BlockBuilder, BlockExtent, BlockInfo, BlockVolume, PendingWrite,
+};
 pub use crate::config::ClientConfig;
 pub use crate::error::{
     AdminError, AppendError, ConnectError, OpenError, OutcomeError, ReadError, Refusal,

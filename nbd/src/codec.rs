@@ -5,18 +5,24 @@
 //! - Fixed-size parts take arrays, so that "too short" cannot happen; the caller has read exactly that much.
 //! - Both directions exist for every message. The server uses one half, tests and tools the other.
 
+mod chunk;
 mod handshake;
-mod transmission;
+mod meta;
+mod reply;
+mod request;
 
+pub use chunk::{Chunk, ChunkHeader, ExtendedChunkHeader, SimpleReply};
 pub use handshake::{
     ClientFlags, ExportFacts, ExportQuery, GREETING_BYTES, Greeting, OPTION_HEADER_BYTES,
     OPTION_REPLY_HEADER_BYTES, OptionHeader, OptionReplyHeader, parse_name, put_export_name_answer,
     put_option_reply, put_rep_server,
 };
-pub use transmission::{
-    CHUNK_HEADER_BYTES, Chunk, ChunkHeader, REQUEST_BYTES, ReplyHead, Request, SIMPLE_REPLY_BYTES,
-    SimpleReply,
+pub use meta::{MetaQuery, StatusFilter, put_meta_context};
+pub use reply::{
+    CHUNK_HEADER_BYTES, EXTENDED_CHUNK_HEADER_BYTES, Last, ReplyHead, ReplyStyle, ReplyTo,
+    SIMPLE_REPLY_BYTES,
 };
+pub use request::{EXTENDED_REQUEST_BYTES, REQUEST_BYTES, Request};
 
 /// Bytes that are not what the protocol has at this place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

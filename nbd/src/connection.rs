@@ -6,23 +6,25 @@
 //! - A goodbye, an end of input between two requests and a stop of the server let requests in flight finish and
 //!   send their replies. Lost framing does not: nothing the peer sent afterwards can be trusted.
 
+use std::future::ready;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::time::timeout;
 
 use crate::budget::{Claim, ConnectionBudget, ServerBudget};
-use crate::codec::{CodecError, Request};
+use crate::codec::{CodecError, ReplyStyle, ReplyTo, Request};
 use crate::export::{BlockDevice, Exports};
+use crate::extents::EXTENT_BYTES;
 use crate::handshake::{Negotiated, Negotiation};
 use crate::input::Input;
 use crate::limits::Limits;
-use crate::protocol::command;
 use crate::replies::{Call, Replies, Work};
-use crate::requests::{Operation, Refusal, Terms};
+use crate::requests::{Operation, Refusal, Speed, StatusQuery, Terms};
 
 /// How a connection ended when nothing went wrong.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,7 +57,13 @@ pub enum ConnectionError {
     #[error("payload of {bytes} bytes did not arrive in time")]
     PayloadTimeout {
         /// Its announced length.
-        bytes: u32,
+        bytes: usize,
+    },
+    /// With extended headers: a payload beyond every limit, which the specification has us refuse by leaving.
+    #[error("payload of {bytes} bytes is larger than any allowed")]
+    PayloadTooLarge {
+        /// Its announced length.
+        bytes: u64,
     },
     /// The client did not take its replies while others waited for the memory they used.
     #[error("replies were not taken while others waited for memory")]
@@ -96,11 +104,7 @@ impl Context {
         let mut input = Input::new(reader);
         let negotiation =
             Negotiation::new(&mut input, &mut writer, &*self.exports, &self.limits, peer);
-        let negotiated = tokio::select! {
-            biased;
-            () = &mut stop => Negotiated::Ended(ConnectionEnd::Stopped),
-            negotiated = negotiation.run() => negotiated?,
-        };
+        let negotiated = negotiation.run(stop.as_mut()).await?;
         let (end, mut writer) = match negotiated {
             Negotiated::Ended(end) => (end, writer),
             Negotiated::Transmission { device, terms } => {
@@ -132,13 +136,7 @@ impl Context {
             &self.limits,
             Arc::clone(&self.budget),
         ));
-        let mut replies = Replies::new(
-            writer,
-            received,
-            terms.replies,
-            patience,
-            Arc::clone(&budget),
-        );
+        let mut replies = Replies::new(writer, received, patience, Arc::clone(&budget));
         let requests = Requests {
             input,
             device: Arc::clone(&device),
@@ -181,69 +179,129 @@ struct Requests<R> {
 impl<R: AsyncRead + Unpin> Requests<R> {
     /// Reads until the peer leaves. Dropping this future inside a request means that it was never called.
     async fn read(mut self) -> Result<ConnectionEnd, ConnectionError> {
-        while let Some(header) = self.input.message().await? {
-            let request = Request::decode(&header)?;
+        while let Some(request) = self.next().await? {
             let mut claim = self.budget.request().await;
             let work = match self.terms.judge(&request) {
                 Ok(Operation::Disconnect) => return Ok(ConnectionEnd::Disconnected),
-                Ok(operation) => self.call(operation, &mut claim).await?,
+                Ok(operation) => self.call(&request, operation, &mut claim).await?,
                 Err(refusal) => self.refuse(&request, refusal).await?,
             };
-            let call = Call {
+            let to = ReplyTo {
+                style: self.terms.replies,
                 cookie: request.cookie,
-                work,
-                claim,
+                offset: request.offset,
             };
-            if self.calls.send(call).is_err() {
+            if self.calls.send(Call { to, work, claim }).is_err() {
                 break;
             }
         }
         Ok(ConnectionEnd::Closed)
     }
 
+    async fn next(&mut self) -> Result<Option<Request>, ConnectionError> {
+        let request = match self.terms.replies {
+            ReplyStyle::Simple | ReplyStyle::Structured => {
+                let header = self.input.message().await?;
+                header.map(|header| Request::decode(&header))
+            }
+            ReplyStyle::Extended => {
+                let header = self.input.message().await?;
+                header.map(|header| Request::decode_extended(&header))
+            }
+        };
+        Ok(request.transpose()?)
+    }
+
     async fn call(
         &mut self,
+        request: &Request,
         operation: Operation,
         claim: &mut Claim,
     ) -> Result<Work, ConnectionError> {
         Ok(match operation {
-            Operation::Read { offset, len } => {
+            Operation::Read {
+                offset,
+                len,
+                fragments,
+            } => {
                 self.budget.add_bytes(claim, len).await;
-                let answer = self.device.read(offset, len);
                 Work::Read {
                     offset,
                     len,
-                    answer,
+                    fragments,
+                    answer: self.device.read(offset, len),
                 }
             }
             Operation::Write { offset, len } => {
                 self.budget.add_bytes(claim, len).await;
-                let payload = self.input.payload(len as usize);
-                let data = timeout(self.limits.transfer_timeout, payload)
-                    .await
-                    .map_err(|_| ConnectionError::PayloadTimeout { bytes: len })??;
+                let data = self.payload(len as usize).await?;
                 Work::Change(self.device.write(offset, data))
             }
             Operation::Trim { offset, len } => Work::Change(self.device.trim(offset, len)),
-            Operation::WriteZeroes { offset, len, holes } => {
-                Work::Change(self.device.write_zeroes(offset, len, holes))
+            Operation::WriteZeroes {
+                offset,
+                len,
+                holes,
+                speed,
+            } => match speed {
+                Speed::Fast if !self.device.zeroes_are_fast(offset, len, holes) => {
+                    Work::refused(request, Refusal::SLOW_ZEROES)
+                }
+                _ => Work::Change(self.device.write_zeroes(offset, len, holes)),
+            },
+            Operation::Cache => Work::Change(Box::pin(ready(Ok(())))),
+            Operation::BlockStatus(query) => self.block_status(query, claim).await,
+            Operation::FilteredStatus { payload_bytes } => {
+                let payload = self.payload(payload_bytes).await?;
+                match self.terms.judge_filter(request, &payload) {
+                    Ok(query) => self.block_status(query, claim).await,
+                    Err(refusal) => Work::refused(request, refusal),
+                }
             }
             Operation::Flush | Operation::Disconnect => Work::Change(self.device.flush()),
         })
     }
 
-    /// The payload of a refused write is read and dropped, so that the next request is found.
+    async fn block_status(&self, mut query: StatusQuery, claim: &mut Claim) -> Work {
+        if query.contexts.is_empty() {
+            return Work::Change(Box::pin(ready(Ok(()))));
+        }
+        // A claim is at most one request of the largest size.
+        let affordable = (self.limits.request_bytes_max / EXTENT_BYTES).max(1);
+        query.extents_max = query.extents_max.min(affordable);
+        let bytes = (query.extents_max * EXTENT_BYTES).min(self.limits.request_bytes_max);
+        self.budget.add_bytes(claim, bytes).await;
+        let most = query.extents_max as usize;
+        Work::Status {
+            answer: self.device.allocation(query.offset, query.len, most),
+            unit: self.terms.info.block_bytes_min,
+            query,
+        }
+    }
+
+    async fn payload(&mut self, len: usize) -> Result<Bytes, ConnectionError> {
+        timeout(self.limits.transfer_timeout, self.input.payload(len))
+            .await
+            .map_err(|_| ConnectionError::PayloadTimeout { bytes: len })?
+            .map_err(ConnectionError::Io)
+    }
+
+    /// The payload of a refused request is read and dropped, so that the next request is found.
     async fn refuse(
         &mut self,
         request: &Request,
         refusal: Refusal,
     ) -> Result<Work, ConnectionError> {
-        if request.command == command::WRITE {
-            self.input.skip(u64::from(request.length)).await?;
+        let bytes = self.terms.payload_bytes(request);
+        let extended = self.terms.replies == ReplyStyle::Extended;
+        let most = PAYLOAD_TAKEN_MIN.max(u64::from(self.terms.info.block_bytes_max));
+        if extended && bytes > most {
+            return Err(ConnectionError::PayloadTooLarge { bytes });
         }
-        Ok(Work::Refused {
-            of_read: request.command == command::READ,
-            refusal,
-        })
+        self.input.skip(bytes).await?;
+        Ok(Work::refused(request, refusal))
     }
 }
+
+/// Up to here a payload is no attack, whatever the export advertises: so says the specification.
+const PAYLOAD_TAKEN_MIN: u64 = 1 << 25;

@@ -30,18 +30,64 @@ pub trait BlockDevice: Send + Sync + 'static {
     fn write(&self, offset: u64, data: Bytes) -> BoxFuture<'static, Result<(), BlockError>>;
 
     /// Hints that the content of the range is no longer needed. What it reads as afterwards is unspecified.
-    fn trim(&self, offset: u64, len: u32) -> BoxFuture<'static, Result<(), BlockError>>;
+    ///
+    /// `len` may be the whole device, and memory for it must not grow with it.
+    fn trim(&self, offset: u64, len: u64) -> BoxFuture<'static, Result<(), BlockError>>;
 
-    /// Makes the range read as zeroes. `Ok` means durable and committed.
+    /// Makes the range read as zeroes. `Ok` means durable and committed. `len` as in [`trim`](Self::trim).
     fn write_zeroes(
         &self,
         offset: u64,
-        len: u32,
+        len: u64,
         holes: Holes,
     ) -> BoxFuture<'static, Result<(), BlockError>>;
 
+    /// Whether zeroes over this range take less time than a write of as many bytes (`NBD_CMD_FLAG_FAST_ZERO`).
+    ///
+    /// Answers at once, and "no" when in doubt: the peer then writes the zeroes itself and has lost nothing.
+    fn zeroes_are_fast(&self, offset: u64, len: u64, holes: Holes) -> bool {
+        let _unknown = (offset, len, holes);
+        false
+    }
+
+    /// Tells what is stored in the range (`base:allocation`): consecutive extents from `offset` on, at least one and at
+    /// most `extents_max`, each a multiple of the minimum block. They may end before the range, and beyond it.
+    ///
+    /// What it says holds at some moment between call and answer. The default takes everything for data, which is always
+    /// allowed.
+    fn allocation(
+        &self,
+        offset: u64,
+        len: u64,
+        extents_max: usize,
+    ) -> BoxFuture<'static, Result<Vec<Extent>, BlockError>> {
+        let _all_alike = (offset, extents_max);
+        let state = Allocation::Data;
+        Box::pin(std::future::ready(Ok(vec![Extent { len, state }])))
+    }
+
     /// Makes every write that was answered before this call durable, on whichever connection it arrived.
     fn flush(&self) -> BoxFuture<'static, Result<(), BlockError>>;
+}
+
+/// A range in one state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Extent {
+    /// Its length in bytes, not zero.
+    pub len: u64,
+    /// What is there.
+    pub state: Allocation,
+}
+
+/// What a device stores for a range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Allocation {
+    /// Something, or nobody knows.
+    Data,
+    /// Space is taken, and all of it reads as zeroes.
+    Zeroes,
+    /// Nothing: it reads as zeroes, and a write may find no space.
+    Hole,
 }
 
 /// Whether zeroes may be represented by not storing anything.
@@ -193,7 +239,7 @@ pub enum BlockError {
     /// The request is too large to be answered in one piece (`EOVERFLOW`).
     #[error("value too large")]
     TooLarge,
-    /// The device cannot do this kind of request (`ENOTSUP`).
+    /// The device cannot do this kind of request (`EINVAL`: the specification keeps `ENOTSUP` for zeroes that are not fast).
     #[error("not supported")]
     NotSupported,
     /// Memory is exhausted (`ENOMEM`). The specification asks servers to avoid it.

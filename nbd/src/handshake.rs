@@ -2,12 +2,17 @@
 //!
 //! - Every wait for the peer ends at one deadline; time that [`Exports`] takes is added to it.
 //! - At most `option_bytes_max` of an option are ever held; longer ones are skipped as they arrive.
+//! - When the server stops, options that come are answered `ERR_SHUTDOWN`, for a short while. An option that is being
+//!   answered at that moment ends with its connection.
 //! - An option that is refused leaves the negotiation as it was. Only lost framing, a flag that was never
 //!   offered and a refused `EXPORT_NAME`, which has no error reply, end the connection.
+
+mod meta;
 
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::BytesMut;
@@ -15,15 +20,16 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::codec::{
-    ClientFlags, ExportFacts, ExportQuery, Greeting, OptionHeader, parse_name,
-    put_export_name_answer, put_option_reply, put_rep_server,
+    ClientFlags, ExportFacts, ExportQuery, Greeting, OPTION_HEADER_BYTES, OptionHeader, ReplyStyle,
+    parse_name, put_export_name_answer, put_option_reply, put_rep_server,
 };
 use crate::connection::{ConnectionEnd, ConnectionError};
 use crate::export::{BlockDevice, ExportInfo, Exports, OpenError};
 use crate::input::Input;
 use crate::limits::Limits;
 use crate::protocol::{option, reply};
-use crate::requests::{ReplyStyle, Terms};
+use crate::requests::Terms;
+use meta::Selection;
 
 /// How a negotiation ended.
 pub(crate) enum Negotiated {
@@ -41,8 +47,10 @@ pub(crate) struct Negotiation<'a, R, W> {
     limits: &'a Limits,
     peer: SocketAddr,
     deadline: Instant,
+    stopping: bool,
     client: ClientFlags,
     replies: ReplyStyle,
+    selection: Option<Selection>,
     out: BytesMut,
 }
 
@@ -61,30 +69,96 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
             limits,
             peer,
             deadline: Instant::now() + limits.handshake_timeout,
+            stopping: false,
             client: ClientFlags::default(),
             replies: ReplyStyle::Simple,
+            selection: None,
             out: BytesMut::new(),
         }
     }
 
-    pub(crate) async fn run(mut self) -> Result<Negotiated, ConnectionError> {
+    /// `stop` resolves when the server stops, and is not looked at again once it has.
+    pub(crate) async fn run(
+        mut self,
+        mut stop: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Negotiated, ConnectionError> {
         self.out.extend_from_slice(&Greeting::ours().encode());
         self.send().await?;
-        let Some(flags) = self.by_deadline(|input| input.message()).await? else {
+        let flags = tokio::select! {
+            biased;
+            // Before its flags there is no option to answer.
+            () = stop.as_mut() => return Ok(Negotiated::Ended(ConnectionEnd::Stopped)),
+            flags = self.by_deadline(|input| input.message()) => flags?,
+        };
+        let Some(flags) = flags else {
             return Ok(Negotiated::Ended(ConnectionEnd::Closed));
         };
         self.client = ClientFlags::decode(flags)?;
         for _ in 0..self.limits.options_max {
-            let Some(header) = self.by_deadline(|input| input.message()).await? else {
-                return Ok(Negotiated::Ended(ConnectionEnd::Closed));
+            let header = match self.next_option(stop.as_mut()).await {
+                Ok(Some(header)) => header,
+                Ok(None) => return Ok(Negotiated::Ended(ConnectionEnd::Closed)),
+                Err(_) if self.stopping => return Ok(Negotiated::Ended(ConnectionEnd::Stopped)),
+                Err(error) => return Err(error),
             };
-            let negotiated = self.handle_option(OptionHeader::decode(&header)?).await?;
-            self.send().await?;
+            let negotiated = tokio::select! {
+                biased;
+                () = &mut stop, if !self.stopping => {
+                    return Ok(Negotiated::Ended(ConnectionEnd::Stopped));
+                }
+                negotiated = self.answer(header) => negotiated?,
+            };
             if let Some(negotiated) = negotiated {
                 return Ok(negotiated);
             }
         }
         Err(ConnectionError::TooManyOptions)
+    }
+
+    /// The next option, or `None` when the peer closed before it.
+    async fn next_option(
+        &mut self,
+        stop: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Option<OptionHeader>, ConnectionError> {
+        if !self.stopping {
+            // Nothing is lost when this wait is cancelled: the bytes stay in the input.
+            tokio::select! {
+                biased;
+                () = stop => self.stopping = true,
+                header = self.by_deadline(|input| input.message()) => return decode(header?),
+            }
+            let farewell = Instant::now() + self.limits.farewell_timeout;
+            self.deadline = self.deadline.min(farewell);
+        }
+        decode(self.by_deadline(|input| input.message()).await?)
+    }
+
+    async fn answer(
+        &mut self,
+        header: OptionHeader,
+    ) -> Result<Option<Negotiated>, ConnectionError> {
+        let negotiated = if self.stopping {
+            self.refuse_stopping(header).await?
+        } else {
+            self.handle_option(header).await?
+        };
+        self.send().await?;
+        Ok(negotiated)
+    }
+
+    async fn refuse_stopping(
+        &mut self,
+        header: OptionHeader,
+    ) -> Result<Option<Negotiated>, ConnectionError> {
+        match header.option {
+            option::ABORT => return self.handle_option(header).await,
+            // There is no reply to say it with.
+            option::EXPORT_NAME => return Ok(Some(Negotiated::Ended(ConnectionEnd::Stopped))),
+            option => self.reply(option, reply::ERR_SHUTDOWN, "the server is stopping"),
+        }
+        self.send().await?;
+        self.skip(header.length).await?;
+        Ok(None)
     }
 
     /// Answers one option into `out`.
@@ -107,12 +181,16 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
                 return Ok(Some(Negotiated::Ended(ConnectionEnd::Aborted)));
             }
             option::LIST if data.is_empty() => self.list().await,
-            option::STRUCTURED_REPLY if data.is_empty() => {
-                self.replies = ReplyStyle::Structured;
+            option::STRUCTURED_REPLY if data.is_empty() => self.structured_reply(),
+            option::EXTENDED_HEADERS if data.is_empty() => {
+                self.replies = ReplyStyle::Extended;
                 self.reply(option, reply::ACK, "");
             }
-            option::LIST | option::STRUCTURED_REPLY => {
+            option::LIST | option::STRUCTURED_REPLY | option::EXTENDED_HEADERS => {
                 self.reply(option, reply::ERR_INVALID, "this option takes no data");
+            }
+            option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
+                self.meta_context(option, &data).await;
             }
             option::INFO | option::GO => match ExportQuery::decode(&data) {
                 Ok(query) => return Ok(self.info_or_go(option, &query).await),
@@ -133,10 +211,15 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
         }
         self.reply(header.option, reply::ERR_TOO_BIG, "option too large");
         self.send().await?;
-        timeout_at(self.deadline, self.input.skip(u64::from(header.length)))
-            .await
-            .map_err(|_| ConnectionError::HandshakeTimeout)??;
+        self.skip(header.length).await?;
         Ok(None)
+    }
+
+    async fn skip(&mut self, length: u32) -> Result<(), ConnectionError> {
+        timeout_at(self.deadline, self.input.skip(u64::from(length)))
+            .await
+            .map_err(|_| ConnectionError::HandshakeTimeout)?
+            .map_err(ConnectionError::Io)
     }
 
     async fn list(&mut self) {
@@ -152,7 +235,22 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
         }
     }
 
+    /// Extended headers take precedence, and there is no way back.
+    fn structured_reply(&mut self) {
+        let option = option::STRUCTURED_REPLY;
+        if self.replies == ReplyStyle::Extended {
+            let text = "extended headers are in use";
+            return self.reply(option, reply::ERR_EXT_HEADER_REQD, text);
+        }
+        self.replies = ReplyStyle::Structured;
+        self.reply(option, reply::ACK, "");
+    }
+
     async fn export_name(&mut self, name: &[u8]) -> Result<Negotiated, ConnectionError> {
+        if self.replies == ReplyStyle::Extended {
+            // Not allowed to a client that negotiated them, and there is no reply to say so.
+            return Ok(Negotiated::Ended(ConnectionEnd::NoExport));
+        }
         let opened = match parse_name(name) {
             Ok(name) => self.open(name).await,
             Err(_) => Err(OpenError::Unknown),
@@ -197,11 +295,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
                 device.map(|device| Negotiated::Transmission { device, terms })
             }
             Err(error) => {
-                let kind = match &error {
-                    OpenError::Unknown => reply::ERR_UNKNOWN,
-                    OpenError::Refused { .. } | OpenError::Unavailable { .. } => reply::ERR_POLICY,
-                    OpenError::ShuttingDown => reply::ERR_SHUTDOWN,
-                };
+                let kind = refusal(&error);
                 self.reply(option, kind, &error.to_string());
                 None
             }
@@ -212,15 +306,19 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
         let name = self.resolve(name).await?;
         let opening = self.exports.open(&name, self.peer);
         let device = self.ask(opening).await.unwrap_or_else(too_slow)?;
-        let terms = self.terms(device.info())?;
+        let terms = self.terms(&name, device.info())?;
         Ok((device, terms))
     }
 
     async fn describe(&mut self, name: &str) -> Result<Terms, OpenError> {
         let name = self.resolve(name).await?;
-        let describing = self.exports.describe(&name, self.peer);
-        let info = self.ask(describing).await.unwrap_or_else(too_slow)?;
-        self.terms(info)
+        let info = self.describe_resolved(&name).await?;
+        self.terms(&name, info)
+    }
+
+    async fn describe_resolved(&mut self, name: &str) -> Result<ExportInfo, OpenError> {
+        let describing = self.exports.describe(name, self.peer);
+        self.ask(describing).await.unwrap_or_else(too_slow)
     }
 
     /// The empty name stands for the only export, if there is exactly one.
@@ -236,7 +334,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
         }
     }
 
-    fn terms(&self, info: ExportInfo) -> Result<Terms, OpenError> {
+    fn terms(&self, name: &str, info: ExportInfo) -> Result<Terms, OpenError> {
         let info = info
             .bounded(self.limits.request_bytes_max)
             .map_err(|error| {
@@ -248,6 +346,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
         Ok(Terms {
             info,
             replies: self.replies,
+            contexts: self.contexts_of(name),
         })
     }
 
@@ -286,6 +385,22 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
             .await
             .map_err(|_| ConnectionError::HandshakeTimeout)?
             .map_err(ConnectionError::Io)
+    }
+}
+
+fn decode(
+    header: Option<[u8; OPTION_HEADER_BYTES]>,
+) -> Result<Option<OptionHeader>, ConnectionError> {
+    let header = header.map(|header| OptionHeader::decode(&header));
+    Ok(header.transpose()?)
+}
+
+/// How an option is told why there is no such export for it.
+fn refusal(error: &OpenError) -> u32 {
+    match error {
+        OpenError::Unknown => reply::ERR_UNKNOWN,
+        OpenError::Refused { .. } | OpenError::Unavailable { .. } => reply::ERR_POLICY,
+        OpenError::ShuttingDown => reply::ERR_SHUTDOWN,
     }
 }
 

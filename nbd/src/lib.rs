@@ -16,19 +16,22 @@ mod budget;
 pub mod codec;
 mod connection;
 mod export;
+mod extents;
 mod handshake;
 mod input;
 mod limits;
 pub mod memory;
+mod meta;
 pub mod protocol;
 mod replies;
 mod requests;
 mod server;
+mod sparse;
 
 pub use connection::{ConnectionEnd, ConnectionError};
 pub use export::{
-    Access, BlockDevice, BlockError, ExportInfo, Exports, Holes, InvalidExport, MultiConn,
-    OpenError,
+    Access, Allocation, BlockDevice, BlockError, ExportInfo, Exports, Extent, Holes, InvalidExport,
+    MultiConn, OpenError,
 };
 pub use limits::Limits;
 pub use server::{Server, ServerStats};

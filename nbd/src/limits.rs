@@ -39,6 +39,8 @@ pub struct Limits {
     /// Time in which a peer must send the payload of one write, and must take one reply *while other connections
     /// wait for memory*. Nobody is cut off for slowness that costs nobody else.
     pub transfer_timeout: Duration,
+    /// Time in which peers that are still in their handshake are told that the server stops.
+    pub farewell_timeout: Duration,
     /// Time for requests in flight to finish, and for their replies to be taken, after the peer said goodbye or
     /// the server was told to stop.
     pub drain_timeout: Duration,
@@ -61,6 +63,7 @@ impl Default for Limits {
             options_max: 256,
             option_bytes_max: 64 << 10,
             transfer_timeout: Duration::from_secs(30),
+            farewell_timeout: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(30),
         }
     }

@@ -14,8 +14,10 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use crate::export::{
-    Access, BlockDevice, BlockError, ExportInfo, Exports, Holes, MultiConn, OpenError,
+    Access, Allocation, BlockDevice, BlockError, ExportInfo, Exports, Extent, Holes, MultiConn,
+    OpenError,
 };
+use crate::extents::append;
 
 /// A device made of memory. Clones share the content.
 #[derive(Clone)]
@@ -72,8 +74,8 @@ impl MemoryDevice {
         self.content.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn zero(&self, offset: u64, len: u32) -> Result<(), BlockError> {
-        let range = range(offset, len as usize)?;
+    fn zero(&self, offset: u64, len: u64) -> Result<(), BlockError> {
+        let range = range(offset, len)?;
         let mut content = self.lock();
         content.get_mut(range).ok_or(BlockError::Invalid)?.fill(0);
         Ok(())
@@ -86,7 +88,7 @@ impl BlockDevice for MemoryDevice {
     }
 
     fn read(&self, offset: u64, len: u32) -> BoxFuture<'static, Result<Bytes, BlockError>> {
-        let answer = range(offset, len as usize).and_then(|range| {
+        let answer = range(offset, u64::from(len)).and_then(|range| {
             let content = self.lock();
             let data = content.get(range).ok_or(BlockError::Invalid)?;
             Ok(Bytes::copy_from_slice(data))
@@ -95,7 +97,7 @@ impl BlockDevice for MemoryDevice {
     }
 
     fn write(&self, offset: u64, data: Bytes) -> BoxFuture<'static, Result<(), BlockError>> {
-        let answer = range(offset, data.len()).and_then(|range| {
+        let answer = range(offset, data.len() as u64).and_then(|range| {
             let mut content = self.lock();
             let to = content.get_mut(range).ok_or(BlockError::NoSpace)?;
             to.copy_from_slice(&data);
@@ -104,17 +106,37 @@ impl BlockDevice for MemoryDevice {
         Box::pin(ready(answer))
     }
 
-    fn trim(&self, offset: u64, len: u32) -> BoxFuture<'static, Result<(), BlockError>> {
+    fn trim(&self, offset: u64, len: u64) -> BoxFuture<'static, Result<(), BlockError>> {
         Box::pin(ready(self.zero(offset, len)))
     }
 
     fn write_zeroes(
         &self,
         offset: u64,
-        len: u32,
+        len: u64,
         _holes: Holes,
     ) -> BoxFuture<'static, Result<(), BlockError>> {
         Box::pin(ready(self.zero(offset, len)))
+    }
+
+    /// Nothing is sent and nothing is stored: as fast as can be.
+    fn zeroes_are_fast(&self, _: u64, _: u64, holes: Holes) -> bool {
+        holes == Holes::Allowed
+    }
+
+    /// Memory has no holes, so blocks of zeroes stand for them.
+    fn allocation(
+        &self,
+        offset: u64,
+        len: u64,
+        extents_max: usize,
+    ) -> BoxFuture<'static, Result<Vec<Extent>, BlockError>> {
+        let answer = range(offset, len).and_then(|range| {
+            let content = self.lock();
+            let data = content.get(range).ok_or(BlockError::Invalid)?;
+            Ok(allocation(offset, data, extents_max))
+        });
+        Box::pin(ready(answer))
     }
 
     fn flush(&self) -> BoxFuture<'static, Result<(), BlockError>> {
@@ -172,8 +194,32 @@ impl fmt::Debug for FixedExports {
     }
 }
 
-fn range(offset: u64, len: usize) -> Result<Range<usize>, BlockError> {
-    let start = usize::try_from(offset).map_err(|_| BlockError::Invalid)?;
-    let end = start.checked_add(len).ok_or(BlockError::Invalid)?;
-    Ok(start..end)
+/// The state of each block of `data`, which begins at `offset`; blocks of one state are one extent.
+fn allocation(offset: u64, data: &[u8], extents_max: usize) -> Vec<Extent> {
+    let before = usize::try_from(offset % BLOCK as u64).unwrap_or(0);
+    let (first, rest) = data.split_at(data.len().min(BLOCK - before));
+    let mut extents: Vec<Extent> = Vec::new();
+    for block in std::iter::once(first).chain(rest.chunks(BLOCK)) {
+        let state = if block.iter().all(|byte| *byte == 0) {
+            Allocation::Hole
+        } else {
+            Allocation::Data
+        };
+        let len = block.len() as u64;
+        if !append(&mut extents, Extent { len, state }, extents_max) {
+            break;
+        }
+    }
+    extents
+}
+
+/// What counts as a block of its own.
+const BLOCK: usize = 4096;
+
+fn range(offset: u64, len: u64) -> Result<Range<usize>, BlockError> {
+    let end = offset.checked_add(len).ok_or(BlockError::Invalid)?;
+    match (usize::try_from(offset), usize::try_from(end)) {
+        (Ok(start), Ok(end)) => Ok(start..end),
+        _ => Err(BlockError::Invalid),
+    }
 }

@@ -1,7 +1,7 @@
 //! The numbers of the NBD specification, as the document at
 //! <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md> names them.
 //!
-//! Only what a server of the baseline plus structured replies can meet. Everything on the wire is big-endian.
+//! Only what this server can meet. Everything on the wire is big-endian.
 
 /// First eight bytes of a server: `NBDMAGIC`.
 pub const INIT_MAGIC: u64 = u64::from_be_bytes(*b"NBDMAGIC");
@@ -11,10 +11,14 @@ pub const OPTION_MAGIC: u64 = u64::from_be_bytes(*b"IHAVEOPT");
 pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 /// Begins every request of the transmission phase.
 pub const REQUEST_MAGIC: u32 = 0x2560_9513;
+/// Begins every request when extended headers were negotiated.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
 /// Begins a simple reply.
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// Begins a chunk of a structured reply.
 pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+/// Begins a chunk of a reply when extended headers were negotiated.
+pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 /// Longest string of the protocol, inclusive.
 pub const STRING_BYTES_MAX: usize = 4096;
@@ -58,6 +62,8 @@ pub mod reply {
     pub const SERVER: u32 = 2;
     /// One fact about an export.
     pub const INFO: u32 = 3;
+    /// One metadata context.
+    pub const META_CONTEXT: u32 = 4;
     /// Set in every error.
     pub const ERROR_BIT: u32 = 1 << 31;
     /// The option is unknown here.
@@ -74,6 +80,8 @@ pub mod reply {
     pub const ERR_SHUTDOWN: u32 = ERROR_BIT | 7;
     /// The option is too large.
     pub const ERR_TOO_BIG: u32 = ERROR_BIT | 9;
+    /// Extended headers are needed, or were negotiated and cannot be given up.
+    pub const ERR_EXT_HEADER_REQD: u32 = ERROR_BIT | 10;
 }
 
 /// Facts about an export, in `NBD_REP_INFO`.
@@ -106,6 +114,12 @@ pub mod transmission {
     pub const SEND_DF: u16 = 1 << 7;
     /// Flush and FUA hold across connections.
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
+    /// `NBD_CMD_CACHE` is answered.
+    pub const SEND_CACHE: u16 = 1 << 10;
+    /// `NBD_CMD_FLAG_FAST_ZERO` works.
+    pub const SEND_FAST_ZERO: u16 = 1 << 11;
+    /// `NBD_CMD_BLOCK_STATUS` takes a payload that names contexts. Only with extended headers.
+    pub const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 }
 
 /// Commands of the transmission phase.
@@ -140,6 +154,8 @@ pub mod command_flag {
     pub const REQ_ONE: u16 = 1 << 3;
     /// Fail rather than write zeroes slowly.
     pub const FAST_ZERO: u16 = 1 << 4;
+    /// The length is that of a payload that follows. Only with extended headers.
+    pub const PAYLOAD_LEN: u16 = 1 << 5;
 }
 
 /// Chunks of structured replies.
@@ -152,8 +168,20 @@ pub mod chunk {
     pub const OFFSET_DATA: u16 = 1;
     /// Offset and a count of zeroes.
     pub const OFFSET_HOLE: u16 = 2;
+    /// Extents of one context, with 32-bit lengths.
+    pub const BLOCK_STATUS: u16 = 5;
+    /// Extents of one context, with 64-bit lengths. Only with extended headers.
+    pub const BLOCK_STATUS_EXT: u16 = 6;
     /// Error for the whole request.
     pub const ERROR: u16 = (1 << 15) | 1;
+}
+
+/// Flags of extents in the context `base:allocation`.
+pub mod state {
+    /// Nothing is stored here.
+    pub const HOLE: u32 = 1 << 0;
+    /// All of it reads as zeroes.
+    pub const ZERO: u32 = 1 << 1;
 }
 
 /// Errors of the transmission phase.

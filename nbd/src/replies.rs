@@ -6,6 +6,9 @@
 //! - A reply keeps its [`Claim`] until its last byte is taken: replies that nobody takes stop the reading of
 //!   requests, which bounds the memory of the connection.
 
+mod form;
+mod parts;
+
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
@@ -14,7 +17,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -23,19 +26,25 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::budget::{Claim, ConnectionBudget};
-use crate::codec::ReplyHead;
+use crate::codec::{ReplyTo, Request};
 use crate::connection::ConnectionError;
-use crate::export::BlockError;
-use crate::requests::{Refusal, ReplyStyle};
+use crate::export::{BlockError, Extent};
+use crate::protocol::command;
+use crate::requests::{Refusal, StatusQuery};
+use crate::sparse::Fragments;
+use form::{failure, read_reply, status_reply};
+use parts::{Parts, Reply};
 
 /// Replies of one vectored write. Linux takes 1024 slices; more than this no longer pays.
 const BATCH_REPLIES: usize = 64;
+/// Slices of one vectored write: head and body of so many simple replies.
+const BATCH_SLICES: usize = 2 * BATCH_REPLIES;
 /// How often a stalled peer is judged again once its time is over.
 const RECHECK: Duration = Duration::from_secs(1);
 
 /// A request that was read, in whatever state it is.
 pub(crate) struct Call {
-    pub(crate) cookie: u64,
+    pub(crate) to: ReplyTo,
     pub(crate) work: Work,
     pub(crate) claim: Claim,
 }
@@ -45,14 +54,31 @@ pub(crate) enum Work {
     Read {
         offset: u64,
         len: u32,
+        fragments: Fragments,
         answer: BoxFuture<'static, Result<Bytes, BlockError>>,
     },
+    /// A change, or anything else whose success has no payload.
     Change(BoxFuture<'static, Result<(), BlockError>>),
-    /// Never reached the device. A refused read is answered in the style of reads.
+    Status {
+        query: StatusQuery,
+        /// The smallest block of the export.
+        unit: u32,
+        answer: BoxFuture<'static, Result<Vec<Extent>, BlockError>>,
+    },
+    /// Never reached the device.
     Refused {
-        of_read: bool,
+        /// Whether replies to this command have chunks where there are any.
+        in_chunk: bool,
         refusal: Refusal,
     },
+}
+
+impl Work {
+    /// Reads and block status are answered in chunks where there are any.
+    pub(crate) fn refused(request: &Request, refusal: Refusal) -> Self {
+        let in_chunk = matches!(request.command, command::READ | command::BLOCK_STATUS);
+        Self::Refused { in_chunk, refusal }
+    }
 }
 
 /// Drives the calls of one connection and writes their replies.
@@ -67,14 +93,12 @@ pub(crate) struct Replies<W> {
     stalled: Option<Pin<Box<Sleep>>>,
     transfer_timeout: Duration,
     budget: Arc<ConnectionBudget>,
-    style: ReplyStyle,
 }
 
 impl<W: AsyncWrite + Unpin> Replies<W> {
     pub(crate) fn new(
         writer: W,
         calls: UnboundedReceiver<Call>,
-        style: ReplyStyle,
         transfer_timeout: Duration,
         budget: Arc<ConnectionBudget>,
     ) -> Self {
@@ -88,7 +112,6 @@ impl<W: AsyncWrite + Unpin> Replies<W> {
             stalled: None,
             transfer_timeout,
             budget,
-            style,
         }
     }
 
@@ -123,10 +146,7 @@ impl<W: AsyncWrite + Unpin> Replies<W> {
     fn collect(&mut self, cx: &mut Context<'_>) {
         while !self.all_calls_seen {
             match self.calls.poll_recv(cx) {
-                Poll::Ready(Some(call)) => self.in_flight.push(InFlight {
-                    call: Some(call),
-                    style: self.style,
-                }),
+                Poll::Ready(Some(call)) => self.in_flight.push(InFlight { call: Some(call) }),
                 Poll::Ready(None) => self.all_calls_seen = true,
                 Poll::Pending => break,
             }
@@ -137,13 +157,12 @@ impl<W: AsyncWrite + Unpin> Replies<W> {
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut slices = [IoSlice::new(&[]); 2 * BATCH_REPLIES];
+        let mut slices = [IoSlice::new(&[]); BATCH_SLICES];
         let mut count = 0;
-        for part in self.ready.iter().take(BATCH_REPLIES).flat_map(Reply::parts) {
-            if !part.is_empty() {
-                slices[count] = IoSlice::new(part);
-                count += 1;
-            }
+        let parts = self.ready.iter().take(BATCH_REPLIES).flat_map(Reply::parts);
+        for part in parts.filter(|part| !part.is_empty()).take(BATCH_SLICES) {
+            slices[count] = IoSlice::new(part);
+            count += 1;
         }
         let mut written =
             ready!(Pin::new(&mut self.writer).poll_write_vectored(cx, &slices[..count]))?;
@@ -194,152 +213,46 @@ impl<W: AsyncWrite + Unpin> Replies<W> {
 struct InFlight {
     /// Invariant: `Some` until the future has answered.
     call: Option<Call>,
-    style: ReplyStyle,
 }
 
 impl Future for InFlight {
     type Output = Reply;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Reply> {
-        let style = self.style;
         let Some(call) = self.call.as_mut() else {
             return Poll::Pending;
         };
-        let cookie = call.cookie;
-        let (head, body) = match &mut call.work {
+        let to = call.to;
+        let parts = match &mut call.work {
             Work::Read {
                 offset,
                 len,
+                fragments,
                 answer,
             } => {
                 let answer = ready!(answer.as_mut().poll(cx));
-                read_reply(style, cookie, *offset, *len, answer)
+                read_reply(to, *offset, *len, *fragments, answer)
             }
-            Work::Change(answer) => {
+            Work::Change(answer) => match ready!(answer.as_mut().poll(cx)) {
+                Ok(()) => Parts::one(to.done(), Bytes::new()),
+                Err(error) => failure(to, false, error.into()),
+            },
+            Work::Status {
+                query,
+                unit,
+                answer,
+            } => {
                 let answer = ready!(answer.as_mut().poll(cx));
-                let error = answer.err().map(|error| Refusal::from(error).errno);
-                (ReplyHead::simple(cookie, error), Bytes::new())
+                status_reply(to, query, *unit, answer)
             }
-            Work::Refused {
-                of_read: true,
-                refusal,
-            } => error_of_read(style, cookie, *refusal),
-            Work::Refused {
-                of_read: false,
-                refusal,
-            } => (ReplyHead::simple(cookie, Some(refusal.errno)), Bytes::new()),
+            Work::Refused { in_chunk, refusal } => failure(to, *in_chunk, *refusal),
         };
         let Some(Call { mut claim, .. }) = self.call.take() else {
             return Poll::Pending;
         };
-        if body.is_empty() {
+        if parts.are_heads_only() {
             claim.release_bytes();
         }
-        Poll::Ready(Reply {
-            head,
-            head_written: 0,
-            body,
-            claim,
-        })
-    }
-}
-
-fn read_reply(
-    style: ReplyStyle,
-    cookie: u64,
-    offset: u64,
-    len: u32,
-    answer: Result<Bytes, BlockError>,
-) -> (ReplyHead, Bytes) {
-    match answer {
-        Err(error) => error_of_read(style, cookie, error.into()),
-        Ok(data) if data.len() != len as usize => {
-            tracing::error!(
-                offset,
-                len,
-                found = data.len(),
-                "device answered a read of another length"
-            );
-            error_of_read(style, cookie, BlockError::Io.into())
-        }
-        Ok(data) => match style {
-            ReplyStyle::Simple => (ReplyHead::simple(cookie, None), data),
-            ReplyStyle::Structured if is_zero(&data) => {
-                (ReplyHead::hole(cookie, offset, len), Bytes::new())
-            }
-            ReplyStyle::Structured => (ReplyHead::data(cookie, offset, len), data),
-        },
-    }
-}
-
-fn error_of_read(style: ReplyStyle, cookie: u64, refusal: Refusal) -> (ReplyHead, Bytes) {
-    let Refusal { errno, message } = refusal;
-    match (style, u16::try_from(message.len())) {
-        (ReplyStyle::Structured, Ok(bytes)) => (
-            ReplyHead::error(cookie, errno, bytes),
-            Bytes::from_static(message.as_bytes()),
-        ),
-        (ReplyStyle::Structured, Err(_)) => (ReplyHead::error(cookie, errno, 0), Bytes::new()),
-        (ReplyStyle::Simple, _) => (ReplyHead::simple(cookie, Some(errno)), Bytes::new()),
-    }
-}
-
-/// Stops at the first part that is not zero, so that data costs next to nothing.
-fn is_zero(data: &[u8]) -> bool {
-    data.chunks(512)
-        .all(|part| part.iter().fold(0, |all, byte| all | byte) == 0)
-}
-
-/// A finished reply and how much of it the peer has taken.
-struct Reply {
-    head: ReplyHead,
-    head_written: usize,
-    body: Bytes,
-    claim: Claim,
-}
-
-impl Reply {
-    fn parts(&self) -> [&[u8]; 2] {
-        let head = self.head.as_bytes();
-        [head.get(self.head_written..).unwrap_or(&[]), &self.body]
-    }
-
-    /// Notes that up to `written` more bytes were taken, and says how many of them belong to this reply.
-    fn advance(&mut self, written: usize) -> usize {
-        let of_head = written.min(self.head.as_bytes().len() - self.head_written);
-        self.head_written += of_head;
-        let of_body = (written - of_head).min(self.body.len());
-        self.body.advance(of_body);
-        of_head + of_body
-    }
-
-    fn is_written(&self) -> bool {
-        self.head_written == self.head.as_bytes().len() && self.body.is_empty()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::protocol::Errno;
-
-    #[test]
-    fn zeroes_are_found_at_any_length() {
-        for len in [1, 511, 512, 513, 4096] {
-            let mut data = vec![0; len];
-            assert!(is_zero(&data), "{len}");
-            for place in [0, len / 2, len - 1] {
-                data[place] = 1;
-                assert!(!is_zero(&data), "{place} of {len}");
-                data[place] = 0;
-            }
-        }
-    }
-
-    #[test]
-    fn a_read_of_another_length_is_an_io_error() {
-        let (head, body) = read_reply(ReplyStyle::Simple, 1, 0, 4, Ok(Bytes::from_static(b"abc")));
-        assert_eq!(head, ReplyHead::simple(1, Some(Errno::Io)));
-        assert!(body.is_empty());
+        Poll::Ready(Reply { parts, claim })
     }
 }

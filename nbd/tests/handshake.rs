@@ -10,8 +10,9 @@ use mainstay_nbd::protocol::{info, option, reply, transmission};
 use mainstay_nbd::{ConnectionEnd, ConnectionError, Limits, Server};
 use proptest::prelude::*;
 use std::sync::Arc;
-use support::{connect, server};
-use tokio::io::AsyncWriteExt;
+use support::{Client, PEER, Served, connect, server};
+use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+use tokio::sync::oneshot;
 
 const SIZE: usize = 1 << 16;
 
@@ -35,8 +36,9 @@ async fn export_name_transcript_with_and_without_zeroes() {
         client
             .send(b"IHAVEOPT\x00\x00\x00\x01\x00\x00\x00\x03vol")
             .await;
-        // Size, then flags: HAS_FLAGS, FLUSH, FUA, TRIM, WRITE_ZEROES, CAN_MULTI_CONN; DF only when structured.
-        assert_eq!(&client.receive::<10>().await, b"\0\0\0\0\0\x01\0\0\x01\x6d");
+        // Size, then flags: HAS_FLAGS, FLUSH, FUA, TRIM, WRITE_ZEROES, CAN_MULTI_CONN, CACHE, FAST_ZERO; DF only when
+        // structured.
+        assert_eq!(&client.receive::<10>().await, b"\0\0\0\0\0\x01\0\0\x0d\x6d");
         assert_eq!(client.receive_vec(zeroes).await, vec![0; zeroes]);
         // A flush proves that transmission began at this very byte.
         client
@@ -104,7 +106,7 @@ async fn info_tells_what_go_tells_and_stays_in_negotiation() {
     let told = client.query(option::INFO, "vol", &wanted).await;
     assert_eq!(client.query(option::GO, "vol", &wanted).await, told);
     let texts: Vec<_> = told.iter().map(|(_, data)| data.clone()).collect();
-    let flags = 0x016d | transmission::SEND_DF;
+    let flags = 0x0d6d | transmission::SEND_DF;
     let mut export = vec![0, 0, 0, 0, 0, 0, 0, 1, 0, 0];
     export.extend_from_slice(&flags.to_be_bytes());
     let expected: [&[u8]; 5] = [
@@ -138,15 +140,7 @@ async fn the_empty_name_is_the_only_export_or_none() {
 async fn refused_options_leave_the_negotiation_alive() {
     let (mut client, _served) = connect(&one(), 1 << 18);
     client.greet().await;
-    for unsupported in [
-        option::STARTTLS,
-        option::LIST_META_CONTEXT,
-        option::SET_META_CONTEXT,
-        option::EXTENDED_HEADERS,
-        4,
-        0,
-        0xffff_ffff,
-    ] {
+    for unsupported in [option::STARTTLS, 4, 0, 0xffff_ffff] {
         let replies = client.option(unsupported, b"some data").await;
         assert_eq!(
             replies,
@@ -164,10 +158,12 @@ async fn refused_options_leave_the_negotiation_alive() {
         let replies = client.option(option::GO, malformed).await;
         assert_eq!(replies, [(reply::ERR_INVALID, vec![])], "{malformed:?}");
     }
-    assert_eq!(
-        client.option(option::STRUCTURED_REPLY, b"x").await,
-        [(reply::ERR_INVALID, vec![])]
-    );
+    for without_data in [option::STRUCTURED_REPLY, option::EXTENDED_HEADERS] {
+        assert_eq!(
+            client.option(without_data, b"x").await,
+            [(reply::ERR_INVALID, vec![])]
+        );
+    }
     assert_eq!(client.go("..").await, [(reply::ERR_UNKNOWN, vec![])]);
     assert_eq!(
         client.option(option::GO, &[0; 70_000]).await,
@@ -198,17 +194,59 @@ async fn an_option_of_4_gib_is_refused_before_it_is_sent() {
 
 #[tokio::test]
 async fn abort_is_acknowledged() {
-    let (mut client, served) = connect(&one(), 4096);
+    for data in [&b""[..], b"to be ignored"] {
+        let (mut client, served) = connect(&one(), 4096);
+        client.greet().await;
+        let aborted = client.option(option::ABORT, data).await;
+        assert_eq!(aborted, [(reply::ACK, vec![])]);
+        assert_eq!(client.rest().await, b"");
+        let end = served.await.expect("task").expect("end");
+        assert_eq!(end, ConnectionEnd::Aborted);
+    }
+}
+
+/// A connection to a server that stops when the sender is dropped.
+fn connect_until(server: &Server) -> (Client<DuplexStream>, Served, oneshot::Sender<()>) {
+    let (near, far) = duplex(4096);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let stopped = async {
+        let _dropped = stopped.await;
+    };
+    let server = server.clone();
+    let served = tokio::spawn(async move { server.serve_stream(far, PEER, stopped).await });
+    (Client::new(near), served, stop)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stopping_server_says_so_to_whoever_still_haggles() {
+    let server = one();
+    let (mut client, served, stop) = connect_until(&server);
     client.greet().await;
-    assert_eq!(
-        client.option(option::ABORT, b"").await,
-        [(reply::ACK, vec![])]
-    );
+    client.option(option::STRUCTURED_REPLY, b"").await;
+    drop(stop);
+    for told in [option::LIST, option::GO, 4711] {
+        let refused = client.option(told, b"some data").await;
+        assert_eq!(refused, [(reply::ERR_SHUTDOWN, vec![])], "option {told}");
+    }
+    let aborted = client.option(option::ABORT, b"").await;
+    assert_eq!(aborted, [(reply::ACK, vec![])]);
+    let end = served.await.expect("task").expect("end");
+    assert_eq!(end, ConnectionEnd::Aborted);
+
+    // Not for long, and to EXPORT_NAME there is nothing to say.
+    let (mut silent, served, stop) = connect_until(&server);
+    silent.greet().await;
+    drop(stop);
+    assert_eq!(silent.rest().await, b"");
+    let end = served.await.expect("task").expect("end");
+    assert_eq!(end, ConnectionEnd::Stopped);
+    let (mut client, served, stop) = connect_until(&server);
+    client.greet().await;
+    drop(stop);
+    client.send_option(option::EXPORT_NAME, b"vol").await;
     assert_eq!(client.rest().await, b"");
-    assert_eq!(
-        served.await.expect("task").expect("end"),
-        ConnectionEnd::Aborted
-    );
+    let end = served.await.expect("task").expect("end");
+    assert_eq!(end, ConnectionEnd::Stopped);
 }
 
 #[tokio::test]
@@ -288,20 +326,77 @@ async fn a_handshake_cut_anywhere_ends_cleanly() {
     }
 }
 
+/// Structured replies, a list, `GO`, a write and a read.
+fn compact_conversation() -> Vec<u8> {
+    let mut bytes = vec![0, 0, 0, 3];
+    bytes.extend_from_slice(b"IHAVEOPT\x00\x00\x00\x08\x00\x00\x00\x00");
+    bytes.extend_from_slice(b"IHAVEOPT\x00\x00\x00\x03\x00\x00\x00\x00");
+    bytes.extend_from_slice(b"IHAVEOPT\x00\x00\x00\x07\x00\x00\x00\x09\0\0\0\x03vol\0\0");
+    bytes.extend_from_slice(b"\x25\x60\x95\x13\0\0\0\x01COOKIE!!\0\0\0\0\0\0\0\0\0\0\0\x04data");
+    bytes.extend_from_slice(b"\x25\x60\x95\x13\0\0\0\0COOKIE!!\0\0\0\0\0\0\0\0\0\0\0\x04");
+    bytes
+}
+
+/// Extended headers, a metadata context, `GO`, and each kind of request.
+fn extended_conversation() -> Vec<u8> {
+    let mut bytes = vec![0, 0, 0, 3];
+    bytes.extend_from_slice(b"IHAVEOPT\x00\x00\x00\x0b\x00\x00\x00\x00");
+    bytes.extend_from_slice(b"IHAVEOPT\x00\x00\x00\x0a\x00\x00\x00\x1e\0\0\0\x03vol\0\0\0\x01");
+    bytes.extend_from_slice(b"\0\0\0\x0fbase:allocation");
+    bytes.extend_from_slice(b"IHAVEOPT\x00\x00\x00\x07\x00\x00\x00\x09\0\0\0\x03vol\0\0");
+    for (flags, command, length, payload) in [
+        (0x20, 1, 4, &b"data"[..]),
+        (0, 7, 4096, b""),
+        (0x20, 7, 12, b"\0\0\0\0\0\0\x10\0\0\0\0\x01"),
+        (0x10, 6, 4096, b""),
+        (0, 4, 4096, b""),
+        (0, 5, 4096, b""),
+        (4, 0, 4096, b""),
+    ] {
+        bytes.extend_from_slice(b"\x21\xe4\x1c\x71");
+        bytes.extend_from_slice(&[0, flags, 0, command]);
+        bytes.extend_from_slice(b"COOKIE!!\0\0\0\0\0\0\0\0");
+        bytes.extend_from_slice(&u64::to_be_bytes(length));
+        bytes.extend_from_slice(payload);
+    }
+    bytes
+}
+
+/// Without a change, these conversations are what they should be: every request is answered and nothing is refused.
+#[tokio::test]
+async fn conversations_that_are_mutated_are_good_ones() {
+    for (conversation, replies) in [(compact_conversation(), 2), (extended_conversation(), 7)] {
+        let extended = replies == 7;
+        let (mut client, served) = connect(&one(), 1 << 16);
+        client.send(&conversation).await;
+        client.stream.shutdown().await.expect("shutdown");
+        let told = client.rest().await;
+        let end = served.await.expect("task").expect("end");
+        assert_eq!(end, ConnectionEnd::Closed);
+        let cookies = told.windows(8).filter(|bytes| bytes == b"COOKIE!!");
+        assert_eq!(cookies.count(), replies);
+        let magic: &[u8; 4] = if extended {
+            b"\x6e\x8a\x27\x8c"
+        } else {
+            b"\x66\x8e\x33\xef"
+        };
+        let errors = told
+            .windows(8)
+            .filter(|bytes| bytes.starts_with(magic) && bytes[6] & 0x80 != 0);
+        assert_eq!(errors.count(), 0);
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
     fn mutated_conversations_never_panic_and_always_end(
         changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 0..4),
         tail in proptest::collection::vec(any::<u8>(), 0..200),
+        extended: bool,
     ) {
-        let mut bytes = vec![0, 0, 0, 3];
-        bytes.extend_from_slice(b"IHAVEOPT\x00\x00\x00\x08\x00\x00\x00\x00");
-        bytes.extend_from_slice(b"IHAVEOPT\x00\x00\x00\x03\x00\x00\x00\x00");
-        bytes.extend_from_slice(b"IHAVEOPT\x00\x00\x00\x07\x00\x00\x00\x09\0\0\0\x03vol\0\0");
-        bytes.extend_from_slice(b"\x25\x60\x95\x13\0\0\0\x01COOKIE!!\0\0\0\0\0\0\0\0\0\0\0\x04data");
-        bytes.extend_from_slice(b"\x25\x60\x95\x13\0\0\0\0COOKIE!!\0\0\0\0\0\0\0\0\0\0\0\x04");
+        let mut bytes = if extended { extended_conversation() } else { compact_conversation() };
         for (place, change) in changes {
             let place = place.index(bytes.len());
             bytes[place] ^= change;

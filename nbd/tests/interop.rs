@@ -1,4 +1,5 @@
-//! The real tools against the server: libnbd's, QEMU's and fio's.
+//! The real tools against the server: libnbd's, QEMU's and fio's. QEMU since 8.2 and libnbd since 1.18 negotiate extended headers
+//! by themselves, so that its tests are also tests of these.
 
 mod tools;
 
@@ -110,12 +111,13 @@ async fn nbdinfo_describes_every_export() {
         "can_zero",
         "can_df",
         "can_multi_conn",
+        "can_cache",
+        "can_fast_zero",
     ] {
         assert_eq!(blocky[able], true, "{able}");
     }
-    for unable in ["can_cache", "can_fast_zero", "is_rotational"] {
-        assert_eq!(blocky[unable], false, "{unable}");
-    }
+    assert_eq!(blocky["is_rotational"], false);
+    assert_eq!(blocky["contexts"], serde_json::json!(["base:allocation"]));
     assert_eq!(blocky["block_size_minimum"], 4096);
     assert_eq!(blocky["block_size_preferred"], 4096);
     assert_eq!(blocky["block_size_maximum"], 1 << 20);
@@ -322,6 +324,66 @@ async fn fio_verifies_random_writes_at_depth() {
     fixture.check_nothing_is_held().await;
 }
 
+/// What `nbdinfo --map` and `qemu-img map` must say of [`pattern`]: start, length, and whether it is data.
+const MAP: [(usize, usize, bool); 3] = [
+    (0, 3 << 20, true),
+    (3 << 20, 4 << 20, false),
+    (7 << 20, 9 << 20, true),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nbdinfo_maps_data_and_holes() {
+    if !require("nbdinfo") {
+        return;
+    }
+    let fixture = Fixture::start().await;
+    for (export, device) in [("plain", &fixture.plain), ("blocky", &fixture.blocky)] {
+        device.fill(0, &pattern());
+        let map = run("nbdinfo", &["--json", "--map", &fixture.uri(export)]).await;
+        let map: serde_json::Value = serde_json::from_str(&map).expect("json");
+        let expected = MAP.map(|(offset, length, data)| {
+            let (kind, description) = if data { (0, "data") } else { (3, "hole,zero") };
+            serde_json::json!({
+                "offset": offset, "length": length, "type": kind, "description": description,
+            })
+        });
+        assert_eq!(map, serde_json::json!(expected), "{export}");
+    }
+    fixture.check_nothing_is_held().await;
+}
+
+/// QEMU negotiates extended headers where the server has them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn qemu_img_maps_data_and_holes() {
+    if !require("qemu-img") {
+        return;
+    }
+    let fixture = Fixture::start().await;
+    for (export, device) in [("plain", &fixture.plain), ("blocky", &fixture.blocky)] {
+        device.fill(0, &pattern());
+        let uri = fixture.uri(export);
+        let arguments = ["map", "-f", "raw", "--output=json", &uri];
+        let map: serde_json::Value =
+            serde_json::from_str(&run("qemu-img", &arguments).await).expect("json");
+        let told: Vec<_> = map
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|extent| {
+                (
+                    extent["start"].as_u64(),
+                    extent["length"].as_u64(),
+                    extent["data"].as_bool(),
+                )
+            })
+            .collect();
+        let expected =
+            MAP.map(|(start, length, data)| (Some(start as u64), Some(length as u64), Some(data)));
+        assert_eq!(told, expected, "{export}");
+    }
+    fixture.check_nothing_is_held().await;
+}
+
 /// `nbdsh` needs the Python module too, which is a package of its own.
 async fn require_nbdsh() -> bool {
     if !require("nbdsh") {
@@ -353,9 +415,11 @@ refused(errno.ENOSPC, h.pwrite, b"x" * 512, size)
 refused(errno.ENOSPC, h.pwrite, b"x" * 512, 2**63 - 512)
 refused(errno.ENOSPC, h.zero, 512, size)
 refused(errno.EINVAL, h.trim, 512, size)
-refused(errno.EINVAL, h.cache, 512, 0)
+refused(errno.EINVAL, h.cache, 512, size)
+h.cache(512, 0)
 refused(errno.EINVAL, h.trim, 0, 0)
-refused(errno.ENOTSUP, h.zero, 512, 0, nbd.CMD_FLAG_FAST_ZERO)
+refused(errno.ENOTSUP, h.zero, 512, 0, nbd.CMD_FLAG_FAST_ZERO | nbd.CMD_FLAG_NO_HOLE)
+refused(errno.EINVAL, h.block_status, 512, 0, lambda *extents: 0)
 refused(errno.EINVAL, h.pwrite, b"x" * 512, 0, nbd.CMD_FLAG_DF)
 
 # The connection is still in step after all of it.
@@ -384,6 +448,58 @@ async fn libnbd_sees_the_documented_errors_and_stays_in_step() {
         &["-u", &fixture.uri("plain"), "-c", NBDSH_REFUSALS],
     )
     .await;
+    fixture.check_nothing_is_held().await;
+}
+
+/// Contexts, and extended headers where this libnbd has them (1.18 and later).
+const NBDSH_CONTEXTS: &str = r#"
+uri = URI
+if hasattr(h, "get_extended_headers_negotiated"):
+    h.set_request_extended_headers(True)
+h.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+h.add_meta_context("base:unknown")
+h.add_meta_context("x-unknown:thing")
+h.connect_uri(uri)
+if hasattr(h, "get_extended_headers_negotiated"):
+    assert h.get_extended_headers_negotiated()
+assert h.can_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+assert not h.can_meta_context("base:unknown")
+assert not h.can_meta_context("x-unknown:thing")
+
+size = h.get_size()
+h.pwrite(b"data" * 1024, 1 << 20)
+
+def status(length, offset, flags=0):
+    told = []
+    def extent(context, start, entries, error):
+        assert (context, start) == (nbd.CONTEXT_BASE_ALLOCATION, offset)
+        told.extend(zip(entries[::2], entries[1::2]))
+    h.block_status(length, offset, extent, flags)
+    return told
+
+assert status(size, 0) == [(1 << 20, 3), (4096, 0), (size - (1 << 20) - 4096, 3)], status(size, 0)
+assert status(size, 0, nbd.CMD_FLAG_REQ_ONE) == [(1 << 20, 3)]
+assert status(8192, 4096, nbd.CMD_FLAG_REQ_ONE) == [(8192, 3)]
+chunks = []
+start, middle, end = (1 << 20) - (1 << 18), 1 << 20, (1 << 20) + (1 << 18)
+def chunk(buf, offset, status, error):
+    chunks.append((offset, len(buf) if status == nbd.READ_DATA else 0, status))
+h.pread_structured(end - start, start, chunk)
+expected = [(start, 0, nbd.READ_HOLE), (middle, 4096, nbd.READ_DATA), (middle + 4096, 0, nbd.READ_HOLE)]
+assert sorted(chunks) == expected, chunks
+h.shutdown()
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn libnbd_selects_contexts_and_sees_sparse_reads() {
+    if !require_nbdsh().await {
+        return;
+    }
+    let fixture = Fixture::start().await;
+    for export in ["plain", "blocky"] {
+        let script = NBDSH_CONTEXTS.replace("URI", &format!("'{}'", fixture.uri(export)));
+        run("nbdsh", &["-c", &script]).await;
+    }
     fixture.check_nothing_is_held().await;
 }
 

@@ -57,7 +57,9 @@ async fn bytes_in_flight_are_bounded() {
     let server = server(device.clone(), small());
     let (mut client, _served) = ready(&server, false).await;
     for cookie in 0..4 {
-        client.request(command::READ, 0, cookie, 0, MIB).await;
+        client
+            .request(command::READ, 0, cookie, 0, MIB.into())
+            .await;
     }
     until("two calls", || device.calls().len() == 2).await;
     for _ in 0..1000 {
@@ -72,7 +74,7 @@ async fn a_slow_reader_costs_bounded_memory_and_harms_nobody() {
     let server = server(device(), small());
     let (mut slow, slow_served) = ready(&server, false).await;
     for cookie in 0..8 {
-        slow.request(command::READ, 0, cookie, 0, MIB).await;
+        slow.request(command::READ, 0, cookie, 0, MIB.into()).await;
     }
     until("the budget is used up", || {
         server.stats().bytes_held == 2 * MIB as usize
@@ -94,7 +96,7 @@ async fn a_slow_reader_costs_bounded_memory_and_harms_nobody() {
     assert!(!slow_served.is_finished());
 
     // A large request needs what the slow one holds, and gets it.
-    other.request(command::READ, 0, 1, 0, MIB).await;
+    other.request(command::READ, 0, 1, 0, MIB.into()).await;
     assert_eq!(other.simple().await, (1, 0));
     assert_eq!(other.receive_vec(MIB as usize).await.len(), MIB as usize);
     assert!(matches!(
@@ -120,9 +122,7 @@ async fn ten_thousand_requests_in_one_burst_are_all_answered() {
     let (client, _served) = ready(&server, false).await;
     let (reader, writer) = tokio::io::split(client.stream);
     let (mut sender, mut receiver) = (
-        Client {
-            stream: tokio::io::join(tokio::io::empty(), writer),
-        },
+        Client::new(tokio::io::join(tokio::io::empty(), writer)),
         reader,
     );
     let sending = async {
@@ -194,7 +194,7 @@ async fn a_flood_of_connections_is_refused_and_forgotten() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let stream = TcpStream::connect(address).await.expect("connect");
-    let mut client = Client { stream };
+    let mut client = Client::new(stream);
     client.greet().await;
     client.go("vol").await;
     assert_eq!(server.stats().handshakes, 0);
@@ -207,7 +207,7 @@ async fn hundreds_of_idle_connections_cost_no_payload_memory() {
     let mut idle = Vec::new();
     for _ in 0..400 {
         let stream = TcpStream::connect(address).await.expect("connect");
-        let mut client = Client { stream };
+        let mut client = Client::new(stream);
         client.greet().await;
         client.go("vol").await;
         idle.push(client);
@@ -230,12 +230,14 @@ async fn slow_readers_over_tcp_hold_no_more_than_the_budget() {
     let mut slow = Vec::new();
     for _ in 0..8 {
         let stream = TcpStream::connect(address).await.expect("connect");
-        let mut client = Client { stream };
+        let mut client = Client::new(stream);
         client.greet().await;
         client.go("vol").await;
         // Far more than the kernel buffers of both sides take.
         for cookie in 0..64 {
-            client.request(command::READ, 0, cookie, 0, MIB).await;
+            client
+                .request(command::READ, 0, cookie, 0, MIB.into())
+                .await;
         }
         slow.push(client);
     }
@@ -243,7 +245,7 @@ async fn slow_readers_over_tcp_hold_no_more_than_the_budget() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let stream = TcpStream::connect(address).await.expect("connect");
-    let mut other = Client { stream };
+    let mut other = Client::new(stream);
     other.greet().await;
     other.go("vol").await;
     for cookie in 0..1000 {
@@ -262,11 +264,15 @@ async fn slow_readers_over_tcp_hold_no_more_than_the_budget() {
 #[tokio::test]
 async fn a_stop_finishes_what_is_in_flight_and_returns() {
     let device = HeldDevice::new(4096);
-    let server = server(device.clone(), Limits::default());
+    let limits = Limits {
+        farewell_timeout: Duration::from_millis(10),
+        ..Limits::default()
+    };
+    let server = server(device.clone(), limits);
     let (address, stop, serving) = listen(&server).await;
     let haggling = TcpStream::connect(address).await.expect("connect");
     let stream = TcpStream::connect(address).await.expect("connect");
-    let mut client = Client { stream };
+    let mut client = Client::new(stream);
     client.greet().await;
     client.go("").await;
     client.request(command::WRITE, 0, 1, 0, 4).await;
@@ -275,7 +281,7 @@ async fn a_stop_finishes_what_is_in_flight_and_returns() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     stop.send(()).expect("serving");
-    let mut haggling = Client { stream: haggling };
+    let mut haggling = Client::new(haggling);
     haggling.rest().await;
     device.answers.add_permits(1);
     assert_eq!(client.simple().await, (1, 0));

@@ -9,12 +9,12 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use mainstay_nbd::codec::Chunk;
 use mainstay_nbd::memory::MemoryDevice;
-use mainstay_nbd::protocol::{Errno, command, command_flag};
+use mainstay_nbd::protocol::{Errno, chunk, command, command_flag};
 use mainstay_nbd::{
     Access, BlockDevice, BlockError, ConnectionEnd, ConnectionError, ExportInfo, Holes, Limits,
     MultiConn,
 };
-use support::{HeldDevice, ready, server, until};
+use support::{HeldDevice, ready, ready_extended, server, until};
 use tokio::io::AsyncWriteExt;
 
 const SIZE: usize = 1 << 20;
@@ -103,6 +103,83 @@ async fn trim_and_zeroes_and_flush_reach_the_device_with_their_flags() {
 }
 
 #[tokio::test]
+async fn zeroes_that_must_be_fast_are_left_alone_where_they_would_not_be() {
+    let device = memory();
+    device.fill(0, &pattern(100));
+    let (mut client, _served) = ready(&server(device.clone(), Limits::default()), false).await;
+    let (fast, no_hole) = (command_flag::FAST_ZERO, command_flag::NO_HOLE);
+    client
+        .request(command::WRITE_ZEROES, fast | no_hole, 1, 0, 50)
+        .await;
+    assert_eq!(client.simple().await, (1, Errno::NotSup.code()));
+    assert_eq!(device.content()[..100], pattern(100));
+    client.request(command::WRITE_ZEROES, fast, 2, 0, 50).await;
+    assert_eq!(client.simple().await, (2, 0));
+    assert_eq!(device.content()[..50], [0; 50]);
+
+    // A device that says nothing about it is not fast.
+    let slow = SlowReads(HeldDevice::new(SIZE));
+    let (mut client, _served) = ready(&server(slow, Limits::default()), false).await;
+    client.request(command::WRITE_ZEROES, fast, 3, 0, 50).await;
+    assert_eq!(client.simple().await, (3, Errno::NotSup.code()));
+}
+
+#[tokio::test]
+async fn cache_is_answered_and_reads_nothing() {
+    let device = HeldDevice::new(SIZE);
+    let (mut client, _served) = ready(&server(device.clone(), Limits::default()), true).await;
+    client.request(command::CACHE, 0, 1, 0, SIZE as u64).await;
+    assert_eq!(client.simple().await, (1, 0));
+    assert!(device.calls().is_empty());
+}
+
+#[tokio::test]
+async fn a_sparse_read_comes_in_chunks_and_an_unfragmented_one_in_one() {
+    let device = memory();
+    device.fill(5, &pattern(10));
+    device.fill(300_000, &pattern(10));
+    for extended in [false, true] {
+        let server = server(device.clone(), Limits::default());
+        let (mut client, _served) = if extended {
+            ready_extended(&server).await
+        } else {
+            ready(&server, true).await
+        };
+        client.request(command::READ, 0, 1, 0, 400_000).await;
+        let mut read = Vec::new();
+        let mut kinds = Vec::new();
+        loop {
+            let (header, _, chunk) = client.any_chunk().await;
+            assert_eq!(header.cookie, 1);
+            match chunk {
+                Chunk::Data { offset, data } => {
+                    assert_eq!(offset, read.len() as u64);
+                    read.extend(data);
+                }
+                Chunk::Hole { offset, length } => {
+                    assert_eq!(offset, read.len() as u64);
+                    read.resize(read.len() + length as usize, 0);
+                }
+                other => panic!("{other:?}"),
+            }
+            kinds.push(header.kind);
+            if header.flags & chunk::FLAG_DONE != 0 {
+                break;
+            }
+        }
+        assert!(read == device.content()[..400_000]);
+        let (data, hole) = (chunk::OFFSET_DATA, chunk::OFFSET_HOLE);
+        assert_eq!(kinds, [data, hole, data, hole]);
+
+        client
+            .request(command::READ, command_flag::DF, 2, 0, 400_000)
+            .await;
+        let data = device.content()[..400_000].to_vec();
+        assert_eq!(client.chunk().await, (2, Chunk::Data { offset: 0, data }));
+    }
+}
+
+#[tokio::test]
 async fn refused_requests_change_nothing_and_leave_the_connection_in_step() {
     let device = memory();
     let limits = Limits {
@@ -121,24 +198,26 @@ async fn refused_requests_change_nothing_and_leave_the_connection_in_step() {
         (command::WRITE, 1 << 9, 0, 512, Errno::Inval),
         (command::WRITE, 0, 0, 0, Errno::Inval),
         (command::READ, 0, 0, 65_537, Errno::Inval),
-        (command::READ, 0, 0, u32::MAX, Errno::Inval),
+        (command::READ, 0, 0, u64::from(u32::MAX), Errno::Inval),
         (command::TRIM, 0, size, 1, Errno::Inval),
         (command::WRITE_ZEROES, 0, size, 1, Errno::NoSpc),
         (
             command::WRITE_ZEROES,
-            command_flag::FAST_ZERO,
+            command_flag::FAST_ZERO | command_flag::NO_HOLE,
             0,
             1,
             Errno::NotSup,
         ),
-        (command::CACHE, 0, 0, 512, Errno::Inval),
+        (command::CACHE, 0, size, 512, Errno::Inval),
+        (command::CACHE, command_flag::NO_HOLE, 0, 512, Errno::Inval),
         (command::BLOCK_STATUS, 0, 0, 512, Errno::Inval),
         (4711, 0, 0, 512, Errno::Inval),
     ];
     for (cookie, (command, flags, offset, length, errno)) in (0..).zip(cases) {
         client.request(command, flags, cookie, offset, length).await;
         if command == command::WRITE {
-            client.send(&vec![0xff; length as usize]).await;
+            let payload = usize::try_from(length).expect("small");
+            client.send(&vec![0xff; payload]).await;
         }
         assert_eq!(
             client.simple().await,
@@ -214,10 +293,10 @@ impl BlockDevice for SlowReads {
     fn write(&self, offset: u64, data: Bytes) -> BoxFuture<'static, Result<(), BlockError>> {
         self.0.memory.write(offset, data)
     }
-    fn trim(&self, _: u64, _: u32) -> BoxFuture<'static, Result<(), BlockError>> {
+    fn trim(&self, _: u64, _: u64) -> BoxFuture<'static, Result<(), BlockError>> {
         Box::pin(async { Err(BlockError::NotSupported) })
     }
-    fn write_zeroes(&self, _: u64, _: u32, _: Holes) -> BoxFuture<'static, Result<(), BlockError>> {
+    fn write_zeroes(&self, _: u64, _: u64, _: Holes) -> BoxFuture<'static, Result<(), BlockError>> {
         Box::pin(async { Err(BlockError::Io) })
     }
     fn flush(&self) -> BoxFuture<'static, Result<(), BlockError>> {
@@ -234,11 +313,88 @@ async fn a_slow_request_does_not_hold_up_the_others() {
     client.request(command::FLUSH, 0, 2, 0, 0).await;
     assert_eq!(client.simple().await, (2, 0));
     client.request(command::TRIM, 0, 3, 0, 4).await;
-    assert_eq!(client.simple().await, (3, Errno::NotSup.code()));
+    assert_eq!(client.simple().await, (3, Errno::Inval.code()));
     client.request(command::WRITE_ZEROES, 0, 4, 0, 4).await;
     assert_eq!(client.simple().await, (4, Errno::Io.code()));
     held.answers.add_permits(1);
     assert_eq!(client.simple().await, (1, 0));
+}
+
+/// Fails everything with one error.
+struct Failing(BlockError);
+
+impl BlockDevice for Failing {
+    fn info(&self) -> ExportInfo {
+        memory().info()
+    }
+    fn read(&self, _: u64, _: u32) -> BoxFuture<'static, Result<Bytes, BlockError>> {
+        let error = self.0;
+        Box::pin(async move { Err(error) })
+    }
+    fn write(&self, _: u64, _: Bytes) -> BoxFuture<'static, Result<(), BlockError>> {
+        self.flush()
+    }
+    fn trim(&self, _: u64, _: u64) -> BoxFuture<'static, Result<(), BlockError>> {
+        self.flush()
+    }
+    fn write_zeroes(&self, _: u64, _: u64, _: Holes) -> BoxFuture<'static, Result<(), BlockError>> {
+        self.flush()
+    }
+    fn flush(&self) -> BoxFuture<'static, Result<(), BlockError>> {
+        let error = self.0;
+        Box::pin(async move { Err(error) })
+    }
+}
+
+#[tokio::test]
+async fn every_error_of_a_device_reaches_the_peer_in_every_style() {
+    let commands = [
+        command::READ,
+        command::WRITE,
+        command::TRIM,
+        command::WRITE_ZEROES,
+        command::FLUSH,
+    ];
+    for (error, errno) in [
+        (BlockError::Io, Errno::Io),
+        (BlockError::Invalid, Errno::Inval),
+        (BlockError::NoSpace, Errno::NoSpc),
+        (BlockError::NotPermitted, Errno::Perm),
+        (BlockError::ShuttingDown, Errno::Shutdown),
+        (BlockError::NotSupported, Errno::Inval),
+    ] {
+        for style in 0..3 {
+            let server = server(Failing(error), Limits::default());
+            let (mut client, _served) = match style {
+                0 => ready(&server, false).await,
+                1 => ready(&server, true).await,
+                _ => ready_extended(&server).await,
+            };
+            for (cookie, command) in (1..).zip(commands) {
+                let len = if command == command::FLUSH { 0 } else { 4 };
+                let payload = command == command::WRITE && client.extended;
+                let flags = if payload {
+                    command_flag::PAYLOAD_LEN
+                } else {
+                    0
+                };
+                client.request(command, flags, cookie, 0, len).await;
+                if command == command::WRITE {
+                    client.send(b"data").await;
+                }
+                let in_chunk = client.extended || (style == 1 && command == command::READ);
+                let told = if in_chunk {
+                    match client.chunk().await {
+                        (of, Chunk::Error { error, .. }) => (of, error),
+                        other => panic!("{other:?}"),
+                    }
+                } else {
+                    client.simple().await
+                };
+                assert_eq!(told, (cookie, errno.code()), "{command} in style {style}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -355,6 +355,12 @@ fn requests(golden: &mut Golden) {
     golden.ask("zeroes", Body::Zeroes(zeroes));
     golden.ask("trim_log", Body::TrimLog(pb::TrimLog { seq, first_lsn: 9 }));
     golden.ask("read", Body::Read(pb::Read { offset, len: 4096 }));
+    let allocation = pb::Allocation {
+        offset,
+        len: 1 << 33,
+        max_extents: 100,
+    };
+    golden.ask("allocation", Body::Allocation(allocation));
     let read_log = pb::ReadLog {
         from_lsn: 9,
         max_records: 10,
@@ -405,6 +411,11 @@ fn replies(golden: &mut Golden) {
     );
     let data = Bytes::from_static(b"data");
     golden.reply("data", Body::Data(pb::Data { data: data.clone() }));
+    let extent = |len, data| pb::Extent { len, data };
+    let extents = pb::Extents {
+        extents: vec![extent(4096, true), extent(1 << 33, false)],
+    };
+    golden.reply("extents", Body::Extents(extents));
     let records = pb::Records {
         records: vec![pb::Record {
             lsn,

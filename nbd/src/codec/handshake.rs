@@ -289,7 +289,7 @@ pub fn put_export_name_answer(
     }
 }
 
-fn put_string_u32(out: &mut BytesMut, text: &str) {
+pub(super) fn put_string_u32(out: &mut BytesMut, text: &str) {
     let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
     out.put_u32(length);
     out.extend_from_slice(

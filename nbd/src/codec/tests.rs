@@ -4,7 +4,7 @@ use bytes::BytesMut;
 use proptest::prelude::*;
 
 use super::*;
-use crate::protocol::{Errno, chunk, command, info, option, reply};
+use crate::protocol::{Errno, chunk, command, command_flag, info, option, reply};
 
 #[test]
 fn greeting_is_the_text_of_the_specification() {
@@ -27,21 +27,72 @@ fn request_has_the_documented_offsets() {
 }
 
 #[test]
-fn reply_heads_have_the_documented_bytes() {
+fn extended_request_has_the_documented_offsets() {
+    let request = Request {
+        flags: command_flag::PAYLOAD_LEN,
+        command: command::WRITE,
+        cookie: 0x1112_1314_1516_1718,
+        offset: 0x2122_2324_2526_2728,
+        length: 0x3132_3334_3536_3738,
+    };
+    let golden = b"\x21\xe4\x1c\x71\x00\x20\x00\x01\x11\x12\x13\x14\x15\x16\x17\x18\
+                   \x21\x22\x23\x24\x25\x26\x27\x28\x31\x32\x33\x34\x35\x36\x37\x38";
+    assert_eq!(&request.encode_extended(), golden);
+    assert_eq!(Request::decode_extended(golden), Ok(request));
+    let mut compact = *golden;
+    compact[..4].copy_from_slice(b"\x25\x60\x95\x13");
+    assert!(Request::decode_extended(&compact).is_err());
+}
+
+fn to(style: ReplyStyle, cookie: u64, offset: u64) -> ReplyTo {
+    ReplyTo {
+        style,
+        cookie,
+        offset,
+    }
+}
+
+#[test]
+fn extended_heads_repeat_the_offset_of_the_request() {
+    let to = to(ReplyStyle::Extended, 1, 0x0203);
     assert_eq!(
-        ReplyHead::simple(0x0102_0304_0506_0708, Some(Errno::Inval)).as_bytes(),
+        to.done().as_bytes(),
+        b"\x6e\x8a\x27\x8c\x00\x01\x00\x00\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\x02\x03\0\0\0\0\0\0\0\0"
+    );
+    assert_eq!(
+        to.data(Last::No, 0x0204, 3).as_bytes(),
+        b"\x6e\x8a\x27\x8c\x00\x00\x00\x01\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\x02\x03\0\0\0\0\0\0\0\x0b\
+          \0\0\0\0\0\0\x02\x04"
+    );
+    let error = to.error(Errno::Perm, 3);
+    let header: &[u8; EXTENDED_CHUNK_HEADER_BYTES] =
+        error.as_bytes().first_chunk().expect("header");
+    let header = ExtendedChunkHeader::decode(header).expect("magic");
+    assert_eq!((header.offset, header.chunk.cookie), (0x0203, 1));
+    assert_eq!((header.chunk.kind, header.chunk.length), (chunk::ERROR, 9));
+}
+
+#[test]
+fn reply_heads_have_the_documented_bytes() {
+    let last = Last::Yes;
+    assert_eq!(
+        to(ReplyStyle::Simple, 0x0102_0304_0506_0708, 9)
+            .failed(Errno::Inval)
+            .as_bytes(),
         b"\x67\x44\x66\x98\x00\x00\x00\x16\x01\x02\x03\x04\x05\x06\x07\x08"
     );
     assert_eq!(
-        ReplyHead::data(1, 2, 3).as_bytes(),
+        to(ReplyStyle::Structured, 1, 9).data(last, 2, 3).as_bytes(),
         b"\x66\x8e\x33\xef\x00\x01\x00\x01\0\0\0\0\0\0\0\x01\0\0\0\x0b\0\0\0\0\0\0\0\x02"
     );
     assert_eq!(
-        ReplyHead::hole(1, 2, 3).as_bytes(),
+        to(ReplyStyle::Structured, 1, 9).hole(last, 2, 3).as_bytes(),
         b"\x66\x8e\x33\xef\x00\x01\x00\x02\0\0\0\0\0\0\0\x01\0\0\0\x0c\0\0\0\0\0\0\0\x02\0\0\0\x03"
     );
     assert_eq!(
-        ReplyHead::error(1, Errno::Perm, 3).as_bytes(),
+        to(ReplyStyle::Structured, 1, 9)
+            .error(Errno::Perm, 3)
+            .as_bytes(),
         b"\x66\x8e\x33\xef\x00\x01\x80\x01\0\0\0\0\0\0\0\x01\0\0\0\x09\0\0\0\x01\0\x03"
     );
 }
@@ -135,6 +186,60 @@ fn export_query_lengths_must_add_up() {
 }
 
 #[test]
+fn status_heads_and_payloads_have_the_documented_bytes() {
+    assert_eq!(
+        to(ReplyStyle::Structured, 1, 9)
+            .status(Last::Yes, 5, 2)
+            .as_bytes(),
+        b"\x66\x8e\x33\xef\x00\x01\x00\x05\0\0\0\0\0\0\0\x01\0\0\0\x14\0\0\0\x05"
+    );
+    let extended = to(ReplyStyle::Extended, 1, 9).status(Last::No, 5, 2);
+    let (header, payload) = extended.as_bytes().split_at(EXTENDED_CHUNK_HEADER_BYTES);
+    assert_eq!(&header[4..8], b"\0\0\0\x06");
+    assert_eq!(&header[24..], b"\0\0\0\0\0\0\0\x28");
+    assert_eq!(payload, b"\0\0\0\x05\0\0\0\x02");
+    let mut payload = payload.to_vec();
+    payload.extend_from_slice(b"\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\0\x03");
+    payload.extend_from_slice(b"\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\0\0");
+    let told = Chunk::Status {
+        context: 5,
+        extents: vec![(1 << 32, 3), (7, 0)],
+    };
+    assert_eq!(Chunk::decode(chunk::BLOCK_STATUS_EXT, &payload), Ok(told));
+}
+
+#[test]
+fn meta_queries_must_add_up() {
+    let query = MetaQuery {
+        export: "vol".to_owned(),
+        queries: vec!["base:allocation".to_owned(), String::new()],
+    };
+    let mut bytes = BytesMut::new();
+    query.encode(&mut bytes);
+    let golden = b"\0\0\0\x03vol\0\0\0\x02\0\0\0\x0fbase:allocation\0\0\0\0";
+    assert_eq!(&bytes[..], golden);
+    assert_eq!(MetaQuery::decode(&bytes), Ok(query));
+    for cut in 0..bytes.len() {
+        assert!(MetaQuery::decode(&bytes[..cut]).is_err(), "cut at {cut}");
+    }
+    bytes.extend_from_slice(b"x");
+    assert_eq!(MetaQuery::decode(&bytes), Err(CodecError::Length));
+    // A number of queries that no memory could hold, and a string that begins before the end and reaches beyond it.
+    for bad in [
+        &b"\0\0\0\0\xff\xff\xff\xff"[..],
+        b"\0\0\0\0\0\0\0\x01\xff\xff\xff\xffab",
+    ] {
+        assert_eq!(MetaQuery::decode(bad), Err(CodecError::Length));
+    }
+    let long = [&b"\0\0\0\0\0\0\0\x01\0\0\x10\x01"[..], &[b'x'; 4097]].concat();
+    assert_eq!(MetaQuery::decode(&long), Err(CodecError::Name));
+    assert_eq!(
+        MetaQuery::decode(b"\0\0\0\x01\0\0\0\0\0"),
+        Err(CodecError::Name)
+    );
+}
+
+#[test]
 fn every_chunk_survives_a_round_trip() {
     for kind in [
         Chunk::None,
@@ -145,6 +250,10 @@ fn every_chunk_survives_a_round_trip() {
         Chunk::Hole {
             offset: u64::MAX,
             length: 1,
+        },
+        Chunk::Status {
+            context: 3,
+            extents: vec![(512, 0), (4096, 3)],
         },
         Chunk::Error {
             error: 22,
@@ -173,6 +282,11 @@ fn contradictory_chunks_are_refused() {
         (chunk::OFFSET_HOLE, &[0; 13]),
         (chunk::ERROR, b"\0\0\0\0\0\0"),
         (chunk::ERROR, b"\0\0\0\x01\0\x01"),
+        (chunk::BLOCK_STATUS, b"\0\0\0\x01"),
+        (chunk::BLOCK_STATUS, &[0; 12]),
+        (chunk::BLOCK_STATUS, &[1; 13]),
+        (chunk::BLOCK_STATUS_EXT, b"\0\0\0\x01\0\0\0\0"),
+        (chunk::BLOCK_STATUS_EXT, &[1; 24]),
         (77, b""),
     ] {
         assert!(Chunk::decode(kind, payload).is_err(), "{kind} {payload:?}");
@@ -182,10 +296,12 @@ fn contradictory_chunks_are_refused() {
 proptest! {
     #[test]
     fn requests_survive_a_round_trip(
-        flags: u16, command: u16, cookie: u64, offset: u64, length: u32,
+        flags: u16, command: u16, cookie: u64, offset: u64, length: u32, extended: u64,
     ) {
-        let request = Request { flags, command, cookie, offset, length };
+        let request = Request { flags, command, cookie, offset, length: u64::from(length) };
         prop_assert_eq!(Request::decode(&request.encode()), Ok(request));
+        let request = Request { length: extended, ..request };
+        prop_assert_eq!(Request::decode_extended(&request.encode_extended()), Ok(request));
     }
 
     #[test]
@@ -204,12 +320,20 @@ proptest! {
         let _ = OptionHeader::decode(padded[..OPTION_HEADER_BYTES].try_into().expect("size"));
         let _ = OptionReplyHeader::decode(padded[..OPTION_REPLY_HEADER_BYTES].try_into().expect("size"));
         let _ = Request::decode(padded[..REQUEST_BYTES].try_into().expect("size"));
+        let _ = Request::decode_extended(padded[..EXTENDED_REQUEST_BYTES].try_into().expect("size"));
+        let extended = padded[..EXTENDED_CHUNK_HEADER_BYTES].try_into().expect("size");
+        let _ = ExtendedChunkHeader::decode(extended);
         let _ = SimpleReply::decode(padded[..SIMPLE_REPLY_BYTES].try_into().expect("size"));
         let _ = ChunkHeader::decode(padded[..CHUNK_HEADER_BYTES].try_into().expect("size"));
         let _ = ClientFlags::decode(padded[..4].try_into().expect("size"));
         let _ = parse_name(&bytes);
         let _ = ExportQuery::decode(&bytes);
-        for kind in [kind, chunk::NONE, chunk::OFFSET_DATA, chunk::OFFSET_HOLE, chunk::ERROR] {
+        let _ = MetaQuery::decode(&bytes);
+        let _ = StatusFilter::decode(&bytes);
+        for kind in [
+            kind, chunk::NONE, chunk::OFFSET_DATA, chunk::OFFSET_HOLE, chunk::BLOCK_STATUS,
+            chunk::BLOCK_STATUS_EXT, chunk::ERROR,
+        ] {
             let _ = Chunk::decode(kind, &bytes);
         }
     }

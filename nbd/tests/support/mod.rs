@@ -12,12 +12,12 @@ use std::sync::{Arc, Mutex};
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use mainstay_nbd::codec::{
-    CHUNK_HEADER_BYTES, Chunk, ChunkHeader, ClientFlags, ExportQuery, GREETING_BYTES, Greeting,
-    OPTION_REPLY_HEADER_BYTES, OptionHeader, OptionReplyHeader, Request, SIMPLE_REPLY_BYTES,
-    SimpleReply,
+    CHUNK_HEADER_BYTES, Chunk, ChunkHeader, ClientFlags, EXTENDED_CHUNK_HEADER_BYTES, ExportQuery,
+    ExtendedChunkHeader, GREETING_BYTES, Greeting, OPTION_REPLY_HEADER_BYTES, OptionHeader,
+    OptionReplyHeader, Request, SIMPLE_REPLY_BYTES, SimpleReply,
 };
 use mainstay_nbd::memory::{FixedExports, MemoryDevice};
-use mainstay_nbd::protocol::{info, option, reply};
+use mainstay_nbd::protocol::{chunk, info, option, reply};
 use mainstay_nbd::{
     BlockDevice, BlockError, ConnectionEnd, ConnectionError, ExportInfo, Holes, Limits, Server,
 };
@@ -40,7 +40,7 @@ pub(crate) fn connect(server: &Server, pipe: usize) -> (Client<DuplexStream>, Se
     let server = server.clone();
     let served =
         tokio::spawn(async move { server.serve_stream(far, PEER, std::future::pending()).await });
-    (Client { stream: near }, served)
+    (Client::new(near), served)
 }
 
 /// A client that has chosen the only export.
@@ -56,8 +56,29 @@ pub(crate) async fn ready(server: &Server, structured: bool) -> (Client<DuplexSt
     (client, served)
 }
 
+/// A client that has negotiated extended headers and chosen the only export.
+pub(crate) async fn ready_extended(server: &Server) -> (Client<DuplexStream>, Served) {
+    let (mut client, served) = connect(server, 1 << 16);
+    client.greet().await;
+    client.extend_headers().await;
+    let facts = client.go("").await;
+    assert_eq!(facts.last().map(|reply| reply.0), Some(reply::ACK));
+    (client, served)
+}
+
+impl<S> Client<S> {
+    pub(crate) fn new(stream: S) -> Self {
+        Self {
+            stream,
+            extended: false,
+        }
+    }
+}
+
 pub(crate) struct Client<S> {
     pub(crate) stream: S,
+    /// Whether requests and replies have extended headers.
+    pub(crate) extended: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
@@ -143,13 +164,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         self.query(option::GO, name, &[info::BLOCK_SIZE]).await
     }
 
+    pub(crate) async fn extend_headers(&mut self) {
+        let replies = self.option(option::EXTENDED_HEADERS, b"").await;
+        assert_eq!(replies, [(reply::ACK, vec![])]);
+        self.extended = true;
+    }
+
     pub(crate) async fn request(
         &mut self,
         command: u16,
         flags: u16,
         cookie: u64,
         offset: u64,
-        length: u32,
+        length: u64,
     ) {
         let request = Request {
             flags,
@@ -158,7 +185,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             offset,
             length,
         };
-        self.send(&request.encode()).await;
+        if self.extended {
+            self.send(&request.encode_extended()).await;
+        } else {
+            self.send(&request.encode()).await;
+        }
     }
 
     pub(crate) async fn simple(&mut self) -> (u64, u32) {
@@ -168,13 +199,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 
     pub(crate) async fn chunk(&mut self) -> (u64, Chunk) {
-        let header =
-            ChunkHeader::decode(&self.receive::<CHUNK_HEADER_BYTES>().await).expect("magic");
+        let (header, _, chunk) = self.any_chunk().await;
+        assert_eq!(header.flags, chunk::FLAG_DONE);
+        (header.cookie, chunk)
+    }
+
+    /// A chunk that need not be the last, and the offset that its header repeats.
+    pub(crate) async fn any_chunk(&mut self) -> (ChunkHeader, u64, Chunk) {
+        let (header, offset) = if self.extended {
+            let header = self.receive::<EXTENDED_CHUNK_HEADER_BYTES>().await;
+            let header = ExtendedChunkHeader::decode(&header).expect("magic");
+            (header.chunk, header.offset)
+        } else {
+            let header = self.receive::<CHUNK_HEADER_BYTES>().await;
+            (ChunkHeader::decode(&header).expect("magic"), 0)
+        };
         let payload = self.receive_vec(header.length as usize).await;
-        (
-            header.cookie,
-            Chunk::decode(header.kind, &payload).expect("chunk"),
-        )
+        let chunk = Chunk::decode(header.kind, &payload).expect("chunk");
+        (header, offset, chunk)
     }
 }
 
@@ -231,7 +273,7 @@ impl BlockDevice for HeldDevice {
         self.hold(call, self.memory.write(offset, data))
     }
 
-    fn trim(&self, offset: u64, len: u32) -> BoxFuture<'static, Result<(), BlockError>> {
+    fn trim(&self, offset: u64, len: u64) -> BoxFuture<'static, Result<(), BlockError>> {
         self.hold(
             format!("trim {offset}+{len}"),
             self.memory.trim(offset, len),
@@ -241,7 +283,7 @@ impl BlockDevice for HeldDevice {
     fn write_zeroes(
         &self,
         offset: u64,
-        len: u32,
+        len: u64,
         holes: Holes,
     ) -> BoxFuture<'static, Result<(), BlockError>> {
         let call = format!("zero {offset}+{len} {holes:?}");

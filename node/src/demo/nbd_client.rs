@@ -157,7 +157,7 @@ impl NbdClient {
     pub fn submit(&self, what: Command) -> Pending {
         let (answer, pending) = oneshot::channel();
         let (mut request, payload) = what.into_request();
-        let read = (request.command == command::READ).then_some((request.offset, request.length));
+        let read = read_range(&request);
         if let Some(cookie) = self.waiting.add(read, answer) {
             request.cookie = cookie;
             // An error means that the connection was lost: then `receive` fails everything that waits.
@@ -205,13 +205,19 @@ impl Command {
     }
 }
 
+/// Where the bytes of an answer belong. Headers are compact, so that every length fits.
+fn read_range(request: &Request) -> Option<(u64, u32)> {
+    let length = u32::try_from(request.length).ok()?;
+    (request.command == command::READ).then_some((request.offset, length))
+}
+
 fn request(command: u16, flags: u16, offset: u64, length: u32) -> Request {
     Request {
         flags,
         command,
         cookie: 0,
         offset,
-        length,
+        length: u64::from(length),
     }
 }
 
@@ -401,6 +407,7 @@ impl Waiting {
             Chunk::None => None,
             Chunk::Data { offset, data } => waiter.put(offset, data.len(), Some(&data)).err(),
             Chunk::Hole { offset, length } => waiter.put(offset, length as usize, None).err(),
+            Chunk::Status { .. } => Some(NbdError::Misfit("a status that nobody asked for")),
             Chunk::Error { error, message } => Some(NbdError::Failed {
                 errno: error,
                 message: String::from_utf8_lossy(&message).into_owned(),

@@ -3,20 +3,30 @@
 //! The order of changes is the order of the calls. A change for which the client library has room is put in line by the call
 //! itself. When there is no room, it goes to a queue, and so does every change after it until the queue is empty; a task
 //! puts them in line as room comes. What waits there is bounded by the connection's own limits.
+//!
+//! A change larger than one request goes in pieces, made one after the other: a zeroing of terabytes holds no more memory
+//! than one of a gigabyte.
 
+use std::collections::VecDeque;
+use std::iter::Peekable;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use mainstay_client::{BlockVolume, PendingWrite, ReadError, Refusal, WriteError};
-use mainstay_nbd::{BlockDevice, BlockError, ExportInfo, Holes};
+use mainstay_client::{BlockExtent, BlockVolume, PendingWrite, ReadError, Refusal, WriteError};
+use mainstay_nbd::{Allocation, BlockDevice, BlockError, ExportInfo, Extent, Holes};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Counted;
 
 /// Longest range of one trim or zeroing; more goes in pieces.
 const RANGE_BYTES_MAX: u64 = 64 << 20;
+/// Questions to the primary for one answer about what is stored; each covers as much as it looks at in one go. A client asks
+/// on from where the answer ends.
+const ALLOCATION_ROUNDS: usize = 64;
+/// Pieces of one change between being put in line and their commit.
+const PIECES_IN_LINE_MAX: usize = 64;
 
 /// A change of the volume.
 #[derive(Debug, Clone)]
@@ -44,40 +54,61 @@ impl Change {
     }
 
     /// The same change in pieces that each fit one request.
-    fn pieces(self, payload_bytes_max: u32) -> Vec<Self> {
+    fn pieces(self, payload_bytes_max: u32) -> Pieces {
+        Pieces {
+            rest: Some(self),
+            payload_bytes_max,
+        }
+    }
+
+    /// Splits off what fits one request, and leaves the rest.
+    fn split(self, payload_bytes_max: u32) -> (Self, Option<Self>) {
         match self {
-            Self::Write { offset, mut data } => {
-                let most = payload_bytes_max as usize;
-                let mut pieces = Vec::with_capacity(data.len().div_ceil(most));
-                let mut offset = offset;
-                while data.len() > most {
-                    let data = data.split_to(most);
-                    pieces.push(Self::Write { offset, data });
-                    offset += u64::from(payload_bytes_max);
-                }
-                pieces.push(Self::Write { offset, data });
-                pieces
+            Self::Write { offset, mut data } if data.len() > payload_bytes_max as usize => {
+                let first = data.split_to(payload_bytes_max as usize);
+                let rest = Self::Write {
+                    offset: offset + u64::from(payload_bytes_max),
+                    data,
+                };
+                let data = first;
+                (Self::Write { offset, data }, Some(rest))
             }
-            Self::Trim { offset, len } => ranges(offset, len)
-                .map(|(offset, len)| Self::Trim { offset, len })
-                .collect(),
-            Self::Zeroes { offset, len, keep } => ranges(offset, len)
-                .map(|(offset, len)| Self::Zeroes { offset, len, keep })
-                .collect(),
+            Self::Trim { offset, len } if len > RANGE_BYTES_MAX => {
+                let part = |offset, len| Self::Trim { offset, len };
+                let rest = part(offset + RANGE_BYTES_MAX, len - RANGE_BYTES_MAX);
+                (part(offset, RANGE_BYTES_MAX), Some(rest))
+            }
+            Self::Zeroes { offset, len, keep } if len > RANGE_BYTES_MAX => {
+                let part = |offset, len| Self::Zeroes { offset, len, keep };
+                let rest = part(offset + RANGE_BYTES_MAX, len - RANGE_BYTES_MAX);
+                (part(offset, RANGE_BYTES_MAX), Some(rest))
+            }
+            whole => (whole, None),
         }
     }
 }
 
-fn ranges(offset: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
-    (0..len.div_ceil(RANGE_BYTES_MAX)).map(move |at| {
-        let done = at * RANGE_BYTES_MAX;
-        (offset + done, RANGE_BYTES_MAX.min(len - done))
-    })
+/// What is left of a change, piece by piece.
+#[derive(Debug)]
+struct Pieces {
+    rest: Option<Change>,
+    payload_bytes_max: u32,
+}
+
+impl Iterator for Pieces {
+    type Item = Change;
+
+    fn next(&mut self) -> Option<Change> {
+        let (piece, rest) = self.rest.take()?.split(self.payload_bytes_max);
+        self.rest = rest;
+        Some(piece)
+    }
 }
 
 /// A change whose room is not there yet.
+#[derive(Debug)]
 struct Waiting {
-    pieces: Vec<Change>,
+    pieces: Peekable<Pieces>,
     in_line: oneshot::Sender<Result<Vec<PendingWrite>, BlockError>>,
 }
 
@@ -90,14 +121,6 @@ pub(super) struct Device {
     /// Changes handed to the queue and not in line yet. While there is one, every later change has to follow it; the lock is
     /// held while a change is put in line or queued, so that both orders are one.
     queued: Arc<Mutex<usize>>,
-}
-
-impl std::fmt::Debug for Waiting {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Waiting")
-            .field("pieces", &self.pieces.len())
-            .finish_non_exhaustive()
-    }
 }
 
 impl Device {
@@ -123,23 +146,24 @@ impl Device {
     }
 
     fn change(&self, change: Change) -> BoxFuture<'static, Result<(), BlockError>> {
-        let mut pieces = change.pieces(self.volume.info().payload_bytes_max);
-        let mut sent = Vec::with_capacity(pieces.len());
+        let payload_bytes_max = self.volume.info().payload_bytes_max;
+        let mut pieces = change.pieces(payload_bytes_max).peekable();
+        let mut sent = Vec::new();
         let mut queued = self.queued.lock().unwrap_or_else(PoisonError::into_inner);
         if *queued == 0 {
             // Those that find room are in line; the first that does not takes the rest along into the queue.
-            let mut fits = |piece: &Change| {
+            while sent.len() < PIECES_IN_LINE_MAX
+                && let Some(piece) = pieces.peek()
+            {
                 let pending = piece.put(&self.volume);
-                let in_line = pending.op().seq != 0;
-                if in_line {
-                    sent.push(pending);
+                if pending.op().seq == 0 {
+                    break;
                 }
-                in_line
-            };
-            let in_line = pieces.iter().take_while(|piece| fits(piece)).count();
-            pieces.drain(..in_line);
+                sent.push(pending);
+                pieces.next();
+            }
         }
-        if pieces.is_empty() {
+        if pieces.peek().is_none() {
             drop(queued);
             return Box::pin(committed(sent));
         }
@@ -163,10 +187,9 @@ async fn run_queue(
     park_timeout: Duration,
 ) {
     while let Some(Waiting { pieces, in_line }) = waiting.recv().await {
-        if !in_line.is_closed() {
-            let put = tokio::time::timeout(park_timeout, put_in_line(&volume, &pieces)).await;
-            let _gone = in_line.send(put.unwrap_or(Err(BlockError::Io)));
-        }
+        let wanted = || !in_line.is_closed();
+        let put = put_in_line(&volume, pieces, park_timeout, wanted).await;
+        let _gone = in_line.send(put);
         *queued.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
     }
     if let Err(error) = volume.close().await {
@@ -174,28 +197,41 @@ async fn run_queue(
     }
 }
 
+/// Puts all pieces in line and answers with those whose commit is still to be waited for, which are few.
 async fn put_in_line(
     volume: &BlockVolume,
-    pieces: &[Change],
+    pieces: Peekable<Pieces>,
+    park_timeout: Duration,
+    wanted: impl Fn() -> bool,
 ) -> Result<Vec<PendingWrite>, BlockError> {
-    let mut sent = Vec::with_capacity(pieces.len());
-    for piece in pieces {
-        loop {
-            let pending = piece.put(volume);
-            if pending.op().seq != 0 {
-                sent.push(pending);
-                break;
+    let mut sent = VecDeque::new();
+    for piece in pieces.take_while(|_| wanted()) {
+        if sent.len() == PIECES_IN_LINE_MAX
+            && let Some(oldest) = sent.pop_front()
+        {
+            committed(vec![oldest]).await?;
+        }
+        let put = tokio::time::timeout(park_timeout, put_one(volume, &piece));
+        sent.push_back(put.await.unwrap_or(Err(BlockError::Io))?);
+    }
+    Ok(sent.into())
+}
+
+async fn put_one(volume: &BlockVolume, piece: &Change) -> Result<PendingWrite, BlockError> {
+    loop {
+        let pending = piece.put(volume);
+        if pending.op().seq != 0 {
+            return Ok(pending);
+        }
+        // Refused at once: answered without a wait.
+        match pending.await {
+            Err(WriteError::Refused(Refusal::Overloaded)) => {
+                volume.ready(piece.payload_bytes()).await;
             }
-            match pending.await {
-                Err(WriteError::Refused(Refusal::Overloaded)) => {
-                    volume.ready(piece.payload_bytes()).await;
-                }
-                Err(error) => return Err(write_error(&error)),
-                Ok(_) => break,
-            }
+            Err(error) => return Err(write_error(&error)),
+            Ok(_) => return Err(BlockError::Io),
         }
     }
-    Ok(sent)
 }
 
 async fn committed(sent: Vec<PendingWrite>) -> Result<(), BlockError> {
@@ -226,6 +262,49 @@ async fn read(volume: BlockVolume, offset: u64, len: u32) -> Result<Bytes, Block
     Ok(data.freeze())
 }
 
+/// What is stored from `offset` on, as far as `ALLOCATION_ROUNDS` and `extents_max` reach.
+async fn allocation(
+    volume: BlockVolume,
+    offset: u64,
+    len: u64,
+    extents_max: usize,
+) -> Result<Vec<Extent>, BlockError> {
+    let mut extents: Vec<Extent> = Vec::new();
+    let mut done = 0;
+    for _ in 0..ALLOCATION_ROUNDS {
+        // Whatever comes first may join the last one that is there.
+        let more = u32::try_from(extents_max - extents.len() + 1).unwrap_or(u32::MAX);
+        let told = volume.allocation(offset + done, len - done, more).await;
+        for told in told.map_err(|error| read_error(&error))? {
+            if !append(&mut extents, told, extents_max) {
+                return Ok(extents);
+            }
+            done += told.len;
+        }
+        if done == len {
+            break;
+        }
+    }
+    Ok(extents)
+}
+
+/// Adds an extent, as part of the last one if that has the same state. Says whether there was room.
+fn append(extents: &mut Vec<Extent>, told: BlockExtent, extents_max: usize) -> bool {
+    let state = if told.data {
+        Allocation::Data
+    } else {
+        Allocation::Hole
+    };
+    let room = extents.len() < extents_max;
+    let len = told.len;
+    match extents.last_mut() {
+        Some(last) if last.state == state => last.len += len,
+        _ if !room => return false,
+        _ => extents.push(Extent { len, state }),
+    }
+    true
+}
+
 impl BlockDevice for Device {
     fn info(&self) -> ExportInfo {
         self.info.clone()
@@ -239,19 +318,39 @@ impl BlockDevice for Device {
         self.change(Change::Write { offset, data })
     }
 
-    fn trim(&self, offset: u64, len: u32) -> BoxFuture<'static, Result<(), BlockError>> {
-        let len = u64::from(len);
+    fn trim(&self, offset: u64, len: u64) -> BoxFuture<'static, Result<(), BlockError>> {
         self.change(Change::Trim { offset, len })
     }
 
     fn write_zeroes(
         &self,
         offset: u64,
-        len: u32,
+        len: u64,
         holes: Holes,
     ) -> BoxFuture<'static, Result<(), BlockError>> {
-        let (len, keep) = (u64::from(len), holes == Holes::Forbidden);
+        let keep = holes == Holes::Forbidden;
         self.change(Change::Zeroes { offset, len, keep })
+    }
+
+    /// Whole blocks that may become holes are an entry of a few bytes, whatever their number. Others may have to be read and
+    /// written.
+    fn zeroes_are_fast(&self, offset: u64, len: u64, holes: Holes) -> bool {
+        let block = u64::from(mainstay_types::BLOCK_BYTES);
+        holes == Holes::Allowed && offset.is_multiple_of(block) && len.is_multiple_of(block)
+    }
+
+    fn allocation(
+        &self,
+        offset: u64,
+        len: u64,
+        extents_max: usize,
+    ) -> BoxFuture<'static, Result<Vec<Extent>, BlockError>> {
+        Box::pin(allocation(
+            self.volume.clone(),
+            offset,
+            len,
+            extents_max.max(1),
+        ))
     }
 
     /// What was answered is committed. The round trip proves that this connection still has the volume.
@@ -308,19 +407,19 @@ fn refused(refusal: &Refusal) -> BlockError {
 mod tests {
     use super::*;
 
-    fn shape(pieces: &[Change]) -> Vec<(u64, u64)> {
-        let one = |piece: &Change| match piece {
-            Change::Write { offset, data } => (*offset, data.len() as u64),
-            Change::Trim { offset, len } | Change::Zeroes { offset, len, .. } => (*offset, *len),
+    fn shape(pieces: Pieces) -> Vec<(u64, u64)> {
+        let one = |piece| match piece {
+            Change::Write { offset, data } => (offset, data.len() as u64),
+            Change::Trim { offset, len } | Change::Zeroes { offset, len, .. } => (offset, len),
         };
-        pieces.iter().map(one).collect()
+        pieces.map(one).collect()
     }
 
     #[test]
     fn writes_are_split_at_the_payload_limit() {
         let pieces = |len: usize| {
             let data = Bytes::from(vec![0; len]);
-            shape(&Change::Write { offset: 7, data }.pieces(4))
+            shape(Change::Write { offset: 7, data }.pieces(4))
         };
         assert_eq!(pieces(4), [(7, 4)]);
         assert_eq!(pieces(5), [(7, 4), (11, 1)]);
@@ -330,15 +429,33 @@ mod tests {
     #[test]
     fn ranges_are_split_and_cover_everything_once() {
         for len in [1, RANGE_BYTES_MAX, RANGE_BYTES_MAX + 1, u64::from(u32::MAX)] {
-            let pieces = shape(&Change::Trim { offset: 512, len }.pieces(1));
-            let mut at = 512;
-            for (offset, piece) in &pieces {
-                assert_eq!(*offset, at);
-                assert!(*piece > 0 && *piece <= RANGE_BYTES_MAX);
-                at += piece;
+            let keep = true;
+            let zeroes = Change::Zeroes {
+                offset: 512,
+                len,
+                keep,
+            };
+            for change in [Change::Trim { offset: 512, len }, zeroes] {
+                let mut at = 512;
+                for (offset, piece) in shape(change.pieces(1)) {
+                    assert_eq!(offset, at);
+                    assert!(piece > 0 && piece <= RANGE_BYTES_MAX);
+                    at += piece;
+                }
+                assert_eq!(at, 512 + len);
             }
-            assert_eq!(at, 512 + len);
         }
+    }
+
+    #[test]
+    fn extents_of_several_answers_are_joined_up_to_the_number_wanted() {
+        let mut extents = Vec::new();
+        let mut add = |len, data| append(&mut extents, BlockExtent { len, data }, 2);
+        assert!(add(1, true) && add(2, true) && add(4, false) && add(8, false));
+        assert!(!add(16, true));
+        let extent = |len, state| Extent { len, state };
+        let expected = [extent(3, Allocation::Data), extent(12, Allocation::Hole)];
+        assert_eq!(extents, expected);
     }
 
     #[test]

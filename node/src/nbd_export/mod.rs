@@ -8,6 +8,8 @@
 //!   a client may spread requests over several. A volume held by another name is refused with the holder's name.
 //! * **No attachment is left behind.** A session is closed when its connection ends, however it ends, in a task that a
 //!   cancelled connection does not take along; [`serve`] returns when these tasks have ended.
+//! * **A name with `:ro` behind it is the volume for reading.** No volume's name has a colon. Such a connection attaches nothing:
+//!   it is served whoever holds the volume, and sees what that one's writes were answered.
 //! * **Answered means committed**, so flush and FUA on one connection cover writes answered on another: multi-conn holds.
 
 mod device;
@@ -32,6 +34,9 @@ pub const PARK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long a stop waits for the sessions of ended connections to be closed.
 const CLOSING_MAX: Duration = Duration::from_secs(5);
+
+/// Behind a volume's name: the export for reading.
+const READ_ONLY_SUFFIX: &str = ":ro";
 
 /// Unit of good performance: a block of a volume.
 const BLOCK_BYTES_PREFERRED: u32 = mainstay_types::BLOCK_BYTES;
@@ -100,26 +105,25 @@ impl VolumeExports {
         }
     }
 
-    /// Opens and attaches, in a task of its own: a peer that leaves meanwhile must not leave an attachment behind.
+    /// Opens, and attaches unless only for reading, in a task of its own: a peer that leaves meanwhile must not leave an
+    /// attachment behind.
     async fn attach(
         self: Arc<Self>,
         name: String,
         peer: IpAddr,
     ) -> Result<Arc<dyn BlockDevice>, NbdOpenError> {
-        if !self.exports(&name) {
+        let (volume, access) = volume_of(&name);
+        if !self.exports(volume) {
             return Err(NbdOpenError::Unknown);
+        }
+        let mut builder = self.client.block(volume).deadline(self.park_timeout);
+        if access == Access::ReadWrite {
+            builder = builder.attach(AttachOptions::named(attachment_name(peer)));
         }
         let opening = tokio::spawn(async move {
             let counted = Counted::new(&self);
-            let volume = self
-                .client
-                .block(&name)
-                .attach(AttachOptions::named(attachment_name(peer)))
-                .deadline(self.park_timeout)
-                .open()
-                .await
-                .map_err(refusal)?;
-            let info = export_info(&name, &volume);
+            let volume = builder.open().await.map_err(refusal)?;
+            let info = export_info(&name, access, &volume);
             Ok(Device::start(info, volume, self.park_timeout, counted))
         });
         match opening.await {
@@ -134,11 +138,20 @@ impl VolumeExports {
     }
 
     async fn look(self: Arc<Self>, name: String) -> Result<ExportInfo, NbdOpenError> {
-        if !self.exports(&name) {
+        let (volume, access) = volume_of(&name);
+        if !self.exports(volume) {
             return Err(NbdOpenError::Unknown);
         }
-        let volume = self.client.block(&name).open().await.map_err(refusal)?;
-        Ok(export_info(&name, &volume))
+        let volume = self.client.block(volume).open().await.map_err(refusal)?;
+        Ok(export_info(&name, access, &volume))
+    }
+}
+
+/// The volume behind an export's name, and what may be done with it.
+fn volume_of(name: &str) -> (&str, Access) {
+    match name.strip_suffix(READ_ONLY_SUFFIX) {
+        Some(volume) => (volume, Access::ReadOnly),
+        None => (name, Access::ReadWrite),
     }
 }
 
@@ -230,13 +243,17 @@ fn attachment_name(peer: IpAddr) -> String {
     format!("nbd:{}", peer.to_canonical())
 }
 
-fn export_info(name: &str, volume: &BlockVolume) -> ExportInfo {
+fn export_info(name: &str, access: Access, volume: &BlockVolume) -> ExportInfo {
     let BlockInfo { size_bytes, .. } = volume.info();
+    let description = match access {
+        Access::ReadWrite => "Mainstay block volume",
+        Access::ReadOnly => "Mainstay block volume, for reading",
+    };
     ExportInfo {
         name: name.to_owned(),
-        description: "Mainstay block volume".to_owned(),
+        description: description.to_owned(),
         size_bytes,
-        access: Access::ReadWrite,
+        access,
         block_bytes_min: 1,
         block_bytes_preferred: BLOCK_BYTES_PREFERRED,
         block_bytes_max: BLOCK_BYTES_MAX,
@@ -261,6 +278,14 @@ mod tests {
     use mainstay_types::SessionId;
 
     use super::*;
+
+    #[test]
+    fn a_suffix_asks_for_reading_only() {
+        assert_eq!(volume_of("disk"), ("disk", Access::ReadWrite));
+        assert_eq!(volume_of("disk:ro"), ("disk", Access::ReadOnly));
+        assert_eq!(volume_of("disk-ro"), ("disk-ro", Access::ReadWrite));
+        assert_eq!(volume_of(":ro"), ("", Access::ReadOnly));
+    }
 
     #[test]
     fn connections_of_one_host_share_a_name() {

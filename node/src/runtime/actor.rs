@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, poll_fn};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
@@ -13,7 +14,7 @@ use mainstay_replication::message::Message;
 use mainstay_replication::{OpId, PeerStatus, Role};
 use mainstay_storage::engine::{Engine, RealDisk, run_on};
 use mainstay_storage::format::{EntryIter, EntryRef};
-use mainstay_storage::image::{CheckpointError, ImageReadError};
+use mainstay_storage::image::{CheckpointError, Extent, ImageReadError};
 use mainstay_storage::wal::ReadPath;
 use mainstay_storage::{Checkpoint, EntryKind, LogEnd, WalReader};
 use mainstay_types::{
@@ -30,6 +31,9 @@ use super::{Node, clock, hooks};
 /// The thread wakes at least this often, to keep its report fresh: a report that is old means a thread that hangs. Longer
 /// than a heartbeat, which brings news by itself, and shorter than the age from which a beat calls a report old.
 const REPORT_EVERY: Duration = Duration::from_millis(150);
+
+/// How far one question about what is stored looks: the thread does nothing else meanwhile.
+const EXTENTS_BYTES: u64 = 64 << 20;
 
 /// Events taken before their actions are carried out: what arrives together is written together.
 const EVENTS_AT_ONCE: usize = 512;
@@ -89,6 +93,8 @@ pub enum ConnAnswer {
     Result(OpResult),
     /// Bytes of a block volume.
     Block(Result<Bytes, ImageReadError>),
+    /// What a block volume stores, clipped to the range asked for.
+    Extents(Result<Vec<Extent>, ImageReadError>),
     /// Records of a log volume.
     Records {
         /// Committed records in order.
@@ -469,6 +475,13 @@ impl Actor {
                 offset,
                 len,
             } => self.read_block(conn, token, offset, len),
+            Action::ReadExtents {
+                conn,
+                token,
+                offset,
+                len,
+                extents_max,
+            } => self.read_extents(conn, token, offset..offset + len, extents_max),
             Action::ReadLog {
                 conn,
                 token,
@@ -582,6 +595,21 @@ impl Actor {
         tokio::task::spawn_local(async move {
             let State::Block(image) = &*state else { return };
             let answer = ConnAnswer::Block(image.read(offset, len as usize).await);
+            let _gone = replies.send(vec![ConnReply { token, answer }]);
+        });
+    }
+
+    fn read_extents(&self, conn: ConnId, token: Token, range: Range<u64>, extents_max: usize) {
+        let Some(replies) = self.conns.get(&conn).cloned() else {
+            return;
+        };
+        let state = self.state.clone();
+        tokio::task::spawn_local(async move {
+            let State::Block(image) = &*state else { return };
+            let end = range.end.min(range.start.saturating_add(EXTENTS_BYTES));
+            let range = range.start..end;
+            let found = image.extents(range.clone(), extents_max).await;
+            let answer = ConnAnswer::Extents(found.map(|runs| clip(runs, &range)));
             let _gone = replies.send(vec![ConnReply { token, answer }]);
         });
     }
@@ -791,6 +819,20 @@ impl VolumeReport {
     }
 }
 
+/// Runs of whole blocks, cut to `range`.
+fn clip(runs: Vec<Extent>, range: &Range<u64>) -> Vec<Extent> {
+    let cut = |run: Extent| {
+        let start = run.offset.max(range.start);
+        let end = (run.offset + run.len).min(range.end);
+        Extent {
+            offset: start,
+            len: end.saturating_sub(start),
+            ..run
+        }
+    };
+    runs.into_iter().map(cut).collect()
+}
+
 /// Records among `entries`, which are contiguous from `from`.
 fn records(entries: Vec<EntryRef>, from: Lsn, through: Lsn) -> ConnAnswer {
     let next = entries
@@ -810,5 +852,28 @@ fn records(entries: Vec<EntryRef>, from: Lsn, through: Lsn) -> ConnAnswer {
         records,
         next,
         end: next > through,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_of_blocks_are_cut_to_the_bytes_asked_for() {
+        let run = |offset, len, allocated| Extent {
+            offset,
+            len,
+            allocated,
+        };
+        let runs = vec![run(4096, 4096, true), run(8192, 8192, false)];
+        assert_eq!(
+            clip(runs, &(5000..9000)),
+            [run(5000, 3192, true), run(8192, 808, false)]
+        );
+        assert_eq!(
+            clip(vec![run(0, 4096, true)], &(10..20)),
+            [run(10, 10, true)]
+        );
     }
 }

@@ -3,7 +3,7 @@
 use mainstay_proto::v1 as pb;
 use mainstay_proto::v1::client_reply::Body as Reply;
 use mainstay_proto::v1::refused::Reason;
-use mainstay_storage::image::ImageReadError;
+use mainstay_storage::image::{Extent, ImageReadError};
 use mainstay_types::{Epoch, Lsn, NodeId, VolumeKind};
 use mainstay_volume::{OpResult, Outcome, Refusal};
 
@@ -90,6 +90,11 @@ pub(super) fn read_only() -> Reply {
 pub(super) fn too_large(bytes_max: u64) -> Reply {
     let message = format!("more than the limit of {bytes_max} bytes");
     refusal(message, Reason::TooLarge(pb::TooLarge { bytes_max }))
+}
+
+/// A request that makes no sense.
+pub(super) fn bad_request(why: &str) -> Reply {
+    refusal(why.to_owned(), Reason::BadRequest(pb::BadRequest {}))
 }
 
 /// Stored bytes that do not read back.
@@ -182,6 +187,20 @@ fn of_outcome(outcome: Outcome) -> pb::outcome_is::Outcome {
 pub(super) fn of_block(result: Result<bytes::Bytes, ImageReadError>) -> Reply {
     match result {
         Ok(data) => Reply::Data(pb::Data { data }),
+        Err(error) => unreadable(error.to_string()),
+    }
+}
+
+/// What a block volume stores.
+pub(super) fn of_extents(result: Result<Vec<Extent>, ImageReadError>) -> Reply {
+    let extent = |extent: Extent| pb::Extent {
+        len: extent.len,
+        data: extent.allocated,
+    };
+    match result {
+        Ok(extents) => Reply::Extents(pb::Extents {
+            extents: extents.into_iter().map(extent).collect(),
+        }),
         Err(error) => unreadable(error.to_string()),
     }
 }

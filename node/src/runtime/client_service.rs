@@ -37,6 +37,9 @@ const BATCH_RECORDS_MAX: usize = 1024;
 /// Bytes of records in one answer, unless a single record is larger.
 const RECORDS_BYTES: usize = 1 << 20;
 
+/// Extents of one answer.
+const EXTENTS: usize = 4096;
+
 /// How long a lookup of an unknown volume may take.
 const LOOKUP: Duration = Duration::from_millis(1000);
 
@@ -335,6 +338,17 @@ impl Stream {
                 offset: read.offset,
                 len: read.len,
             },
+            Body::Allocation(range) => {
+                if range.len == 0 {
+                    let refused = replies::bad_request("a range without bytes");
+                    return self.send(tag, refused).await;
+                }
+                ClientOp::ReadExtents {
+                    offset: range.offset,
+                    len: range.len,
+                    extents_max: (range.max_extents as usize).clamp(1, EXTENTS),
+                }
+            }
             Body::ReadLog(read) => ClientOp::ReadLog {
                 from: Lsn(read.from_lsn.max(1)),
                 bytes_max: (read.max_bytes as usize).clamp(1, RECORDS_BYTES),
@@ -423,6 +437,7 @@ impl Stream {
                 }
                 ConnAnswer::Result(result) => replies::of_result(&self.node, result, block),
                 ConnAnswer::Block(result) => replies::of_block(result),
+                ConnAnswer::Extents(result) => replies::of_extents(result),
                 ConnAnswer::Records { records, next, end } => {
                     replies::of_records(records, next, end)
                 }

@@ -19,11 +19,24 @@ pub(crate) fn require(tool: &str) -> bool {
     if folders.any(|folder| folder.join(tool).is_file()) {
         return true;
     }
+    missing(&format!("`{tool}` is not installed"))
+}
+
+/// Whether `tool` runs with `arguments`: some need more than to be there. Says so when it does not, and fails in CI.
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+pub(crate) async fn require_run(tool: &str, arguments: &[&str]) -> bool {
+    match try_run(tool, arguments).await {
+        Ok(_) => true,
+        Err(failure) => missing(&failure),
+    }
+}
+
+fn missing(what: &str) -> bool {
     assert!(
         std::env::var("CI").as_deref() != Ok("true"),
-        "`{tool}` is not installed; CI must have it (`cargo xtask test` installs it)"
+        "{what}; CI must have it (`cargo xtask test` installs it)"
     );
-    eprintln!("skipped: `{tool}` is not installed");
+    eprintln!("skipped: {what}");
     false
 }
 

@@ -163,6 +163,21 @@ impl Volume {
                     None
                 })
             }
+            ClientOp::ReadExtents {
+                offset,
+                len,
+                extents_max,
+            } => self.check_range(offset, len).map(|()| {
+                let read = Read::Extents {
+                    conn,
+                    token,
+                    offset,
+                    len,
+                    extents_max,
+                };
+                self.ask_read(now, read);
+                None
+            }),
             ClientOp::ReadLog {
                 from, bytes_max, ..
             } => {
@@ -608,6 +623,19 @@ impl Volume {
                     len,
                 });
             }
+            Read::Extents {
+                conn,
+                token,
+                offset,
+                len,
+                extents_max,
+            } => self.out.push_back(Action::ReadExtents {
+                conn,
+                token,
+                offset,
+                len,
+                extents_max,
+            }),
             Read::Log {
                 conn,
                 token,
@@ -635,6 +663,7 @@ impl Volume {
             return;
         };
         let (Read::Block { conn, token, .. }
+        | Read::Extents { conn, token, .. }
         | Read::Log { conn, token, .. }
         | Read::Position { conn, token }) = read;
         let refusal = self.not_primary();

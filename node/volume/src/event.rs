@@ -164,6 +164,15 @@ pub enum ClientOp {
         /// Bytes.
         len: u32,
     },
+    /// Tell what a block volume stores in a range.
+    ReadExtents {
+        /// First byte.
+        offset: u64,
+        /// Bytes, not zero.
+        len: u64,
+        /// At most so many extents.
+        extents_max: usize,
+    },
     /// Read records of a log volume.
     ReadLog {
         /// First LSN wanted.
@@ -398,6 +407,19 @@ pub enum Action {
         offset: u64,
         /// Bytes.
         len: u32,
+    },
+    /// Look up what the image stores now and answer the client.
+    ReadExtents {
+        /// Its connection.
+        conn: ConnId,
+        /// As given.
+        token: Token,
+        /// First byte.
+        offset: u64,
+        /// Bytes, not zero. What is answered may end before them.
+        len: u64,
+        /// At most so many extents.
+        extents_max: usize,
     },
     /// Answer the client with records: those in `cached`, or, if that is `None`, read from the log.
     ReadLog {

@@ -75,6 +75,13 @@ pub(crate) enum Read {
         offset: u64,
         len: u32,
     },
+    Extents {
+        conn: ConnId,
+        token: Token,
+        offset: u64,
+        len: u64,
+        extents_max: usize,
+    },
     Log {
         conn: ConnId,
         token: Token,

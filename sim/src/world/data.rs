@@ -437,6 +437,8 @@ impl World {
                 let task = read_block(state, conn, token, offset, len, answer.clone());
                 self.executor.spawn(answer.pid, task);
             }
+            // The simulated clients ask for bytes only.
+            Action::ReadExtents { .. } => {}
             Action::ReadLog {
                 conn,
                 token,

@@ -63,11 +63,19 @@ impl<D: Disk> Image<D> {
         Ok(out.freeze())
     }
 
-    /// Runs of data and of zeroes in a byte range, widened to whole blocks.
+    /// Runs of data and of zeroes in a byte range, from its first block on and at most `runs_max` of them: the last one may
+    /// end before the range. Widened to whole blocks.
+    ///
+    /// What it does is proportional to the blocks looked at, with no pause between those whose checksums are in memory: bound
+    /// the range.
     ///
     /// # Errors
     /// [`ImageReadError`].
-    pub async fn extents(&self, range: Range<u64>) -> Result<Vec<Extent>, ImageReadError> {
+    pub async fn extents(
+        &self,
+        range: Range<u64>,
+        runs_max: usize,
+    ) -> Result<Vec<Extent>, ImageReadError> {
         self.check_blocks(range.start, range.end.saturating_sub(range.start))?;
         let mut runs: Vec<Extent> = Vec::new();
         for block in range.start / PAGE..range.end.div_ceil(PAGE) {
@@ -80,8 +88,10 @@ impl<D: Disk> Image<D> {
                 Some(known) => known,
                 None => self.sum(block).await?.data,
             };
+            let full = runs.len() == runs_max;
             match runs.last_mut() {
                 Some(run) if run.allocated == allocated => run.len += PAGE,
+                _ if full => break,
                 _ => runs.push(Extent {
                     offset: block * PAGE,
                     len: PAGE,

@@ -1,0 +1,82 @@
+//! Listing and selecting metadata contexts.
+//!
+//! A selection belongs to one export, by the name under which it was made, and every attempt to select replaces the
+//! one before, also an attempt that fails.
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::Negotiation;
+use crate::codec::{MetaQuery, ReplyStyle, put_meta_context};
+use crate::export::OpenError;
+use crate::meta::{BadQuery, MetaContext, Purpose};
+use crate::protocol::{option, reply};
+
+/// Queries of one option; more are answered `TOO_BIG`.
+const QUERIES_MAX: usize = 1024;
+
+/// What a client selected last.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Selection {
+    export: String,
+    contexts: Vec<MetaContext>,
+}
+
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'_, R, W> {
+    /// Answers either option into `out`.
+    pub(super) async fn meta_context(&mut self, option: u32, data: &[u8]) {
+        let purpose = if option == option::SET_META_CONTEXT {
+            self.selection = None;
+            Purpose::Select
+        } else {
+            Purpose::List
+        };
+        match self.find_contexts(purpose, data).await {
+            Ok((export, contexts)) => {
+                for context in &contexts {
+                    let id = match purpose {
+                        Purpose::List => 0,
+                        Purpose::Select => context.id(),
+                    };
+                    put_meta_context(&mut self.out, option, id, context.name());
+                }
+                self.reply(option, reply::ACK, "");
+                if purpose == Purpose::Select {
+                    self.selection = Some(Selection { export, contexts });
+                }
+            }
+            Err((kind, text)) => self.reply(option, kind, &text),
+        }
+    }
+
+    async fn find_contexts(
+        &mut self,
+        purpose: Purpose,
+        data: &[u8],
+    ) -> Result<(String, Vec<MetaContext>), (u32, String)> {
+        if self.replies == ReplyStyle::Simple {
+            let text = "negotiate structured replies or extended headers first";
+            return Err((reply::ERR_INVALID, text.to_owned()));
+        }
+        let query =
+            MetaQuery::decode(data).map_err(|error| (reply::ERR_INVALID, error.to_string()))?;
+        if query.queries.len() > QUERIES_MAX {
+            return Err((reply::ERR_TOO_BIG, "too many queries".to_owned()));
+        }
+        let contexts = MetaContext::find(purpose, &query.queries).map_err(|BadQuery| {
+            let text = "a query is a namespace, a colon and a leaf";
+            (reply::ERR_INVALID, text.to_owned())
+        })?;
+        let refused = |error: OpenError| (super::refusal(&error), error.to_string());
+        let export = self.resolve(&query.export).await.map_err(refused)?;
+        self.describe_resolved(&export).await.map_err(refused)?;
+        Ok((export, contexts))
+    }
+
+    /// The contexts that hold once `export` is chosen.
+    pub(super) fn contexts_of(&self, export: &str) -> Vec<MetaContext> {
+        match &self.selection {
+            Some(selection) if selection.export == export => selection.contexts.clone(),
+            _ => Vec::new(),
+        }
+    }
+}
