@@ -187,7 +187,7 @@ impl Scenario {
         this.faults = faults(r, faults_end);
         if let Some(theme) = directed::theme(seed) {
             directed::direct(&mut this, theme, r);
-        } else if seed % LONG_FREEZE_ONE_IN == 0 {
+        } else if seed.is_multiple_of(LONG_FREEZE_ONE_IN) {
             freeze_for_minutes(&mut this, r);
         }
         this

@@ -62,7 +62,9 @@ async fn a_file_system_goes_to_a_volume_and_back_though_primaries_are_killed() {
 
     let moved = rig.stage.move_primary(IMAGE, ONE).await;
     moved.expect("a planned switchover");
-    let get = copy(&[&uri, text(&back)]);
+    // One small piece at a time: it must still be at it when the primary dies.
+    let slow = ["--requests=1", "--request-size=32768"];
+    let get = copy(&[slow[0], slow[1], &uri, text(&back)]);
     wait_for("the first reads", PATIENCE, async || {
         let blocks = std::fs::metadata(&back).ok()?.blocks();
         (blocks > 2048).then_some(())

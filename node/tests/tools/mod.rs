@@ -40,6 +40,13 @@ fn missing(what: &str) -> bool {
     false
 }
 
+/// The directories of the system's packages, then the rest: a tool that starts `python3` needs the one that its own package is
+/// for, whatever else a developer has installed.
+fn packages_first() -> String {
+    let rest = std::env::var("PATH").unwrap_or_default();
+    format!("/usr/sbin:/usr/bin:/sbin:/bin:{rest}")
+}
+
 /// Runs a tool to its end; answers what it printed, or both of its outputs when it failed.
 pub(crate) async fn try_run(tool: &str, arguments: &[&str]) -> Result<String, String> {
     let mut command = Command::new(tool);
@@ -47,6 +54,7 @@ pub(crate) async fn try_run(tool: &str, arguments: &[&str]) -> Result<String, St
         .args(arguments)
         .stdin(Stdio::null())
         .kill_on_drop(true)
+        .env("PATH", packages_first())
         .env("LC_ALL", "C");
     let output = tokio::time::timeout(PATIENCE, command.output())
         .await
