@@ -444,14 +444,10 @@ impl Checker<'_> {
             "storage",
             zero,
             &[
-                ("threads", storage.threads.into()),
                 ("segment_mib", storage.segment_mib),
                 ("checkpoint_wal_mib", storage.checkpoint_wal_mib),
-                ("checkpoint_interval_ms", storage.checkpoint_interval_ms),
-                ("dirty_mib_max", storage.dirty_mib_max),
             ],
         );
-        self.at_most("storage", "threads", storage.threads.into(), 256);
         self.at_most("storage", "segment_mib", storage.segment_mib, 4_096);
         self.at_most(
             "storage",
@@ -459,15 +455,12 @@ impl Checker<'_> {
             storage.checkpoint_wal_mib,
             1 << 20,
         );
-        self.at_most("storage", "dirty_mib_max", storage.dirty_mib_max, 1 << 20);
         self.positive(
             "limits",
             zero,
             &[
                 ("record_bytes_max", limits.record_bytes_max),
                 ("client_bytes_max", limits.client_bytes_max),
-                ("volume_bytes_max", limits.volume_bytes_max),
-                ("connections_max", limits.connections_max.into()),
                 ("volumes_max", limits.volumes_max.into()),
             ],
         );
@@ -478,7 +471,6 @@ impl Checker<'_> {
             RECORD_BYTES_MAX,
         );
         self.at_least_record("client_bytes_max", limits.client_bytes_max);
-        self.at_least_record("volume_bytes_max", limits.volume_bytes_max);
     }
 
     fn at_least_record(&mut self, key: &str, value: u64) {

@@ -198,27 +198,18 @@ pub enum EngineChoice {
 pub struct StorageSection {
     /// How files are written.
     pub engine: EngineChoice,
-    /// Threads that volumes are spread over.
-    pub threads: u32,
     /// Size of a WAL segment.
     pub segment_mib: u64,
     /// A checkpoint starts when the WAL behind it has grown by this much.
     pub checkpoint_wal_mib: u64,
-    /// A checkpoint starts at the latest after this long, if anything was written.
-    pub checkpoint_interval_ms: u64,
-    /// Content of one block volume that waits in memory for the image; writers wait beyond it.
-    pub dirty_mib_max: u64,
 }
 
 impl Default for StorageSection {
     fn default() -> Self {
         Self {
             engine: EngineChoice::Auto,
-            threads: 2,
             segment_mib: 16,
             checkpoint_wal_mib: 64,
-            checkpoint_interval_ms: 30_000,
-            dirty_mib_max: 64,
         }
     }
 }
@@ -231,10 +222,6 @@ pub struct LimitsSection {
     pub record_bytes_max: u64,
     /// Bytes of writes that one client may have unanswered.
     pub client_bytes_max: u64,
-    /// Bytes of writes that one volume may have accepted and not committed.
-    pub volume_bytes_max: u64,
-    /// Client connections of this node.
-    pub connections_max: u32,
     /// Volumes of this node.
     pub volumes_max: u32,
 }
@@ -244,8 +231,6 @@ impl Default for LimitsSection {
         Self {
             record_bytes_max: 16 << 20,
             client_bytes_max: 32 << 20,
-            volume_bytes_max: 64 << 20,
-            connections_max: 4_096,
             volumes_max: 1_024,
         }
     }

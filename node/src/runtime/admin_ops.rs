@@ -129,8 +129,7 @@ fn check(node: &Node, new: &NewVolume) -> Result<(), Status> {
         }
         if size_bytes > node.settings.volume_bytes_max {
             let limit = node.settings.volume_bytes_max;
-            let text =
-                format!("{size_bytes} bytes are more than `limits.volume_bytes_max` = {limit}");
+            let text = format!("{size_bytes} bytes are more than a block volume may have: {limit}");
             return Err(Status::invalid_argument(text));
         }
     }

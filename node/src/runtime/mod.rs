@@ -183,8 +183,8 @@ pub struct Node {
     volumes: RwLock<BTreeMap<VolumeId, VolumeHandle>>,
     /// Held while a volume is created through this node.
     creating: tokio::sync::Mutex<()>,
-    /// The copies in the data directory are not all open yet.
-    starting: std::sync::atomic::AtomicBool,
+    /// The copies in the data directory are not all open: not yet, or not any more.
+    incomplete: std::sync::atomic::AtomicBool,
     /// Copies being opened or formatted at this moment.
     opening: Mutex<std::collections::BTreeSet<VolumeId>>,
     registers: Mutex<BTreeMap<VolumeId, Register>>,
@@ -227,7 +227,7 @@ impl Node {
             stopped: watch::channel(false).0,
             volumes: RwLock::default(),
             creating: tokio::sync::Mutex::new(()),
-            starting: std::sync::atomic::AtomicBool::new(true),
+            incomplete: std::sync::atomic::AtomicBool::new(true),
             opening: Mutex::default(),
             registers: Mutex::default(),
             held_down: Mutex::default(),
@@ -368,8 +368,8 @@ impl Node {
 
     /// Tells a primary that this node holds no copy of its volume, unless one is just being opened.
     fn say_no_copy(self: &Arc<Self>, to: NodeId, about: &MemberEnvelope) {
-        let starting = self.starting.load(Ordering::Acquire);
-        if !self.settings.data || starting || self.is_opening(about.volume) {
+        let incomplete = self.incomplete.load(Ordering::Acquire);
+        if !self.settings.data || incomplete || self.is_opening(about.volume) {
             return;
         }
         let me = PrimaryId {
@@ -511,7 +511,12 @@ impl Node {
 
     /// Every copy of the data directory is open: what is not here now does not exist here.
     fn started(&self) {
-        self.starting.store(false, Ordering::Release);
+        self.incomplete.store(false, Ordering::Release);
+    }
+
+    /// Copies are being closed: one that does not answer any more is still there.
+    fn closing(&self) {
+        self.incomplete.store(true, Ordering::Release);
     }
 
     fn is_opening(&self, volume: VolumeId) -> bool {

@@ -150,6 +150,7 @@ impl Running {
             events::EventKind::NodeStopped,
             "this node stops".to_owned(),
         ));
+        node.closing();
         volumes::stop_all(node).await;
         node.stopping.send_replace(true);
         node.stopped.send_replace(true);

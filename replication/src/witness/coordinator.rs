@@ -50,6 +50,8 @@ pub(super) struct Coordinator {
     held: bool,
     /// How often somebody had sealed higher.
     pub(super) outbid: u32,
+    /// What is asked next was decided upon before a pause.
+    paused: bool,
     /// An operator asked for it.
     pub(super) force: Option<Force>,
 }
@@ -76,6 +78,7 @@ impl Coordinator {
             reported: false,
             held: false,
             outbid: 0,
+            paused: false,
             force: None,
         }
     }
@@ -682,14 +685,19 @@ impl Witness {
             && *epoch == asked
             && sealed >= asked
         {
+            // What is bid after a pause may be stale when it is made. The next one is not, so it need not wait: but only one,
+            // or two would void each other's seals faster than a disk can write them.
+            let stale = answers.is_empty() && std::mem::take(&mut c.paused);
             *epoch = sealed.next();
             answers.clear();
             *choose_at = None;
             let pause = match c.outbid {
+                _ if stale => Duration::ZERO,
                 0 => Duration::ZERO,
                 times => self.rng.jitter(self.config.retry * (1 << times.min(5))),
             };
-            c.outbid += 1;
+            c.paused |= !pause.is_zero();
+            c.outbid += u32::from(!stale);
             c.resend = now + pause;
             Self::force_asks_again(c, c.resend + self.config.retry * 3);
         }

@@ -34,6 +34,8 @@ struct Stage {
     forced: BTreeMap<u64, ForceResult>,
     /// Another witness bids against this one: the copy was sealed above whatever it is asked to seal.
     outbid: bool,
+    /// When a seal was last refused.
+    refused: MonoTime,
     /// Seals asked for.
     asked: BTreeSet<Epoch>,
     /// Copies that answer, with their processes.
@@ -103,6 +105,7 @@ impl Stage {
             events: Vec::new(),
             forced: BTreeMap::new(),
             outbid: false,
+            refused: MonoTime::ZERO,
             asked: BTreeSet::new(),
             answering: BTreeMap::from([(COPY.node, COPY)]),
             fences: Vec::new(),
@@ -150,7 +153,10 @@ impl Stage {
         };
         // Two bids for one: the other attempt answers each of ours, and each is asked with a later epoch.
         let fresh = self.asked.insert(epoch);
-        if self.outbid && !fresh {
+        // And whoever pauses finds that others have bidden meanwhile.
+        let late = self.now.since(self.refused) > Duration::from_millis(300);
+        if self.outbid && (!fresh || late) {
+            self.refused = self.now;
             let sealed = self.asked.last().map_or(epoch, |highest| highest.next());
             return self.reply(
                 node,
