@@ -199,7 +199,7 @@ impl VolumeHandle {
     }
 }
 
-/// Opens the copy in `dir` and runs it on its own threads.
+/// Opens the copy in `dir` and runs it on a thread of its own.
 ///
 /// # Errors
 /// The copy does not open.

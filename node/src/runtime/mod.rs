@@ -1,7 +1,8 @@
 //! The node at run time: threads, tasks and the messages between them. No decision about epochs, quorums or leases is
 //! taken here; those are the core's.
 //!
-//! * one thread for each volume ([`actor`]) and one for each volume's log ([`wal_thread`]);
+//! * one thread for each volume ([`actor`]), which writes its log, too; without io_uring the log has a thread of its own
+//!   ([`wal_thread`]);
 //! * one thread for the witness ([`witness`]), if the node is one;
 //! * tasks for the links to the other nodes ([`peers`]), the heartbeats ([`beats`]) and the clients.
 
@@ -281,7 +282,13 @@ impl Node {
     pub async fn check_stores(self: &Arc<Self>, peer: &wire::Peer) -> Result<(), MarkError> {
         let (this, node, stores) = (self.clone(), peer.node, peer.stores);
         let checked = tokio::task::spawn_blocking(move || this.stores.check(node, stores)).await;
-        let checked = checked.unwrap_or(Ok(()));
+        // What was not judged is not trusted.
+        let checked = checked.unwrap_or_else(|error| {
+            Err(MarkError::File {
+                path: "the stores of others".to_owned(),
+                why: error.to_string(),
+            })
+        });
         if let Err(error) = &checked {
             let mut said = self
                 .forgetful

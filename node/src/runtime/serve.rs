@@ -55,7 +55,7 @@ pub async fn start(
     }
     if settings.witness {
         std::fs::create_dir_all(witness_dir).with_context(|| witness_dir.display().to_string())?;
-        let mut opened = WitnessStore::open(
+        let opened = WitnessStore::open(
             &witness_dir.join("witness.redb"),
             settings.cluster,
             settings.node,

@@ -1,4 +1,5 @@
-//! The thread that writes one volume's log. It owns the log and the durable facts; a disk that hangs hangs only it.
+//! What writes one volume's log: it owns the log and the durable facts. With a ring it is a task on the volume's thread, and a
+//! write that hangs stops nobody; with plain calls, which block, it has a thread of its own (decision 003).
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};

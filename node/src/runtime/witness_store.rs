@@ -101,18 +101,11 @@ impl WitnessStore {
     ///
     /// # Errors
     /// The database's.
-    pub fn begin(&mut self, instance: Instance) -> Result<StoreMark, StoreError> {
+    pub fn begin(&self, instance: Instance) -> Result<StoreMark, StoreError> {
         let before = mark(self.database()?)?;
         let next = StoreMark::after(before, instance);
-        match (save_mark(self.database()?, next), before) {
-            (Ok(()), _) => Ok(next),
-            (Err(StoreError::NoSpace), Some(_)) => {
-                self.database = None;
-                self.database = Some(Database::create(&self.path).map_err(failed)?);
-                Ok(StoreMark { boots: 0, ..next })
-            }
-            (Err(error), _) => Err(error),
-        }
+        save_mark(self.database()?, next)?;
+        Ok(next)
     }
 
     /// The longest lease that was ever configured, `present_ms` among them; durable on return (M2).
@@ -327,7 +320,7 @@ mod tests {
             first = store.begin(Instance(1)).expect("counted");
         }
         {
-            let mut store = WitnessStore::open(&path, ClusterId(1), NodeId(101)).expect("opens");
+            let store = WitnessStore::open(&path, ClusterId(1), NodeId(101)).expect("opens");
             assert_eq!(
                 store.load().expect("loads").get(&VolumeId(5)),
                 Some(&record)
