@@ -5,6 +5,7 @@
 
 mod convert;
 pub(crate) mod types;
+pub(crate) mod witnesses;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -118,7 +119,7 @@ impl Admin {
     pub async fn promote(&self, promote: Promote) -> Result<Promoted, AdminError> {
         let request = convert::promote_request(&promote, self.patience());
         let reply = self
-            .once(move |mut client| {
+            .once(self.cluster.config.admin_deadline, move |mut client| {
                 let request = request.clone();
                 async move { client.promote(request).await }
             })
@@ -227,11 +228,14 @@ impl Admin {
     }
 
     /// Finds a node that lives, then asks it once.
-    async fn once<R, F>(&self, call: impl Fn(AdminClient<Channel>) -> F) -> Result<R, AdminError>
+    async fn once<R, F>(
+        &self,
+        waited: Duration,
+        call: impl Fn(AdminClient<Channel>) -> F,
+    ) -> Result<R, AdminError>
     where
         F: Future<Output = Result<tonic::Response<R>, Status>>,
     {
-        let waited = self.cluster.config.admin_deadline;
         let address = self.live_node().await?;
         match tokio::time::timeout(waited, self.ask(&address, &call)).await {
             Ok(Ok(reply)) => Ok(reply),

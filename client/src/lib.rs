@@ -66,6 +66,7 @@ pub use crate::tail::Tail;
 /// Plain descriptions of a cluster, as [`Admin`] returns them. All serialize.
 pub mod report {
     pub use crate::admin::types::*;
+    pub use crate::admin::witnesses::{WitnessChange, WitnessStatus, Witnesses};
 }
 
 /// Where and when a mutation was committed.

@@ -1,5 +1,7 @@
 //! The command line: every command and option, with the texts that `--help` prints. Nothing is carried out here.
 
+pub mod witness;
+
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -9,6 +11,7 @@ use mainstay_types::{Instance, VolumeName};
 
 use crate::config::ListenAddr;
 use crate::locate::{ClusterArgs, DEFAULT_DIR};
+use witness::WitnessCommand;
 
 /// Replicated storage that promotes a new primary by itself.
 #[derive(Debug, Parser)]
@@ -123,6 +126,24 @@ and merely cut off would go on by itself. Where the witnesses have an external f
 that did not promise and is not declared off. Copies that come back later are set aside whole, never merged.")]
     Promote(PromoteArgs),
 
+    /// Show and change the witnesses
+    #[command(
+        subcommand,
+        long_about = "\
+Show and change the witnesses of a running cluster.
+
+Witnesses vote on who is primary. One at a time comes, goes, or takes the place of another; writes and reads go on \
+meanwhile. From before such a change until its end both the old and the new witnesses must agree to everything, so \
+that no two primaries can be made. It takes about as long as a lease.",
+        after_long_help = "\
+Examples:
+  mainstay witness list
+  mainstay witness replace 103 --with 104          # node 104 runs as \"standby-witness\"
+  mainstay witness remove 103                      # its store is lost: then start it with an empty one, and
+  mainstay witness add 103                         # as \"standby-witness\", and add it again"
+    )]
+    Witness(WitnessCommand),
+
     /// Print what happened: promotions, members that came and went, alarms
     Events(EventsArgs),
 
@@ -191,6 +212,10 @@ pub struct UpArgs {
     #[arg(long, value_name = "N")]
     pub witnesses: Option<u32>,
 
+    /// Witnesses that wait for `mainstay witness add` [default: 0, or as the directory has]
+    #[arg(long, value_name = "N")]
+    pub standby_witnesses: Option<u32>,
+
     /// Loopback address that all nodes listen on [default: 127.0.0.1, or as the directory has]
     #[arg(long, value_name = "IP")]
     pub host: Option<Ipv4Addr>,
@@ -211,7 +236,7 @@ pub struct UpArgs {
     #[arg(
         long,
         value_name = "ID",
-        conflicts_with_all = ["nodes", "witnesses", "host", "respawn", "detach"]
+        conflicts_with_all = ["nodes", "witnesses", "standby_witnesses", "host", "respawn", "detach"]
     )]
     pub restart: Option<u32>,
 }
@@ -224,6 +249,10 @@ impl UpArgs {
         let given = [
             ("--nodes", self.nodes.map(|count| count.to_string())),
             ("--witnesses", self.witnesses.map(|count| count.to_string())),
+            (
+                "--standby-witnesses",
+                self.standby_witnesses.map(|count| count.to_string()),
+            ),
             ("--host", self.host.map(|host| host.to_string())),
         ];
         for (option, value) in given {

@@ -3,8 +3,10 @@
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::time::Duration;
 
+use mainstay_client::report::WitnessChange;
 use mainstay_types::{Lsn, NodeId, VolumeKind};
 
+use crate::cli::witness::WitnessCommand;
 use crate::cli::{
     AppendArgs, Command, CreateArgs, DeleteArgs, EventsArgs, ExplainArgs, Framing as FramingArg,
     KindArg, LogCommand, NbdArgs, PromoteArgs, ReadArgs, StatusArgs, TailArgs, VolumeCommand,
@@ -21,6 +23,7 @@ pub async fn run(command: Command) -> Option<anyhow::Result<()>> {
         Command::Volume(command) => volume(command).await,
         Command::Status(args) => status(args).await,
         Command::Promote(args) => promote(args).await,
+        Command::Witness(command) => witness(command).await,
         Command::Events(args) => events(args).await,
         Command::Explain(args) => explain(args).await,
         Command::Log(command) => log_command(command).await,
@@ -115,6 +118,39 @@ async fn promote(args: PromoteArgs) -> anyhow::Result<()> {
         json: args.json,
     };
     commands::promote::run(&options, endpoints(&args.cluster)?, &mut io::stdout()).await
+}
+
+async fn witness(command: WitnessCommand) -> anyhow::Result<()> {
+    let out = &mut io::stdout();
+    let (change, json, cluster) = match command {
+        WitnessCommand::List(args) => {
+            return commands::witness::list(args.json, endpoints(&args.cluster)?, out).await;
+        }
+        WitnessCommand::Add(args) => {
+            let change = WitnessChange {
+                add: Some(NodeId(args.node)),
+                address: args.address.map(|address| address.to_string()),
+                remove: None,
+            };
+            (change, args.json, args.cluster)
+        }
+        WitnessCommand::Remove(args) => {
+            let change = WitnessChange {
+                remove: Some(NodeId(args.node)),
+                ..WitnessChange::default()
+            };
+            (change, args.json, args.cluster)
+        }
+        WitnessCommand::Replace(args) => {
+            let change = WitnessChange {
+                add: Some(NodeId(args.with)),
+                address: args.address.map(|address| address.to_string()),
+                remove: Some(NodeId(args.node)),
+            };
+            (change, args.json, args.cluster)
+        }
+    };
+    commands::witness::change(change, json, endpoints(&cluster)?, out).await
 }
 
 async fn explain(args: ExplainArgs) -> anyhow::Result<()> {

@@ -1,7 +1,7 @@
 //! Small state files for people and other processes: replaced as a whole, never seen half written.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::Path;
 
 use serde::Serialize;
@@ -17,6 +17,17 @@ pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()>
     scratch.push(".new");
     fs::write(&scratch, text)?;
     fs::rename(&scratch, path)
+}
+
+/// The same, durable on return: a crash leaves the old file or the new one.
+pub(crate) fn write_json_durably<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    let dir = path.parent().unwrap_or_else(|| Path::new("."));
+    let aside = path.with_extension("new");
+    let mut file = fs::File::create(&aside)?;
+    file.write_all(&serde_json::to_vec(value)?)?;
+    file.sync_all()?;
+    fs::rename(&aside, path)?;
+    fs::File::open(dir)?.sync_all()
 }
 
 /// Reads what [`write_json`] wrote; `None` if there is no such file.

@@ -1,5 +1,9 @@
 //! The supervisor's reports to the witnesses, over connections that are kept warm.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
 use futures_util::future::join_all;
 use mainstay_proto::tuning::node_endpoint;
 use mainstay_proto::v1 as pb;
@@ -8,13 +12,16 @@ use mainstay_types::{ClusterId, Instance, NodeId};
 use tonic::transport::Channel;
 
 use crate::config::Config;
+use crate::runtime::witness_sets;
 use crate::supervisor::{ReleaseError, ReleaseSink};
 
-/// One channel to each witness of the cluster.
+/// One channel to each witness of the cluster: those of the configuration, or of the file in which the worker keeps who
+/// they are by now.
 #[derive(Debug)]
 pub struct WitnessSink {
     cluster: ClusterId,
-    channels: Vec<Channel>,
+    data_dir: PathBuf,
+    channels: Mutex<BTreeMap<String, Channel>>,
 }
 
 impl WitnessSink {
@@ -23,21 +30,52 @@ impl WitnessSink {
     /// # Errors
     /// An address is malformed.
     pub fn new(config: &Config) -> Result<Self, tonic::transport::Error> {
-        let channel = |peer: &crate::config::Peer| {
-            node_endpoint(&peer.grpc.to_string()).map(|endpoint| endpoint.connect_lazy())
-        };
-        let channels: Vec<Channel> = config.witnesses().map(channel).collect::<Result<_, _>>()?;
+        let mut channels = BTreeMap::new();
+        for peer in config.witnesses() {
+            let address = peer.grpc.to_string();
+            let channel = node_endpoint(&address)?.connect_lazy();
+            channels.insert(address, channel);
+        }
         let sink = Self {
             cluster: config.cluster_id(),
-            channels,
+            data_dir: config.node.data_dir.clone(),
+            channels: Mutex::new(channels),
         };
+        sink.follow_file();
         sink.warm();
         Ok(sink)
     }
 
+    /// Takes over who the witnesses are by now. What does not read changes nothing: the worker says so at its start.
+    fn follow_file(&self) {
+        let Ok(Some(set)) = witness_sets::load(&self.data_dir) else {
+            return;
+        };
+        let mut channels = self
+            .channels
+            .lock()
+            .expect("no panic while the lock is held");
+        let addresses: Vec<&String> = set.all().map(|voter| &voter.address).collect();
+        channels.retain(|address, _| addresses.contains(&address));
+        for address in addresses {
+            if let (false, Ok(endpoint)) = (channels.contains_key(address), node_endpoint(address))
+            {
+                channels.insert(address.clone(), endpoint.connect_lazy());
+            }
+        }
+    }
+
+    fn channels(&self) -> Vec<Channel> {
+        let channels = self
+            .channels
+            .lock()
+            .expect("no panic while the lock is held");
+        channels.values().cloned().collect()
+    }
+
     /// A lazy channel connects at its first request: send one that says nothing.
     fn warm(&self) {
-        for channel in self.channels.clone() {
+        for channel in self.channels() {
             tokio::spawn(async move {
                 let nobody = pb::ReleaseRequest {
                     cluster: 0,
@@ -57,7 +95,9 @@ impl ReleaseSink for WitnessSink {
             node: node.0,
             instance: instance.0,
         };
-        let asks = self.channels.iter().map(|channel| {
+        self.follow_file();
+        let channels = self.channels();
+        let asks = channels.iter().map(|channel| {
             let mut client = WitnessClient::new(channel.clone());
             async move { client.release(request).await }
         });
@@ -67,7 +107,7 @@ impl ReleaseSink for WitnessSink {
             None => Ok(()),
             Some(status) => Err(ReleaseError {
                 confirmed,
-                witnesses: self.channels.len(),
+                witnesses: channels.len(),
                 reason: status.message().to_owned(),
             }),
         }

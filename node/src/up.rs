@@ -31,6 +31,7 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     options.wanted = Wanted {
         nodes: args.nodes,
         witnesses: args.witnesses,
+        standby: args.standby_witnesses,
         host: args.host,
     };
     options.respawn = args.respawn;
@@ -223,6 +224,7 @@ fn row(node: &NodeStatus) -> [String; 6] {
         .map(|role| match role {
             Role::Data => "data",
             Role::Witness => "witness",
+            Role::StandbyWitness => "standby-witness",
         })
         .collect();
     let process = node.worker_pid.map(|pid| pid.to_string());

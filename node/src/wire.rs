@@ -9,6 +9,7 @@
 mod member;
 mod register;
 mod witness;
+mod witness_set;
 
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use mainstay_replication::message::Message;
 use mainstay_types::{ClusterId, Epoch, Instance, LogPoint, Lsn, NameError, NodeId};
 
 pub use register::{decode_register, encode_kind, encode_member, encode_register};
+pub use witness_set::{decode_set, encode_set};
 
 /// Numbers above this are refused, so that whoever counts on from a decoded position cannot overflow.
 const NUMBER_MAX: u64 = u64::MAX >> 1;
@@ -67,6 +69,9 @@ pub enum WireError {
         /// Entries described.
         entries: u64,
     },
+    /// A set of witnesses that names a node twice, or too many.
+    #[error("a set of witnesses with node {0} twice, or with too many")]
+    Voters(NodeId),
     /// A `Hello` in the middle of a stream.
     #[error("a second hello")]
     Hello,

@@ -118,7 +118,8 @@ fn settings(config: &Config, port: u16) -> Settings {
             node: peer.id,
             address: peer.grpc.to_string(),
             data: peer.roles.contains(&Role::Data),
-            witness: peer.roles.contains(&Role::Witness),
+            witness: peer.has_witness(),
+            standby: peer.roles.contains(&Role::StandbyWitness),
         });
     let storage = &config.storage;
     let volume = VolumeConfig {
@@ -137,7 +138,8 @@ fn settings(config: &Config, port: u16) -> Settings {
         node: config.node_id(),
         address: config.advertised(port).to_string(),
         data: config.node.roles.contains(&Role::Data),
-        witness: config.node.roles.contains(&Role::Witness),
+        witness: config.own_peer().has_witness(),
+        standby: config.node.roles.contains(&Role::StandbyWitness),
         data_dir: config.node.data_dir.clone(),
         peers: peers.collect(),
         engine,

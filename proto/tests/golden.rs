@@ -151,6 +151,7 @@ fn links(golden: &mut Golden) {
     members(golden);
     registers(golden);
     witnesses(golden);
+    witness_sets(golden);
 }
 
 fn members(golden: &mut Golden) {
@@ -229,7 +230,8 @@ fn members(golden: &mut Golden) {
 fn registers(golden: &mut Golden) {
     use pb::register_frame::Body;
     let (ballot, value) = (ballot(), Some(register()));
-    golden.register("prepare", Body::Prepare(pb::Prepare { ballot }));
+    let set = tag();
+    golden.register("prepare", Body::Prepare(pb::Prepare { ballot, set }));
     let accepted = Some(pb::AcceptedValue {
         ballot,
         value: value.clone(),
@@ -238,7 +240,7 @@ fn registers(golden: &mut Golden) {
         "promised",
         Body::Promised(pb::Promised { ballot, accepted }),
     );
-    golden.register("accept", Body::Accept(pb::Accept { ballot, value }));
+    golden.register("accept", Body::Accept(pb::Accept { ballot, value, set }));
     golden.register("accepted", Body::Accepted(pb::Accepted { ballot }));
     let promised = ballot;
     golden.register(
@@ -264,6 +266,7 @@ fn witnesses(golden: &mut Golden) {
             unreachable: vec![4],
         }],
         orphans: vec![pb::Orphan { volume, sealed: 4 }],
+        set: tag(),
     };
     golden.witness("beat", Body::Beat(beat));
     let granted = pb::Granted {
@@ -303,8 +306,85 @@ fn witnesses(golden: &mut Golden) {
             agree,
         }),
     );
-    golden.witness("fence", Body::Fence(pb::Fence { volume, epoch }));
+    let set = tag();
+    golden.witness("fence", Body::Fence(pb::Fence { volume, epoch, set }));
     golden.witness("fenced", Body::Fenced(pb::Fenced { volume, epoch }));
+}
+
+fn tag() -> Option<pb::SetTag> {
+    Some(pb::SetTag {
+        version: 7,
+        id: 0xf0,
+    })
+}
+
+fn witness_set() -> pb::WitnessSet {
+    let voter = |node| pb::Voter {
+        node,
+        store: 0xf1,
+        address: "127.0.0.1:7411".to_owned(),
+    };
+    pb::WitnessSet {
+        tag: tag(),
+        voters: vec![voter(101), voter(102)],
+        next: Some(pb::VoterList {
+            voters: vec![voter(101), voter(103)],
+        }),
+    }
+}
+
+fn witness_sets(golden: &mut Golden) {
+    use pb::set_round::Body as Round;
+    use pb::set_step::Body;
+    use pb::witness_frame::Body as Frame;
+    golden.witness("set", Frame::Set(witness_set()));
+    let mut step = |name: &str, body| {
+        golden.witness(name, Frame::SetStep(pb::SetStep { body: Some(body) }));
+    };
+    let (set, ballot, accepted) = (tag(), ballot(), Some(witness_set()));
+    let volumes = vec![pb::VolumeFence {
+        volume: 0xa1,
+        epoch: 3,
+    }];
+    let (v, lease_longest_ms) = (volumes.clone(), 800);
+    step("set_wanted", Body::Wanted(pb::SetWanted {}));
+    step("set_invite", Body::Invite(pb::SetInvite {}));
+    step("set_invited", Body::Invited(pb::SetInvited { store: 0xf1 }));
+    let adopted = pb::SetAdopted {
+        set,
+        volumes,
+        lease_longest_ms,
+    };
+    step("set_adopted", Body::Adopted(adopted));
+    let install = pb::SetInstall {
+        set,
+        volumes: v,
+        lease_longest_ms,
+    };
+    step("set_install", Body::Install(install));
+    step("set_installed", Body::Installed(pb::SetInstalled { set }));
+    let rounds = [
+        ("set_prepare", Round::Prepare(pb::Prepare { ballot, set })),
+        (
+            "set_promised",
+            Round::Promised(pb::SetPromised {
+                ballot,
+                accepted_at: ballot,
+                accepted: accepted.clone(),
+            }),
+        ),
+        (
+            "set_accept",
+            Round::Accept(pb::SetAccept {
+                ballot,
+                set,
+                value: accepted,
+            }),
+        ),
+    ];
+    for (name, body) in rounds {
+        step(name, Body::Round(pb::SetRound { body: Some(body) }));
+    }
 }
 
 fn requests(golden: &mut Golden) {

@@ -5,6 +5,7 @@
 //! majority of the witnesses granted that very claim, by volume, epoch and instance (H8).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mainstay_types::{Epoch, Instance, MonoTime, NodeId, VolumeId};
@@ -12,7 +13,7 @@ use mainstay_types::{Epoch, Instance, MonoTime, NodeId, VolumeId};
 use crate::config::LeaseConfig;
 use crate::message::{Beat, Claim, ClaimHealth, Granted, Orphan, WitnessMessage};
 use crate::mistakes::Mistake;
-use crate::quorum::majority;
+use crate::witness_set::WitnessSet;
 
 /// Answers to this many of the newest beats are still counted.
 const BEATS_REMEMBERED: usize = 64;
@@ -58,6 +59,7 @@ struct Link {
 pub struct Beats {
     config: LeaseConfig,
     instance: Instance,
+    witnesses: Arc<WitnessSet>,
     links: Vec<Link>,
     table: u64,
     claims: BTreeMap<VolumeId, Epoch>,
@@ -69,18 +71,10 @@ pub struct Beats {
     out: VecDeque<BeatOutput>,
 }
 
-impl Beats {
-    /// For the process `instance`, beating to `witnesses`. `nodes` are the data nodes of the cluster.
-    #[must_use]
-    pub fn new(
-        now: MonoTime,
-        config: LeaseConfig,
-        instance: Instance,
-        witnesses: &[NodeId],
-        nodes: &[NodeId],
-    ) -> Self {
-        let link = |witness: &NodeId| Link {
-            witness: *witness,
+impl Link {
+    fn new(now: MonoTime, witness: NodeId) -> Self {
+        Self {
+            witness,
             seq: 0,
             sent: VecDeque::new(),
             next_beat: now,
@@ -88,11 +82,34 @@ impl Beats {
             grants: BTreeMap::new(),
             hearing: BTreeSet::new(),
             heard_at: None,
-        };
+        }
+    }
+}
+
+/// A link to each witness, those that exist among them.
+fn links(now: MonoTime, witnesses: &WitnessSet, mut before: Vec<Link>) -> Vec<Link> {
+    let link = |node: NodeId| match before.iter().position(|link| link.witness == node) {
+        Some(at) => before.swap_remove(at),
+        None => Link::new(now, node),
+    };
+    witnesses.nodes().into_iter().map(link).collect()
+}
+
+impl Beats {
+    /// For the process `instance`, beating to `witnesses`. `nodes` are the data nodes of the cluster.
+    #[must_use]
+    pub fn new(
+        now: MonoTime,
+        config: LeaseConfig,
+        instance: Instance,
+        witnesses: Arc<WitnessSet>,
+        nodes: &[NodeId],
+    ) -> Self {
         Self {
             config,
             instance,
-            links: witnesses.iter().map(link).collect(),
+            links: links(now, &witnesses, Vec::new()),
+            witnesses,
             table: 1,
             claims: BTreeMap::new(),
             tables: VecDeque::from([(1, BTreeMap::new())]),
@@ -101,6 +118,20 @@ impl Beats {
             nodes: nodes.iter().copied().collect(),
             out: VecDeque::new(),
         }
+    }
+
+    /// The witnesses are others now. Grants that run go on: each is its witness's word not to fence before it ends,
+    /// whatever the set.
+    pub fn set_witnesses(&mut self, now: MonoTime, witnesses: Arc<WitnessSet>) {
+        if witnesses.tag.version <= self.witnesses.tag.version {
+            return;
+        }
+        self.links = links(now, &witnesses, std::mem::take(&mut self.links));
+        self.witnesses = witnesses;
+        for link in &mut self.links {
+            link.next_beat = now;
+        }
+        self.tick(now);
     }
 
     /// States what this node is primary of, how its commit paths are, and which seals nobody has taken up. Beats at
@@ -194,6 +225,7 @@ impl Beats {
                 claims,
                 unwell: self.unwell.clone(),
                 orphans: self.orphans.clone(),
+                set: self.witnesses.tag,
             };
             self.out.push_back(BeatOutput::Send {
                 to: link.witness,
@@ -263,31 +295,23 @@ impl Beats {
     /// When the lease of (volume, epoch) ends: the time until which a majority of the witnesses granted it.
     #[must_use]
     pub fn lease(&self, volume: VolumeId, epoch: Epoch) -> MonoTime {
-        let grants = self
-            .links
-            .iter()
-            .filter_map(|link| link.grants.get(&volume));
-        let mut ends: Vec<MonoTime> = grants
-            .filter(|(e, _)| *e == epoch)
-            .map(|(_, until)| *until)
-            .collect();
-        ends.sort_unstable_by(|a, b| b.cmp(a));
-        ends.get(majority(self.links.len()) - 1)
-            .copied()
-            .unwrap_or(MonoTime::ZERO)
+        self.witnesses.quorum_end(|witness| {
+            let link = self.links.iter().find(|link| link.witness == witness);
+            let grant = link.and_then(|link| link.grants.get(&volume));
+            grant
+                .filter(|(granted, _)| *granted == epoch)
+                .map_or(MonoTime::ZERO, |(_, until)| *until)
+        })
     }
 
     /// Data nodes that a majority of the witnesses say they do not hear.
     fn silent(&self, now: MonoTime) -> Vec<NodeId> {
-        let fresh = |link: &&Link| link.heard_at.is_some_and(|at| now < at + self.config.lease);
-        let needed = majority(self.links.len());
+        let fresh = |link: &Link| link.heard_at.is_some_and(|at| now < at + self.config.lease);
         let unheard = |node: &NodeId| {
-            self.links
-                .iter()
-                .filter(fresh)
-                .filter(|link| !link.hearing.contains(node))
-                .count()
-                >= needed
+            self.witnesses.is_quorum(|witness| {
+                let link = self.links.iter().find(|link| link.witness == witness);
+                link.is_some_and(|link| fresh(link) && !link.hearing.contains(node))
+            })
         };
         self.nodes.iter().copied().filter(unheard).collect()
     }
@@ -329,7 +353,7 @@ mod tests {
             MonoTime(0),
             LeaseConfig::default(),
             Instance(5),
-            &witnesses,
+            Arc::new(WitnessSet::of(&witnesses)),
             &[NodeId(1)],
         );
         beats.state(

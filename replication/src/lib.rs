@@ -32,6 +32,7 @@ mod rng;
 mod runs;
 mod seal;
 mod witness;
+mod witness_set;
 
 pub use beats::{BeatOutput, Beats};
 pub use config::{HoldDownConfig, LeaseConfig, MemberConfig};
@@ -40,10 +41,12 @@ pub use journal::{Durable, OpId};
 pub use member::{Input, LogWrite, Member, MemberStart, Output, Role};
 pub use mistakes::{Mistake, Mistakes};
 pub use primary::{AppendPlan, PeerStatus};
-pub use register::Round;
+pub use register::{Round, Value};
 pub use rng::Rng;
 pub use runs::EpochRuns;
 pub use witness::{
-    Certificate, ExternalFence, ExternalFenceResult, ForceRefused, ForceRequest, ForceResult, Loss,
-    Witness, WitnessEvent, WitnessInput, WitnessOutput, WitnessRecord, WitnessStart,
+    Certificate, ChangeRefused, ChangeRequest, ExternalFence, ExternalFenceResult, ForceRefused,
+    ForceRequest, ForceResult, Loss, SetState, Witness, WitnessEvent, WitnessInput, WitnessOutput,
+    WitnessRecord, WitnessStart,
 };
+pub use witness_set::{SetTag, Voter, WitnessSet};

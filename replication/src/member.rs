@@ -7,6 +7,7 @@
 //! * `sealed` (promised), `journal.sealed()` (durable), `commit` never fall.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use mainstay_types::{
     Epoch, Incarnation, Lineage, LogPoint, Lsn, MonoTime, NodeId, PrimaryId, Register, VolumeId,
@@ -24,6 +25,7 @@ use crate::replica::Following;
 use crate::rng::Rng;
 use crate::runs::EpochRuns;
 use crate::seal::SealWaiter;
+use crate::witness_set::WitnessSet;
 
 /// What the disk said at the start.
 #[derive(Debug, Clone)]
@@ -35,7 +37,7 @@ pub struct MemberStart {
     /// Its history.
     pub lineage: Lineage,
     /// The witnesses.
-    pub witnesses: Vec<NodeId>,
+    pub witnesses: Arc<WitnessSet>,
     /// The intact log.
     pub log: EpochRuns,
     /// Greatest epoch durably sealed.
@@ -64,6 +66,8 @@ pub enum Input {
         /// Its answer.
         body: RegisterMessage,
     },
+    /// The witnesses are these now.
+    Witnesses(Arc<WitnessSet>),
     /// Every write up to this one survived a completed sync.
     Persisted(OpId),
     /// A write or sync failed: final for this log in this process.
@@ -249,7 +253,7 @@ pub struct Member {
     pub(crate) me: PrimaryId,
     pub(crate) volume: VolumeId,
     pub(crate) lineage: Lineage,
-    pub(crate) witnesses: Vec<NodeId>,
+    pub(crate) witnesses: Arc<WitnessSet>,
     pub(crate) log: EpochRuns,
     pub(crate) journal: Journal,
     /// Greatest epoch promised, durable or on its way to the disk. Never falls.
@@ -337,6 +341,7 @@ impl Member {
         match input {
             Input::Message(envelope) => self.handle_message(now, envelope),
             Input::Register { from, body } => self.handle_register(now, from, body),
+            Input::Witnesses(set) => self.handle_witnesses(now, set),
             Input::Persisted(op) => self.journal.complete(op),
             Input::StorageFailed => self.handle_storage_failed(),
             Input::Propose { count } => self.handle_propose(now, count),
@@ -423,6 +428,18 @@ impl Member {
             }
         }
         self.handle_change_answer(now, from, body);
+    }
+
+    fn handle_witnesses(&mut self, now: MonoTime, set: Arc<WitnessSet>) {
+        if let Some(round) = &mut self.round {
+            round.set_witnesses(now, &set);
+        }
+        if let State::Primary(primary) = &mut self.state
+            && let Some(round) = primary.joint.as_mut().and_then(|j| j.proposal.as_mut())
+        {
+            round.set_witnesses(now, &set);
+        }
+        self.witnesses = set;
     }
 
     /// Acts on a register value that is decided.

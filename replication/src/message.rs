@@ -3,10 +3,14 @@
 //! Three families, by who speaks: members of one volume, proposers and acceptors of one register, and nodes with
 //! witnesses. `docs/wire-protocol.md` has a section for each message.
 
+use std::sync::Arc;
+
 use mainstay_types::{
     Epoch, Incarnation, Instance, Lineage, LogPoint, Lsn, NodeId, PrimaryId, Register, RegisterId,
     VolumeId,
 };
+
+use crate::witness_set::{SetTag, WitnessSet};
 
 /// Anything that crosses the network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -182,25 +186,29 @@ pub struct Ballot {
 
 /// CASPaxos (Rystsov, 2018) for one register.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RegisterMessage {
+pub enum RegisterMessage<V = Register> {
     /// Promise to take no ballot below this one.
     Prepare {
         /// The ballot.
         ballot: Ballot,
+        /// Whom the asker asks.
+        set: SetTag,
     },
     /// Promised, durably; here is what was accepted last.
     Promised {
         /// The ballot promised.
         ballot: Ballot,
         /// What this witness accepted before, if anything.
-        accepted: Option<(Ballot, Box<Register>)>,
+        accepted: Option<(Ballot, Box<V>)>,
     },
     /// Accept this value.
     Accept {
         /// The ballot.
         ballot: Ballot,
+        /// Whom the asker asks.
+        set: SetTag,
         /// The value.
-        value: Box<Register>,
+        value: Box<V>,
     },
     /// Accepted, durably.
     Accepted {
@@ -265,6 +273,8 @@ pub enum WitnessMessage {
         volume: VolumeId,
         /// The last epoch fenced.
         epoch: Epoch,
+        /// Whom the asker asks.
+        set: SetTag,
     },
     /// Witness to witness: fenced durably, and no grant of mine for the volume runs any more.
     Fenced {
@@ -272,6 +282,49 @@ pub enum WitnessMessage {
         volume: VolumeId,
         /// The last epoch fenced.
         epoch: Epoch,
+    },
+    /// To anybody: these are the witnesses; decided.
+    Set(Arc<WitnessSet>),
+    /// Of the witness set, to anybody.
+    SetStep(SetStep),
+}
+
+/// Steps towards another witness set: rule R8.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SetStep {
+    /// Your set is newer than mine: tell me.
+    Wanted,
+    /// Witness to one that is none yet: be ready to become one.
+    Invite,
+    /// It is, with a store that holds nothing.
+    Invited {
+        /// The store's name.
+        store: u64,
+    },
+    /// The decree on the set that follows.
+    Round(RegisterMessage<WitnessSet>),
+    /// Witness to witness: the joint set is in force here, durably; requests of older ones are refused from now on.
+    Adopted {
+        /// Which.
+        set: SetTag,
+        /// Every volume known here, with the last epoch fenced.
+        volumes: Vec<(VolumeId, Epoch)>,
+        /// The longest lease that this witness ever heard of.
+        lease_longest_ms: u32,
+    },
+    /// Witness to those of the new set: take these fences over.
+    Install {
+        /// Under which set.
+        set: SetTag,
+        /// The last epoch fenced of each volume.
+        volumes: Vec<(VolumeId, Epoch)>,
+        /// The longest lease of the cluster.
+        lease_longest_ms: u32,
+    },
+    /// Done, durably.
+    Installed {
+        /// Under which set.
+        set: SetTag,
     },
 }
 
@@ -334,6 +387,8 @@ pub struct Beat {
     pub unwell: Vec<ClaimHealth>,
     /// Volumes sealed here above what anybody acts in.
     pub orphans: Vec<Orphan>,
+    /// Whom the sender beats to.
+    pub set: SetTag,
 }
 
 /// A witness's answer to a beat.
@@ -353,11 +408,11 @@ pub struct Granted {
 
 /// A register read or compare-and-set, as its caller sees it end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RoundResult {
+pub enum RoundResult<V = Register> {
     /// This value is decided, and it is the one proposed (for a read: the one found).
-    Decided(Box<Register>),
+    Decided(Box<V>),
     /// Another value is decided.
-    Conflict(Box<Register>),
+    Conflict(Box<V>),
     /// No value was ever decided, and none was proposed.
     Absent,
 }

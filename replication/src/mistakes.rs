@@ -52,11 +52,15 @@ pub enum Mistake {
     CommitInherited,
     /// The survivor acknowledges alone before the register says that it may.
     AckAloneBeforeShrink,
+    /// H10: another witness set is put in force in one step.
+    WitnessesInOneStep,
+    /// R8: a newcomer among the witnesses takes over nothing from the old set.
+    NewcomersBlank,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::RestartedPrimaryGoesOn,
         Self::NoSyncPoint,
         Self::PromotionDropsSilent,
@@ -80,6 +84,8 @@ impl Mistake {
         Self::ReadAfterLease,
         Self::CommitInherited,
         Self::AckAloneBeforeShrink,
+        Self::WitnessesInOneStep,
+        Self::NewcomersBlank,
     ];
 }
 

@@ -115,7 +115,7 @@ mod tests {
                 me: ME,
                 volume: register(Epoch(1)).spec.name.id(),
                 lineage: LINEAGE,
-                witnesses: vec![WITNESS.node],
+                witnesses: std::sync::Arc::new(crate::WitnessSet::of(&[WITNESS.node])),
                 log: EpochRuns::empty(LogPoint::ZERO),
                 sealed: Epoch::ZERO,
                 commit: Lsn::ZERO,

@@ -17,7 +17,7 @@ pub(crate) struct Joint {
     pub(crate) members: Vec<RegisteredMember>,
     pub(crate) quorum: usize,
     /// None before the sync point: the change may still be dropped without a trace.
-    proposal: Option<Round>,
+    pub(crate) proposal: Option<Round>,
 }
 
 impl Member {

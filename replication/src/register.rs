@@ -4,33 +4,62 @@
 //! `id` of the value, never its version. A round goes on, with ever higher ballots, until its outcome is known.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mainstay_types::{Instance, MonoTime, NodeId, Register, RegisterId};
 
 use crate::message::{ABSENT, Ballot, RegisterMessage, RoundResult};
 use crate::mistakes::{Mistake, Mistakes};
-use crate::quorum::majority;
 use crate::rng::Rng;
+use crate::witness_set::WitnessSet;
+
+/// What a register may hold.
+pub trait Value: Clone {
+    /// Random, one per value.
+    fn id(&self) -> u64;
+    /// One more than that of the value before it.
+    fn version(&self) -> u64;
+}
+
+impl Value for Register {
+    fn id(&self) -> u64 {
+        self.id.0
+    }
+
+    fn version(&self) -> u64 {
+        self.version
+    }
+}
+
+impl Value for WitnessSet {
+    fn id(&self) -> u64 {
+        self.tag.id
+    }
+
+    fn version(&self) -> u64 {
+        self.tag.version
+    }
+}
 
 /// What a round wants.
 #[derive(Debug, Clone)]
-enum Goal {
+enum Goal<V> {
     Read,
     Swap {
         expect: RegisterId,
         expect_version: u64,
-        new: Box<Register>,
+        new: Box<V>,
     },
 }
 
 #[derive(Debug, Clone)]
-enum Phase {
+enum Phase<V> {
     Prepare {
-        answers: BTreeMap<NodeId, Option<(Ballot, Box<Register>)>>,
+        answers: BTreeMap<NodeId, Option<(Ballot, Box<V>)>>,
     },
     Accept {
-        value: Box<Register>,
+        value: Box<V>,
         acks: BTreeSet<NodeId>,
     },
     /// Lost to a higher ballot: waits before the next try.
@@ -42,11 +71,11 @@ enum Phase {
 /// Feed it every answer; drain [`Round::poll_send`] after each call; call [`Round::tick`] at [`Round::deadline`].
 /// Safe to drop at any time: the outcome is then unknown, and a later read settles it.
 #[derive(Debug, Clone)]
-pub struct Round {
-    witnesses: Vec<NodeId>,
-    goal: Goal,
+pub struct Round<V = Register> {
+    witnesses: Arc<WitnessSet>,
+    goal: Goal<V>,
     ballot: Ballot,
-    phase: Phase,
+    phase: Phase<V>,
     /// Greatest counter seen in any answer.
     seen: u64,
     rng: Rng,
@@ -55,16 +84,16 @@ pub struct Round {
     /// ever, find a gap in the end.
     tries: u32,
     deadline: MonoTime,
-    out: Vec<(NodeId, RegisterMessage)>,
+    out: Vec<(NodeId, RegisterMessage<V>)>,
     mistakes: Mistakes,
 }
 
-impl Round {
+impl<V: Value> Round<V> {
     /// Finds the decided value.
     #[must_use]
     pub fn read(
         now: MonoTime,
-        witnesses: &[NodeId],
+        witnesses: &Arc<WitnessSet>,
         seed: u64,
         retry: Duration,
         mistakes: Mistakes,
@@ -76,16 +105,16 @@ impl Round {
     #[must_use]
     pub fn swap(
         now: MonoTime,
-        witnesses: &[NodeId],
+        witnesses: &Arc<WitnessSet>,
         seed: u64,
         retry: Duration,
         mistakes: Mistakes,
         expect: RegisterId,
-        new: Register,
+        new: V,
     ) -> Self {
         let goal = Goal::Swap {
             expect,
-            expect_version: new.version.saturating_sub(1),
+            expect_version: new.version().saturating_sub(1),
             new: Box::new(new),
         };
         Self::start(now, witnesses, seed, retry, mistakes, goal)
@@ -93,11 +122,11 @@ impl Round {
 
     fn start(
         now: MonoTime,
-        witnesses: &[NodeId],
+        witnesses: &Arc<WitnessSet>,
         seed: u64,
         retry: Duration,
         mistakes: Mistakes,
-        goal: Goal,
+        goal: Goal<V>,
     ) -> Self {
         let mut rng = Rng::new(seed);
         let ballot = Ballot {
@@ -105,7 +134,7 @@ impl Round {
             proposer: Instance(rng.id()),
         };
         let mut round = Self {
-            witnesses: witnesses.to_vec(),
+            witnesses: Arc::clone(witnesses),
             goal,
             ballot,
             phase: Phase::Waiting,
@@ -122,7 +151,7 @@ impl Round {
     }
 
     /// The next message to send.
-    pub fn poll_send(&mut self) -> Option<(NodeId, RegisterMessage)> {
+    pub fn poll_send(&mut self) -> Option<(NodeId, RegisterMessage<V>)> {
         self.out.pop()
     }
 
@@ -141,14 +170,23 @@ impl Round {
         }
     }
 
+    /// The witnesses are others now: what was asked of the old ones counts for nothing any more, and the round goes on
+    /// with a new ballot. Safe at any time: it is what a lost ballot leads to.
+    pub fn set_witnesses(&mut self, now: MonoTime, witnesses: &Arc<WitnessSet>) {
+        if witnesses.tag.version > self.witnesses.tag.version {
+            self.witnesses = Arc::clone(witnesses);
+            self.prepare(now);
+        }
+    }
+
     /// Takes a witness's answer; returns the result once it is known.
     pub fn handle(
         &mut self,
         now: MonoTime,
         from: NodeId,
-        message: RegisterMessage,
-    ) -> Option<RoundResult> {
-        if !self.witnesses.contains(&from) {
+        message: RegisterMessage<V>,
+    ) -> Option<RoundResult<V>> {
+        if !self.witnesses.contains(from) {
             return None;
         }
         match message {
@@ -169,9 +207,8 @@ impl Round {
         now: MonoTime,
         from: NodeId,
         ballot: Ballot,
-        accepted: Option<(Ballot, Box<Register>)>,
-    ) -> Option<RoundResult> {
-        let needed = majority(self.witnesses.len());
+        accepted: Option<(Ballot, Box<V>)>,
+    ) -> Option<RoundResult<V>> {
         let Phase::Prepare { answers } = &mut self.phase else {
             return None;
         };
@@ -179,7 +216,7 @@ impl Round {
             return None;
         }
         answers.insert(from, accepted);
-        if answers.len() < needed {
+        if !self.witnesses.is_quorum(|node| answers.contains_key(&node)) {
             return None;
         }
         let found = answers
@@ -197,7 +234,7 @@ impl Round {
             (Goal::Swap { expect, new, .. }, None) if *expect == ABSENT => new.clone(),
             // Nothing is there, so what was expected is not: as absent as a read would find it.
             (Goal::Swap { .. }, None) => return Some(RoundResult::Absent),
-            (Goal::Swap { expect, new, .. }, Some(found)) if found.id == *expect => new.clone(),
+            (Goal::Swap { expect, new, .. }, Some(found)) if found.id() == expect.0 => new.clone(),
             (
                 Goal::Swap {
                     expect_version,
@@ -206,7 +243,7 @@ impl Round {
                 },
                 Some(found),
             ) if self.mistakes.has(Mistake::RegisterByNumber)
-                && found.version == *expect_version =>
+                && found.version() == *expect_version =>
             {
                 new.clone()
             }
@@ -216,8 +253,7 @@ impl Round {
         None
     }
 
-    fn handle_accepted(&mut self, from: NodeId, ballot: Ballot) -> Option<RoundResult> {
-        let needed = majority(self.witnesses.len());
+    fn handle_accepted(&mut self, from: NodeId, ballot: Ballot) -> Option<RoundResult<V>> {
         let Phase::Accept { value, acks } = &mut self.phase else {
             return None;
         };
@@ -225,12 +261,12 @@ impl Round {
             return None;
         }
         acks.insert(from);
-        if acks.len() < needed {
+        if !self.witnesses.is_quorum(|node| acks.contains(&node)) {
             return None;
         }
         let value = value.clone();
         Some(match &self.goal {
-            Goal::Swap { new, .. } if new.id != value.id => RoundResult::Conflict(value),
+            Goal::Swap { new, .. } if new.id() != value.id() => RoundResult::Conflict(value),
             _ => RoundResult::Decided(value),
         })
     }
@@ -260,12 +296,14 @@ impl Round {
         self.deadline = now + self.rng.jitter(patience);
         self.broadcast(&RegisterMessage::Prepare {
             ballot: self.ballot,
+            set: self.witnesses.tag,
         });
     }
 
-    fn accept(&mut self, now: MonoTime, value: Box<Register>) {
+    fn accept(&mut self, now: MonoTime, value: Box<V>) {
         let message = RegisterMessage::Accept {
             ballot: self.ballot,
+            set: self.witnesses.tag,
             value: value.clone(),
         };
         self.phase = Phase::Accept {
@@ -277,13 +315,14 @@ impl Round {
         self.broadcast(&message);
     }
 
-    fn broadcast(&mut self, message: &RegisterMessage) {
+    fn broadcast(&mut self, message: &RegisterMessage<V>) {
         self.out.clear();
         self.out.extend(
             self.witnesses
-                .iter()
+                .nodes()
+                .into_iter()
                 .rev()
-                .map(|witness| (*witness, message.clone())),
+                .map(|witness| (witness, message.clone())),
         );
     }
 }

@@ -308,7 +308,7 @@ mod tests {
             me: process(2),
             volume: VolumeId(7),
             lineage: Lineage(1),
-            witnesses: vec![NodeId(11)],
+            witnesses: std::sync::Arc::new(crate::WitnessSet::of(&[NodeId(11)])),
             log: EpochRuns::empty(LogPoint::ZERO),
             sealed: Epoch::ZERO,
             commit: Lsn::ZERO,

@@ -5,9 +5,10 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use mainstay_replication::{AppendPlan, Beats, OpId};
+use mainstay_replication::{AppendPlan, Beats, OpId, WitnessSet};
 use mainstay_storage::engine::SimDisk;
 use mainstay_storage::format::{EntryIter, EntryRef};
 use mainstay_storage::{Checkpoint, Image, LogEnd, Meta, Wal, WalReader};
@@ -45,6 +46,8 @@ pub struct DataNode {
     pub process: Option<Process>,
     /// It may not run before then.
     pub down_until: u64,
+    /// The witnesses, as it has heard.
+    pub witnesses: Arc<WitnessSet>,
     /// It lost its power and has not shown since that its last batch is whole.
     pub lost_power: bool,
     /// Errors of its disk were ordered and may still strike.
@@ -216,7 +219,7 @@ pub struct OpenArgs {
     /// This process.
     pub instance: Instance,
     /// The witnesses.
-    pub witnesses: Vec<NodeId>,
+    pub witnesses: Arc<WitnessSet>,
     /// For the core.
     pub seed: u64,
 }

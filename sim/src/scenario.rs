@@ -17,6 +17,9 @@ pub use directed::ReplicaFault;
 /// Of the seeds without a theme, one in so many has a freeze of minutes.
 const LONG_FREEZE_ONE_IN: u64 = 40;
 
+/// And one in so many has other witnesses in the end.
+const CHANGES_ONE_IN: u64 = 4;
+
 /// A day in milliseconds.
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
@@ -78,6 +81,12 @@ pub enum Fault {
     StrandPrimary(bool, u64),
     /// The newest primary is cut off from all data nodes, and from the witnesses of this mask.
     CutPrimary(u32, u64),
+    /// An operator asks a witness for other witnesses: one comes, one goes, or one takes the place of another.
+    ChangeWitnesses(u32, u32),
+    /// A witness is cut off from all others, for so long.
+    CutWitness(u32, u64),
+    /// The newest primary and the witnesses of this mask are cut off from everybody else, for so long.
+    PrimaryWith(u32, u64),
     /// The supervisor's report of the process before the newest primary's, on the same node, comes only now.
     LateReport,
     /// One of the data nodes beside the newest primary, counted from it, for so long.
@@ -104,6 +113,8 @@ pub struct Scenario {
     pub data: u32,
     /// Witnesses.
     pub witnesses: u32,
+    /// Witnesses that wait to be invited.
+    pub spare_witnesses: u32,
     /// Volumes.
     pub volumes: Vec<VolumeSetup>,
     /// The network.
@@ -151,6 +162,7 @@ impl Scenario {
             seed,
             data,
             witnesses,
+            spare_witnesses: 0,
             volumes,
             net: net(r),
             disk: DiskSpeed {
@@ -189,6 +201,8 @@ impl Scenario {
             directed::direct(&mut this, theme, r);
         } else if seed.is_multiple_of(LONG_FREEZE_ONE_IN) {
             freeze_for_minutes(&mut this, r);
+        } else if seed % CHANGES_ONE_IN == 1 {
+            change_witnesses(&mut this, r);
         }
         this
     }
@@ -208,6 +222,18 @@ fn freeze_for_minutes(this: &mut Scenario, r: &mut Rng) {
     this.faults.insert(place, (at, fault));
     this.faults_end = this.faults_end.max(at + span + MS * 1_000);
     this.pace_ns = MS * 200;
+}
+
+/// Witnesses come and go, one at a time.
+fn change_witnesses(this: &mut Scenario, r: &mut Rng) {
+    this.spare_witnesses = 1 + u32::try_from(r.below(2)).expect("small");
+    let mut at = MS * 300;
+    while at < this.faults_end {
+        let mut any = || u32::try_from(r.below(60)).expect("small");
+        this.faults.push((at, Fault::ChangeWitnesses(any(), any())));
+        at += MS * (200 + r.below(2_000));
+    }
+    this.faults.sort_by_key(|(at, _)| *at);
 }
 
 fn index(rng: &mut Rng, count: u64) -> usize {

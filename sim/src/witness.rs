@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use mainstay_replication::{OpId, Rng, Witness, WitnessRecord};
+use mainstay_replication::{OpId, Rng, SetState, Witness, WitnessRecord};
 use mainstay_types::{NodeId, VolumeId};
 
 use crate::clock::Clock;
@@ -16,15 +16,33 @@ pub struct WitnessNode {
     /// Its clock.
     pub clock: Clock,
     /// What a restart finds.
-    pub durable: BTreeMap<VolumeId, WitnessRecord>,
+    pub durable: Stored,
     /// Writes under way, in order.
-    pub pending: VecDeque<(OpId, VolumeId, WitnessRecord)>,
+    pub pending: VecDeque<(OpId, Write)>,
     /// The process, if it runs.
     pub process: Option<WitnessProcess>,
     /// It may not run before then.
     pub down_until: u64,
     /// When the store is free again.
     pub store_busy_until: u64,
+}
+
+/// What its store holds.
+#[derive(Debug, Default)]
+pub struct Stored {
+    /// Of each volume.
+    pub records: BTreeMap<VolumeId, WitnessRecord>,
+    /// Of the witnesses.
+    pub state: SetState,
+}
+
+/// One write of a witness's store.
+#[derive(Debug)]
+pub enum Write {
+    /// Of one volume.
+    Record(VolumeId, WitnessRecord),
+    /// Of the witnesses; every record goes first if the flag is set.
+    Set(Box<SetState>, bool),
 }
 
 /// One process of a witness.
@@ -41,15 +59,13 @@ pub struct WitnessProcess {
 }
 
 impl WitnessNode {
-    /// The process ends: of the writes under way a prefix may have reached the disk.
-    pub fn crash(&mut self, rng: &mut Rng) {
+    /// The process ends: of the writes under way a prefix may have reached the disk. These.
+    pub fn crash(&mut self, rng: &mut Rng) -> Vec<Write> {
         let kept = rng.below(self.pending.len() as u64 + 1);
-        for _ in 0..kept {
-            if let Some((_, volume, record)) = self.pending.pop_front() {
-                self.durable.insert(volume, record);
-            }
-        }
-        self.pending.clear();
+        let kept = usize::try_from(kept).unwrap_or(usize::MAX);
+        let writes = self.pending.drain(..).take(kept);
+        let writes = writes.map(|(_, write)| write).collect();
         self.process = None;
+        writes
     }
 }

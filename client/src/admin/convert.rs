@@ -422,6 +422,7 @@ fn event_kind(kind: i32) -> EventKind {
         Ok(Kind::Flapping) => EventKind::Flapping,
         Ok(Kind::ExternalFenceFailed) => EventKind::ExternalFenceFailed,
         Ok(Kind::HookFailed) => EventKind::HookFailed,
+        Ok(Kind::WitnessesChanged) => EventKind::WitnessesChanged,
         Ok(Kind::PolicyChanged) => EventKind::PolicyChanged,
         Ok(Kind::Unspecified) | Err(_) => EventKind::Unknown,
     }

@@ -484,6 +484,8 @@ pub enum EventKind {
     ExternalFenceFailed,
     /// A hook failed.
     HookFailed,
+    /// There are other witnesses.
+    WitnessesChanged,
     /// Policy changed.
     PolicyChanged,
     /// Said by a later release.

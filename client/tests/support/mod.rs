@@ -717,6 +717,20 @@ impl Admin for Node {
         not_offered()
     }
 
+    async fn list_witnesses(
+        &self,
+        _: Request<pb::ListWitnessesRequest>,
+    ) -> Result<Response<pb::ListWitnessesReply>, Status> {
+        not_offered()
+    }
+
+    async fn change_witnesses(
+        &self,
+        _: Request<pb::ChangeWitnessesRequest>,
+    ) -> Result<Response<pb::ChangeWitnessesReply>, Status> {
+        not_offered()
+    }
+
     async fn status(
         &self,
         _: Request<pb::StatusRequest>,

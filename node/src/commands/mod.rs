@@ -18,6 +18,7 @@ pub mod status;
 mod table;
 mod text;
 pub mod volume;
+pub mod witness;
 
 use std::io::{self, Write};
 

@@ -118,13 +118,17 @@ impl Checker<'_> {
             self.add(
                 path,
                 "no roles",
-                "give \"data\", \"witness\", or both; a node without a role does nothing",
+                "give \"data\", \"witness\" or \"standby-witness\", or data and one of them; a node without a role does nothing",
             );
         }
         if roles.iter().filter(|role| **role == Role::Data).count() > 1
-            || roles.iter().filter(|role| **role == Role::Witness).count() > 1
+            || roles.iter().filter(|role| **role != Role::Data).count() > 1
         {
-            self.add(path, "a role is there twice", "name each role once");
+            self.add(
+                path,
+                "a role is there twice, or a witness is to wait and to vote",
+                "name each role once, and one of \"witness\" and \"standby-witness\"",
+            );
         }
     }
 

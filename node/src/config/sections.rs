@@ -13,8 +13,11 @@ use super::{HostPort, ListenAddr};
 pub enum Role {
     /// Holds volumes.
     Data,
-    /// Votes on configuration.
+    /// Votes on configuration, from the cluster's first start on.
     Witness,
+    /// Waits until it is made a witness of a running cluster (`mainstay witness add`), then votes like any other.
+    #[serde(rename = "standby-witness")]
+    StandbyWitness,
 }
 
 /// `[node]`: this node.
@@ -61,6 +64,15 @@ pub struct Peer {
     /// Where health and metrics are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HostPort>,
+}
+
+impl Peer {
+    /// Whether it votes, or may one day.
+    #[must_use]
+    pub fn has_witness(&self) -> bool {
+        let witness = |role: &Role| matches!(role, Role::Witness | Role::StandbyWitness);
+        self.roles.iter().any(witness)
+    }
 }
 
 /// `[lease]`: failure detection. The same on every node of a cluster.

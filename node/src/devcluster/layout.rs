@@ -29,13 +29,16 @@ pub struct Layout {
     pub nodes: Vec<LayoutNode>,
 }
 
-/// What is asked of a plan. What is `None` is as the directory has it, or three nodes, three witnesses, 127.0.0.1.
+/// What is asked of a plan. What is `None` is as the directory has it, or three nodes, three witnesses and none that
+/// waits, 127.0.0.1.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// Data nodes.
     pub nodes: Option<u32>,
     /// Witnesses.
     pub witnesses: Option<u32>,
+    /// Witnesses that wait to be made one.
+    pub standby: Option<u32>,
     /// Where they listen.
     pub host: Option<Ipv4Addr>,
 }
@@ -63,7 +66,7 @@ pub struct LayoutNode {
 pub enum LayoutError {
     /// The directory holds another cluster than asked for.
     #[error(
-        "{} holds a cluster of {nodes} data nodes and {witnesses} witnesses on {host}; leave out --nodes, --witnesses and --host, or choose another --dir",
+        "{} holds a cluster of {nodes} data nodes and {witnesses} witnesses on {host}; leave out --nodes, --witnesses, --standby-witnesses and --host, or choose another --dir",
         dir.display()
     )]
     OtherShape {
@@ -145,7 +148,9 @@ impl Layout {
         let (data, voters) = (has(Role::Data), has(Role::Witness));
         let as_asked = |asked: Option<u32>, count| asked.is_none_or(|n| n as usize == count);
         let same_host = wanted.host.is_none_or(|host| host == self.host);
-        if as_asked(wanted.nodes, data) && as_asked(wanted.witnesses, voters) && same_host {
+        let same_votes = as_asked(wanted.witnesses, voters)
+            && as_asked(wanted.standby, has(Role::StandbyWitness));
+        if as_asked(wanted.nodes, data) && same_votes && same_host {
             return Ok(self);
         }
         Err(LayoutError::OtherShape {
@@ -158,15 +163,24 @@ impl Layout {
 
     fn plan(dir: &Path, wanted: Wanted) -> Result<Self, LayoutError> {
         let (nodes, witnesses) = (wanted.nodes.unwrap_or(3), wanted.witnesses.unwrap_or(3));
+        let standby = wanted.standby.unwrap_or(0);
         let host = wanted.host.unwrap_or(Ipv4Addr::LOCALHOST);
         if !host.is_loopback() {
             return Err(LayoutError::NotLoopback(host));
         }
         let counts = 1..=COUNT_MAX;
-        if !counts.contains(&nodes) || !counts.contains(&witnesses) || witnesses.is_multiple_of(2) {
+        if !counts.contains(&nodes)
+            || !counts.contains(&(witnesses + standby))
+            || witnesses == 0
+            || witnesses.is_multiple_of(2)
+        {
             return Err(LayoutError::BadShape { nodes, witnesses });
         }
-        let mut ports = free_ports(host, 3 * nodes as usize + 2 * witnesses as usize)?.into_iter();
+        let mut ports = free_ports(
+            host,
+            3 * nodes as usize + 2 * (witnesses + standby) as usize,
+        )?
+        .into_iter();
         let mut port = || ports.next().ok_or(LayoutError::NoPorts);
         let mut planned = Vec::new();
         for id in 1..=nodes {
@@ -179,10 +193,15 @@ impl Layout {
                 http_port: port()?,
             });
         }
-        for id in FIRST_WITNESS..FIRST_WITNESS + witnesses {
+        for number in 0..witnesses + standby {
+            let waits = number >= witnesses;
             planned.push(LayoutNode {
-                id: NodeId(id),
-                roles: vec![Role::Witness],
+                id: NodeId(FIRST_WITNESS + number),
+                roles: vec![if waits {
+                    Role::StandbyWitness
+                } else {
+                    Role::Witness
+                }],
                 host: None,
                 grpc_port: port()?,
                 nbd_port: None,
@@ -309,6 +328,7 @@ fn roles_text(roles: &[Role]) -> String {
         .map(|role| match role {
             Role::Data => "\"data\"",
             Role::Witness => "\"witness\"",
+            Role::StandbyWitness => "\"standby-witness\"",
         })
         .collect();
     format!("[{}]", names.join(", "))

@@ -286,7 +286,7 @@ impl Actor {
         let engine = node.settings.engine;
         let (log_task, log) =
             wal_thread::start(engine, disk, dir.clone(), config, to.clone()).await?;
-        let witnesses = node.settings.witnesses();
+        let witnesses = node.witnesses();
         let (state, volume_start) =
             open_state(&disk, &dir, &log, node.instance, &witnesses, node.random()).await?;
         let rebuilt_at = match &state {

@@ -9,7 +9,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::admin_ops::{self, NewVolume};
-use super::{Node, status};
+use super::{Node, rounds, status, witness_sets};
 
 /// Copies of a new volume, where nothing else is asked for: as many as there are data nodes, up to this.
 const COPIES: usize = 3;
@@ -128,12 +128,19 @@ impl pb::admin_server::Admin for AdminService {
         let volume = volumes
             .into_iter()
             .find(|volume| volume.volume == name.id().0);
-        match volume {
-            Some(volume) => Ok(Response::new(pb::ShowVolumeReply {
-                volume: Some(volume),
-            })),
-            None => Err(Status::not_found(format!("there is no volume `{name}`"))),
-        }
+        let volume = match volume {
+            Some(volume) => volume,
+            // Nodes that have just started may not have heard of it yet: the witnesses know.
+            None => rounds::read(&self.0, name.id(), patience(0))
+                .await
+                .map_err(|error| Status::unavailable(error.to_string()))?
+                .filter(|register| !register.deleted)
+                .map(|register| status::volume(&self.0, &register))
+                .ok_or_else(|| Status::not_found(format!("there is no volume `{name}`")))?,
+        };
+        Ok(Response::new(pb::ShowVolumeReply {
+            volume: Some(volume),
+        }))
     }
 
     async fn delete_volume(
@@ -189,5 +196,19 @@ impl pb::admin_server::Admin for AdminService {
         _request: Request<pb::HealthRequest>,
     ) -> Result<Response<pb::HealthReply>, Status> {
         Ok(Response::new(status::health(&self.0)))
+    }
+
+    async fn list_witnesses(
+        &self,
+        _request: Request<pb::ListWitnessesRequest>,
+    ) -> Result<Response<pb::ListWitnessesReply>, Status> {
+        Ok(Response::new(witness_sets::list(&self.0)))
+    }
+
+    async fn change_witnesses(
+        &self,
+        request: Request<pb::ChangeWitnessesRequest>,
+    ) -> Result<Response<pb::ChangeWitnessesReply>, Status> {
+        witness_sets::change(&self.0, request.into_inner()).await
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mainstay_replication::message::{Claim, ClaimHealth, Granted, Message, Orphan};
-use mainstay_replication::{BeatOutput, Beats};
+use mainstay_replication::{BeatOutput, Beats, WitnessSet};
 use mainstay_types::{Epoch, NodeId, VolumeId};
 use mainstay_volume::Event;
 use tokio::sync::mpsc;
@@ -32,6 +32,7 @@ enum ToBeats {
         from: NodeId,
         granted: Granted,
     },
+    Witnesses(Arc<WitnessSet>),
 }
 
 /// The rest of the node's end.
@@ -64,6 +65,11 @@ impl BeatsHandle {
         });
     }
 
+    /// There are other witnesses.
+    pub fn witnesses(&self, set: Arc<WitnessSet>) {
+        let _stopping = self.0.send(ToBeats::Witnesses(set));
+    }
+
     /// A witness answered.
     pub fn granted(&self, from: NodeId, granted: Granted) {
         let _stopping = self.0.send(ToBeats::Granted { from, granted });
@@ -72,10 +78,10 @@ impl BeatsHandle {
 
 /// Beats until the node has stopped.
 pub async fn run(node: Arc<Node>, mut queue: BeatsQueue) {
-    let witnesses = node.settings.witnesses();
+    let witnesses = node.witnesses();
     let data: Vec<NodeId> = node.settings.data_nodes();
     let config = node.settings.lease.clone();
-    let mut beats = Beats::new(clock::mono(), config, node.instance, &witnesses, &data);
+    let mut beats = Beats::new(clock::mono(), config, node.instance, witnesses, &data);
     let mut claims: BTreeMap<VolumeId, Epoch> = BTreeMap::new();
     let stopped = node.until_stopped();
     tokio::pin!(stopped);
@@ -104,6 +110,7 @@ pub async fn run(node: Arc<Node>, mut queue: BeatsQueue) {
                 beats.release(now, volume, epoch, prefer);
             }
             Some(ToBeats::Granted { from, granted }) => beats.handle_granted(now, from, granted),
+            Some(ToBeats::Witnesses(set)) => beats.set_witnesses(now, set),
             None => state(&node, &mut beats, &claims),
         }
         while let Some(output) = beats.poll_output() {

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use mainstay_proto::v1 as pb;
 use mainstay_replication::message::SuspectReason;
-use mainstay_replication::{Certificate, Loss, Role, WitnessEvent};
+use mainstay_replication::{Certificate, Loss, Role, Voter, WitnessEvent, WitnessSet};
 use mainstay_types::{Epoch, Lsn, NodeId, Register, VolumeName};
 use tokio::sync::watch;
 
@@ -44,6 +44,8 @@ pub enum EventKind {
     ExternalFenceFailed,
     /// A hook failed.
     HookFailed,
+    /// There are other witnesses.
+    WitnessesChanged,
     /// A primary on this node stopped serving.
     SteppedDown,
     /// A copy became a member.
@@ -229,6 +231,7 @@ impl EventLog {
                     ..warning(EventKind::ExternalFenceFailed, message)
                 });
             }
+            WitnessEvent::OtherWitnesses { node: other } => node.say_other_witnesses(other),
             WitnessEvent::Promoted(certificate) => {
                 let c = &certificate;
                 let event = match &c.forced {
@@ -321,6 +324,23 @@ impl EventLog {
         }
     }
 
+    /// There are other witnesses.
+    pub(super) fn witnesses(&self, set: &WitnessSet) {
+        let of = |voters: &[Voter]| {
+            let nodes = voters.iter().map(|voter| voter.node.to_string());
+            nodes.collect::<Vec<_>>().join(", ")
+        };
+        let message = match &set.next {
+            Some(next) => format!(
+                "the witnesses change from {} to {}: until that is done a majority of both decides",
+                of(&set.voters),
+                of(next)
+            ),
+            None => format!("the witnesses are {}", of(&set.voters)),
+        };
+        self.add(info(EventKind::WitnessesChanged, message));
+    }
+
     /// A hook did not succeed.
     pub(super) fn hook_failed(&self, volume: &VolumeName, epoch: Epoch, hook: &str, said: &str) {
         let goes_on = match hook {
@@ -386,6 +406,7 @@ fn encode(node: NodeId, number: u64, event: Event) -> pb::Event {
         EventKind::Flapping => pb::EventKind::Flapping,
         EventKind::ExternalFenceFailed => pb::EventKind::ExternalFenceFailed,
         EventKind::HookFailed => pb::EventKind::HookFailed,
+        EventKind::WitnessesChanged => pb::EventKind::WitnessesChanged,
         EventKind::SteppedDown => pb::EventKind::SteppedDown,
         EventKind::MemberAdded => pb::EventKind::MemberAdded,
         EventKind::MemberRemoved => pb::EventKind::MemberRemoved,

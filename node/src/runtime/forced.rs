@@ -76,7 +76,7 @@ pub async fn promote(
     if !request.accept_data_loss {
         return Ok(would_lose(&register, &known, to));
     }
-    if !node.settings.witness {
+    if !node.witnesses().contains(node.settings.node) {
         return forward(node, request).await;
     }
     let result = ask_witness(node, name, to, &request).await?;
@@ -149,11 +149,8 @@ async fn forward(
     request: pb::PromoteRequest,
 ) -> Result<Response<pb::PromoteReply>, Status> {
     let mut last = Status::unavailable("no witness answers");
-    for witness in node.settings.witnesses() {
-        let Some(address) = node.settings.address_of(witness) else {
-            continue;
-        };
-        match status::admin(address).await {
+    for witness in node.witnesses().all() {
+        match status::admin(&witness.address).await {
             Ok(mut client) => return client.promote(request).await,
             Err(error) => last = error,
         }

@@ -33,12 +33,7 @@ impl LinkService {
             .ok_or_else(|| Status::invalid_argument("no hello"))?;
         let peer = wire::accept_hello(first, node.settings.cluster)
             .map_err(|error| Status::failed_precondition(error.to_string()))?;
-        if !node
-            .settings
-            .peers
-            .iter()
-            .any(|known| known.node == peer.node)
-        {
+        if !node.peers.knows(peer.node) {
             let text = format!(
                 "node {} is not among the peers of node {}",
                 peer.node, node.settings.node

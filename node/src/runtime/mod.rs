@@ -30,6 +30,7 @@ pub mod store_marks;
 pub mod volumes;
 pub mod wal_thread;
 pub mod witness;
+pub mod witness_sets;
 pub mod witness_store;
 
 use std::collections::BTreeMap;
@@ -43,7 +44,7 @@ use mainstay_proto::v1 as pb;
 use mainstay_replication::message::{
     MemberEnvelope, MemberMessage, Message, RegisterMessage, WitnessMessage,
 };
-use mainstay_replication::{LeaseConfig, Role, WitnessInput};
+use mainstay_replication::{LeaseConfig, Role, Voter, WitnessInput, WitnessSet};
 use mainstay_storage::engine::Engine;
 use mainstay_types::{
     ClusterId, Incarnation, Instance, MonoTime, NodeId, PrimaryId, Register, VolumeId, VolumeName,
@@ -62,6 +63,7 @@ use operator_command::OperatorCommand;
 use peers::Peers;
 use rounds::Rounds;
 use store_marks::{MarkError, NodeMarks, StoreMarks};
+use witness_sets::WitnessSets;
 
 use crate::wire;
 
@@ -74,8 +76,18 @@ pub struct PeerSettings {
     pub address: String,
     /// It holds data.
     pub data: bool,
-    /// It is a witness.
+    /// It is a witness, or waits to become one.
     pub witness: bool,
+    /// It is not one of the first witnesses.
+    pub standby: bool,
+}
+
+impl PeerSettings {
+    /// It is one of the first witnesses.
+    #[must_use]
+    pub fn votes(&self) -> bool {
+        self.witness && !self.standby
+    }
 }
 
 /// What the configuration says, in the terms of this module.
@@ -89,8 +101,10 @@ pub struct Settings {
     pub address: String,
     /// This node holds data.
     pub data: bool,
-    /// This node is a witness.
+    /// This node is a witness, or waits to become one.
     pub witness: bool,
+    /// It is not one of the first witnesses.
+    pub standby: bool,
     /// Where data is kept.
     pub data_dir: PathBuf,
     /// The other nodes.
@@ -116,25 +130,13 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// All witnesses, by number.
-    #[must_use]
-    pub fn witnesses(&self) -> Vec<NodeId> {
-        self.nodes(self.witness, |peer| peer.witness)
-    }
-
     /// All data nodes, by number.
     #[must_use]
     pub fn data_nodes(&self) -> Vec<NodeId> {
-        self.nodes(self.data, |peer| peer.data)
-    }
-
-    fn nodes(&self, own: bool, wanted: impl Fn(&PeerSettings) -> bool) -> Vec<NodeId> {
-        let others = self
-            .peers
-            .iter()
-            .filter(|peer| wanted(peer))
-            .map(|peer| peer.node);
-        let mut nodes: Vec<NodeId> = others.chain(own.then_some(self.node)).collect();
+        let others = self.peers.iter().filter(|peer| peer.data);
+        let others = others.map(|peer| peer.node);
+        let own = self.data.then_some(self.node);
+        let mut nodes: Vec<NodeId> = others.chain(own).collect();
         nodes.sort_unstable();
         nodes
     }
@@ -175,6 +177,8 @@ pub struct Node {
     pub copies: Copies,
     /// Forced promotions that the witness here is at.
     pub forced: Forced,
+    /// Who the witnesses are.
+    pub witness_sets: WitnessSets,
     /// Hooks that run.
     pub hooks: Hooks,
     /// A stop was asked for.
@@ -212,6 +216,7 @@ impl Node {
         witness: Option<mpsc::UnboundedSender<WitnessInput>>,
         own_stores: NodeMarks,
         stores: StoreMarks,
+        witnesses: WitnessSet,
     ) -> Arc<Self> {
         Arc::new(Self {
             peers: Peers::new(&settings.peers),
@@ -223,6 +228,7 @@ impl Node {
             events: EventLog::open(settings.node, &settings.data_dir),
             copies: Copies::default(),
             forced: Forced::default(),
+            witness_sets: WitnessSets::new(&settings.data_dir, witnesses),
             hooks: Hooks::default(),
             stopping: watch::channel(false).0,
             stopped: watch::channel(false).0,
@@ -267,12 +273,13 @@ impl Node {
     #[must_use]
     pub fn hello(&self) -> pb::Frame {
         let settings = &self.settings;
-        wire::hello(
-            settings.cluster,
-            settings.node,
-            self.instance,
-            self.own_stores,
-        )
+        // One that waits to become a witness has promised nothing yet.
+        let votes = self.witnesses().contains(settings.node);
+        let stores = NodeMarks {
+            witness: self.own_stores.witness.filter(|_| votes),
+            data: self.own_stores.data,
+        };
+        wire::hello(settings.cluster, settings.node, self.instance, stores)
     }
 
     /// Whether the node at the other end of a link still has what it kept its promises in.
@@ -305,6 +312,22 @@ impl Node {
         checked
     }
 
+    /// Witnesses that were removed, or that vote from another store now, may come back as others.
+    fn stores_of_witnesses_changed(self: &Arc<Self>, before: &WitnessSet, now: &WitnessSet) {
+        let same = |voter: &&Voter| now.names(voter.node, voter.store);
+        let gone = before.all().filter(|voter| !same(voter));
+        let gone: Vec<NodeId> = gone.map(|voter| voter.node).collect();
+        if gone.is_empty() {
+            return;
+        }
+        let this = Arc::clone(self);
+        self.handle.spawn_blocking(move || {
+            if let Err(error) = this.stores.forget_witnesses(&gone) {
+                tracing::error!(%error, "witnesses that were removed cannot come back with another store");
+            }
+        });
+    }
+
     /// Sends to a node, this one included.
     pub fn send(self: &Arc<Self>, to: NodeId, message: Message, batch: Bytes) {
         if to == self.settings.node {
@@ -335,6 +358,9 @@ impl Node {
                 }
             },
             Message::Witness(WitnessMessage::Granted(granted)) => self.beats.granted(from, granted),
+            Message::Witness(body @ (WitnessMessage::Set(_) | WitnessMessage::SetStep(_))) => {
+                self.hear_of_witnesses(from, body);
+            }
             Message::Witness(body) => self.to_witness(from, Message::Witness(body)),
         }
     }

@@ -4,8 +4,8 @@
 //! frozen process still accepts. Messages to a node whose link is down are dropped; the protocol asks again.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -28,7 +28,7 @@ const REDIAL_LAST: Duration = Duration::from_millis(200);
 /// How long the other end may take to answer our hello.
 const HELLO_TIMEOUT: Duration = Duration::from_millis(1000);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Link {
     queue: std::sync::Mutex<Option<mpsc::UnboundedSender<pb::Frame>>>,
     up: AtomicBool,
@@ -37,25 +37,35 @@ struct Link {
 /// All outgoing links of a node.
 #[derive(Debug)]
 pub struct Peers {
-    links: BTreeMap<NodeId, Link>,
+    links: RwLock<BTreeMap<NodeId, Arc<Link>>>,
 }
 
 impl Peers {
     /// Links to `peers`, all down.
     #[must_use]
     pub fn new(peers: &[PeerSettings]) -> Self {
-        let link = || Link {
-            queue: std::sync::Mutex::new(None),
-            up: AtomicBool::new(false),
-        };
+        let links = peers
+            .iter()
+            .map(|peer| (peer.node, Arc::new(Link::default())));
         Self {
-            links: peers.iter().map(|peer| (peer.node, link())).collect(),
+            links: RwLock::new(links.collect()),
         }
+    }
+
+    fn link(&self, node: NodeId) -> Option<Arc<Link>> {
+        let links = self.links.read().expect("no panic while the lock is held");
+        links.get(&node).cloned()
+    }
+
+    /// Whether there is a link to `node`, up or down.
+    #[must_use]
+    pub fn knows(&self, node: NodeId) -> bool {
+        self.link(node).is_some()
     }
 
     /// Hands a message to the link to `to`. Dropped if the link is down. Never blocks.
     pub fn send(&self, to: NodeId, message: &Message, batch: Bytes) {
-        let Some(link) = self.links.get(&to) else {
+        let Some(link) = self.link(to) else {
             return;
         };
         let queue = link.queue.lock().expect("no panic while the lock is held");
@@ -68,18 +78,33 @@ impl Peers {
     /// Whether the link to `node` is up.
     #[must_use]
     pub fn is_up(&self, node: NodeId) -> bool {
-        self.links
-            .get(&node)
+        self.link(node)
             .is_some_and(|link| link.up.load(Ordering::Relaxed))
     }
 
     fn set(&self, node: NodeId, queue: Option<mpsc::UnboundedSender<pb::Frame>>) {
-        let Some(link) = self.links.get(&node) else {
+        let Some(link) = self.link(node) else {
             return;
         };
         link.up.store(queue.is_some(), Ordering::Relaxed);
         *link.queue.lock().expect("no panic while the lock is held") = queue;
     }
+}
+
+/// Adds a link to a node that the configuration does not name, unless there is one.
+pub fn add(node: &Arc<Node>, peer: PeerSettings) {
+    {
+        let mut links = node
+            .peers
+            .links
+            .write()
+            .expect("no panic while the lock is held");
+        if links.contains_key(&peer.node) {
+            return;
+        }
+        links.insert(peer.node, Arc::new(Link::default()));
+    }
+    node.handle.spawn(keep_link(Arc::clone(node), peer));
 }
 
 /// Keeps the link to `peer` up until the node stops.

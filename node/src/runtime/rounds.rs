@@ -51,7 +51,7 @@ pub async fn read(
     volume: VolumeId,
     patience: Duration,
 ) -> Result<Option<Register>, NoWitnesses> {
-    let witnesses = node.settings.witnesses();
+    let witnesses = node.witnesses();
     let retry = node.settings.lease.retry * 2;
     let round = Round::read(
         clock::mono(),
@@ -80,7 +80,7 @@ pub async fn swap(
     patience: Duration,
 ) -> Result<RoundResult, NoWitnesses> {
     let volume = new.spec.name.id();
-    let witnesses = node.settings.witnesses();
+    let witnesses = node.witnesses();
     let retry = node.settings.lease.retry * 2;
     let round = Round::swap(
         clock::mono(),
@@ -109,6 +109,7 @@ async fn run(
         .insert(id, (volume, sender));
     let give_up = clock::mono() + patience;
     let result = loop {
+        round.set_witnesses(clock::mono(), &node.witnesses());
         while let Some((to, body)) = round.poll_send() {
             node.send(to, Message::Register { volume, body }, Bytes::new());
         }

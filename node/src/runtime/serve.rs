@@ -20,7 +20,7 @@ use super::client_service::ClientService;
 use super::link_service::LinkService;
 use super::store_marks::{self, NodeMarks, StoreMarks};
 use super::witness_store::WitnessStore;
-use super::{Node, Settings, beats, events, hooks, peers, volumes, witness};
+use super::{Node, Settings, beats, events, hooks, peers, volumes, witness, witness_sets};
 
 /// How long a stop waits for open streams to end by themselves.
 const STREAMS_END: Duration = Duration::from_millis(300);
@@ -71,7 +71,22 @@ pub async fn start(
         own_stores.witness = Some(opened.begin(instance)?);
         store = Some(opened);
     }
-    // A node may have lost one of them alone, beside the rest of its directory.
+    let stored = store
+        .as_ref()
+        .map(WitnessStore::state)
+        .transpose()?
+        .flatten();
+    let file = witness_sets::load(&settings.data_dir)?;
+    let known = [stored.map(|state| state.set), file].into_iter().flatten();
+    let witnesses = known
+        .chain([witness_sets::first(&settings)])
+        .max_by_key(|set| set.tag.version)
+        .unwrap_or_default();
+    // A node may have lost one of them alone, beside the rest of its directory. One that waits to become a witness may
+    // have been one before.
+    if settings.standby && !witnesses.contains(settings.node) {
+        stores.forget_witnesses(&[settings.node])?;
+    }
     stores.check(settings.node, own_stores)?;
     let (witness_to, witness_inputs) = mpsc::unbounded_channel();
     let witness_to = store.is_some().then_some(witness_to);
@@ -82,6 +97,7 @@ pub async fn start(
         witness_to,
         own_stores,
         stores,
+        witnesses,
     );
     let witness = store
         .map(|store| {
@@ -99,6 +115,9 @@ pub async fn start(
         {
             tasks.push(tokio::spawn(peers::keep_link(node.clone(), peer)));
         }
+    }
+    for voter in node.witnesses().all() {
+        node.add_witness_peer(voter.node, &voter.address);
     }
     if node.settings.data {
         volumes::open_all(&node).await.context("data directory")?;

@@ -46,7 +46,7 @@ pub fn local(node: &Node) -> pb::StatusReply {
             .filter(|r| !r.deleted)
             .map(|register| volume(node, register))
             .collect(),
-        witnesses: count(node.settings.witnesses().len()),
+        witnesses: count(node.witnesses().nodes().len()),
         witnesses_reachable: count(reachable),
     }
 }

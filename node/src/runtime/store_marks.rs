@@ -8,13 +8,14 @@
 //! The first mark is believed.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use mainstay_storage::engine::is_no_space;
 use mainstay_types::{Instance, NodeId};
 use serde::{Deserialize, Serialize};
+
+use crate::files::write_json_durably;
 
 const FILE: &str = "stores-seen.json";
 const OWN: &str = "store-mark.json";
@@ -63,7 +64,8 @@ pub enum MarkError {
     /// A witness's store was replaced.
     #[error(
         "witness {node} votes from another store than before: a new one has forgotten what it promised. Give it its old \
-         store back; if that is lost, keep the witness off: the others go on without it as long as they are a majority"
+         store back; if that is lost, remove it with `mainstay witness remove {node}`, start it with the role \
+         \"standby-witness\" and an empty store, and add it again"
     )]
     OtherStore {
         /// The witness.
@@ -153,6 +155,25 @@ impl StoreMarks {
         *known = next;
         Ok(())
     }
+
+    /// Forgets what these nodes voted from: they were removed from the witnesses, and may come back with another store.
+    ///
+    /// # Errors
+    /// The marks could not be kept: they stay as they were.
+    pub fn forget_witnesses(&self, gone: &[NodeId]) -> Result<(), MarkError> {
+        let mut known = self.known.lock().expect("no panic while the lock is held");
+        let mut next = known.clone();
+        for node in gone {
+            if let Some(marks) = next.get_mut(node) {
+                marks.witness = None;
+            }
+        }
+        if next != *known {
+            write(&self.path, &next)?;
+            *known = next;
+        }
+        Ok(())
+    }
 }
 
 fn newer(before: Option<StoreMark>, found: Option<StoreMark>) -> Option<StoreMark> {
@@ -187,7 +208,7 @@ pub fn begin_data(dir: &Path, instance: Instance) -> Result<StoreMark, MarkError
     let path = dir.join(OWN);
     let before: Option<StoreMark> = read(&path)?;
     let next = StoreMark::after(before, instance);
-    match (store(&path, &next), before) {
+    match (write_json_durably(&path, &next), before) {
         (Ok(()), _) => Ok(next),
         (Err(error), Some(_)) if is_no_space(&error) => Ok(StoreMark { boots: 0, ..next }),
         (Err(error), _) => Err(file_error(&path, &error)),
@@ -212,7 +233,7 @@ fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, MarkEr
 }
 
 fn write<T: Serialize>(path: &Path, content: &T) -> Result<(), MarkError> {
-    store(path, content).map_err(|error| file_error(path, &error))
+    write_json_durably(path, content).map_err(|error| file_error(path, &error))
 }
 
 fn file_error(path: &Path, error: &std::io::Error) -> MarkError {
@@ -220,17 +241,6 @@ fn file_error(path: &Path, error: &std::io::Error) -> MarkError {
         path: path.display().to_string(),
         why: error.to_string(),
     }
-}
-
-/// Replaces the file: a crash leaves the old one or the new one.
-fn store<T: Serialize>(path: &Path, content: &T) -> std::io::Result<()> {
-    let dir = path.parent().unwrap_or_else(|| Path::new("."));
-    let aside = path.with_extension("new");
-    let mut file = std::fs::File::create(&aside)?;
-    file.write_all(&serde_json::to_vec(content)?)?;
-    file.sync_all()?;
-    std::fs::rename(&aside, path)?;
-    std::fs::File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]

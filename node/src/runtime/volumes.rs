@@ -87,7 +87,9 @@ fn host(node: &Node, handle: VolumeHandle) {
     node.volumes
         .write()
         .expect("no panic while the lock is held")
-        .insert(volume, handle);
+        .insert(volume, handle.clone());
+    // It may have been opened under witnesses that were replaced meanwhile.
+    handle.tell(mainstay_volume::Event::Witnesses(node.witnesses()));
 }
 
 /// Makes this node's copies what a decided register value says.

@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mainstay_replication::{
-    OpId, Witness, WitnessEvent, WitnessInput, WitnessOutput, WitnessRecord, WitnessStart,
+    OpId, SetState, Witness, WitnessEvent, WitnessInput, WitnessOutput, WitnessSet, WitnessStart,
 };
-use mainstay_types::VolumeId;
 use tokio::sync::mpsc;
 
-use super::witness_store::{StoreError, WitnessStore};
-use super::{Node, clock, external_fence};
+use super::witness_store::{StoreError, WitnessStore, Write};
+use super::{Node, clock, external_fence, witness_sets};
 
 /// Inputs taken before what they lead to is stored.
 const INPUTS_AT_ONCE: usize = 256;
@@ -32,14 +31,17 @@ pub fn run(
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "no runtime for the witness"),
     };
-    let records = match store.load() {
-        Ok(records) => records,
+    let (records, state) = match store
+        .load()
+        .and_then(|records| Ok((records, store.state()?)))
+    {
+        Ok((records, state)) => (records, state.unwrap_or_else(|| first_state(node))),
         Err(error) => return tracing::error!(%error, "the witness does not start"),
     };
     let start = WitnessStart {
         node: node.settings.node,
         instance: node.instance,
-        witnesses: node.settings.witnesses(),
+        state,
         records,
         seed: node.random(),
     };
@@ -76,14 +78,20 @@ fn carry_out(
     witness: &mut Witness,
 ) -> Result<(), StoreError> {
     loop {
-        let mut records = Vec::new();
+        let mut writes = Vec::new();
         let mut last: Option<OpId> = None;
         while let Some(output) = witness.poll_output() {
             match output {
                 WitnessOutput::Persist { op, volume, record } => {
-                    records.push((volume, record));
+                    writes.push(Write::Record(volume, record));
                     last = Some(op);
                 }
+                WitnessOutput::PersistSet { op, state, wipe } => {
+                    writes.push(Write::Set(state, wipe));
+                    last = Some(op);
+                }
+                WitnessOutput::Set(set) => node.learn_witnesses(&set),
+                WitnessOutput::Changed { id, result } => node.witness_sets.changed(id, result),
                 WitnessOutput::Send { to, message } => node.send(to, message, Bytes::new()),
                 WitnessOutput::Event(event) => report(node, event),
                 WitnessOutput::ExternalFence(fence) => external_fence::start(node, fence),
@@ -91,21 +99,21 @@ fn carry_out(
             }
         }
         let Some(op) = last else { return Ok(()) };
-        save(store, inputs, &records)?;
+        save(store, inputs, &writes)?;
         witness.handle(clock::mono(), WitnessInput::Persisted(op));
     }
 }
 
-/// Stores records; waits for room where there is none. Until then this witness is silent, and what it is told is dropped,
+/// Stores what must be; waits for room where there is none. Until then this witness is silent, and what it is told is dropped,
 /// as if the network had lost it: nothing may be answered that builds on votes which are not stored.
 fn save(
     store: &mut WitnessStore,
     inputs: &mut mpsc::UnboundedReceiver<WitnessInput>,
-    records: &[(VolumeId, WitnessRecord)],
+    writes: &[Write],
 ) -> Result<(), StoreError> {
     let mut full = false;
     loop {
-        match store.save(records) {
+        match store.save(writes) {
             Err(StoreError::NoSpace) => {}
             saved => {
                 if full && saved.is_ok() {
@@ -122,6 +130,20 @@ fn save(
         if inputs.is_closed() {
             return Err(StoreError::NoSpace);
         }
+    }
+}
+
+/// What a witness that has never voted goes by.
+fn first_state(node: &Node) -> SetState {
+    let set = if node.settings.standby {
+        WitnessSet::default()
+    } else {
+        witness_sets::first(&node.settings)
+    };
+    SetState {
+        set,
+        lease_longest: node.settings.lease.lease_longest,
+        ..SetState::default()
     }
 }
 

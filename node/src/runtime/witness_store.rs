@@ -2,21 +2,37 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use mainstay_replication::WitnessRecord;
 use mainstay_replication::message::Ballot;
+use mainstay_replication::{SetState, WitnessRecord};
 use mainstay_storage::engine::is_no_space;
 use mainstay_types::{ClusterId, Epoch, Instance, NodeId, Register, VolumeId};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
 use super::store_marks::StoreMark;
+use super::witness_sets::StoredSet;
 
 const RECORDS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("records");
 const FACTS: TableDefinition<'_, &str, u64> = TableDefinition::new("facts");
 
-/// Version of the JSON in `records`.
+const SETS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("sets");
+
+/// The one row of `sets`.
+const SET: &str = "set";
+
+/// Version of the JSON in `records` and `sets`.
 const VERSION: u16 = 1;
+
+/// One write, in order.
+#[derive(Debug)]
+pub enum Write {
+    /// Of one volume.
+    Record(VolumeId, WitnessRecord),
+    /// Of the witnesses; every record goes first if the flag is set.
+    Set(Box<SetState>, bool),
+}
 
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +66,15 @@ pub enum StoreError {
         /// Ours.
         node: NodeId,
     },
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredState {
+    version: u16,
+    set: StoredSet,
+    store: u64,
+    promised: (u64, Instance),
+    accepted: Option<((u64, Instance), StoredSet)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -144,15 +169,28 @@ impl WitnessStore {
         Ok(records)
     }
 
-    /// Stores records, in order; durable on return.
+    /// What is known of the witnesses; none in a store that never heard of any.
+    ///
+    /// # Errors
+    /// The database's, or it does not decode.
+    pub fn state(&self) -> Result<Option<SetState>, StoreError> {
+        let lease_ms = self.longest_lease_ms(0)?;
+        let read = self.database()?.begin_read().map_err(failed)?;
+        let table = read.open_table(SETS).map_err(failed)?;
+        let row = table.get(SET).map_err(failed)?;
+        row.map(|bytes| decode_state(bytes.value(), lease_ms))
+            .transpose()
+    }
+
+    /// Stores writes, in order; durable on return.
     ///
     /// # Errors
     /// The database's: nothing of it may be answered for. After `NoSpace` the same call may succeed later.
-    pub fn save(&mut self, records: &[(VolumeId, WitnessRecord)]) -> Result<(), StoreError> {
+    pub fn save(&mut self, writes: &[Write]) -> Result<(), StoreError> {
         if self.database.is_none() {
             self.write_anew()?;
         }
-        let saved = save(self.database()?, records);
+        let saved = save(self.database()?, writes);
         if let Err(StoreError::NoSpace) = &saved {
             self.database = None;
         }
@@ -164,7 +202,11 @@ impl WitnessStore {
     fn write_anew(&mut self) -> Result<(), StoreError> {
         let io = |error: std::io::Error| failed(redb::StorageError::Io(error));
         let old = Self::open(&self.path, self.cluster, self.node)?;
-        let records: Vec<_> = old.load()?.into_iter().collect();
+        let records = old.load()?.into_iter();
+        let mut writes: Vec<Write> = records
+            .map(|(v, record)| Write::Record(v, record))
+            .collect();
+        writes.extend(old.state()?.map(|state| Write::Set(Box::new(state), false)));
         let lease_ms = old.longest_lease_ms(0)?;
         let mark = mark(old.database()?)?;
         drop(old);
@@ -177,7 +219,7 @@ impl WitnessStore {
         if let Some(mark) = mark {
             save_mark(new.database()?, mark)?;
         }
-        save(new.database()?, &records)?;
+        save(new.database()?, &writes)?;
         std::fs::rename(&aside, &self.path).map_err(io)?;
         let dir = self.path.parent().unwrap_or_else(|| Path::new("."));
         std::fs::File::open(dir)
@@ -194,6 +236,7 @@ fn claim(database: &Database, cluster: ClusterId, node: NodeId) -> Result<(), St
     {
         let mut facts = write.open_table(FACTS).map_err(failed)?;
         write.open_table(RECORDS).map_err(failed)?;
+        write.open_table(SETS).map_err(failed)?;
         let found_cluster = facts
             .get("cluster")
             .map_err(failed)?
@@ -251,17 +294,68 @@ fn save_mark(database: &Database, mark: StoreMark) -> Result<(), StoreError> {
     write.commit().map_err(failed)
 }
 
-fn save(database: &Database, records: &[(VolumeId, WitnessRecord)]) -> Result<(), StoreError> {
+fn save(database: &Database, writes: &[Write]) -> Result<(), StoreError> {
+    let json = |error: serde_json::Error| StoreError::Database(error.to_string());
     let write = database.begin_write().map_err(failed)?;
-    {
-        let mut table = write.open_table(RECORDS).map_err(failed)?;
-        for (volume, record) in records {
-            let bytes = serde_json::to_vec(&encode(record))
-                .map_err(|error| StoreError::Database(error.to_string()))?;
-            table.insert(volume.0, bytes.as_slice()).map_err(failed)?;
+    for one in writes {
+        match one {
+            Write::Record(volume, record) => {
+                let bytes = serde_json::to_vec(&encode(record)).map_err(json)?;
+                let mut table = write.open_table(RECORDS).map_err(failed)?;
+                table.insert(volume.0, bytes.as_slice()).map_err(failed)?;
+            }
+            Write::Set(state, wipe) => {
+                if *wipe {
+                    write.delete_table(RECORDS).map_err(failed)?;
+                    write.open_table(RECORDS).map_err(failed)?;
+                }
+                let bytes = serde_json::to_vec(&encode_state(state)).map_err(json)?;
+                let mut table = write.open_table(SETS).map_err(failed)?;
+                table.insert(SET, bytes.as_slice()).map_err(failed)?;
+                let lease_ms = u64::try_from(state.lease_longest.as_millis()).unwrap_or(u64::MAX);
+                let mut facts = write.open_table(FACTS).map_err(failed)?;
+                facts.insert("lease_longest_ms", lease_ms).map_err(failed)?;
+            }
         }
     }
     write.commit().map_err(failed)
+}
+
+fn encode_state(state: &SetState) -> StoredState {
+    let ballot = |ballot: Ballot| (ballot.counter, ballot.proposer);
+    StoredState {
+        version: VERSION,
+        set: StoredSet::from(&state.set),
+        store: state.store,
+        promised: ballot(state.promised),
+        accepted: state
+            .accepted
+            .as_ref()
+            .map(|(at, set)| (ballot(*at), StoredSet::from(&**set))),
+    }
+}
+
+fn decode_state(bytes: &[u8], lease_ms: u64) -> Result<SetState, StoreError> {
+    let bad =
+        |why: String| StoreError::Database(format!("who the witnesses are does not read: {why}"));
+    let stored: StoredState =
+        serde_json::from_slice(bytes).map_err(|error| bad(error.to_string()))?;
+    if stored.version != VERSION {
+        return Err(bad(format!(
+            "version {}, this program reads {VERSION}",
+            stored.version
+        )));
+    }
+    let ballot = |(counter, proposer)| Ballot { counter, proposer };
+    Ok(SetState {
+        set: stored.set.into(),
+        store: stored.store,
+        promised: ballot(stored.promised),
+        accepted: stored
+            .accepted
+            .map(|(at, set)| (ballot(at), Box::new(set.into()))),
+        lease_longest: Duration::from_millis(lease_ms),
+    })
 }
 
 fn encode(record: &WitnessRecord) -> Stored {
@@ -315,7 +409,9 @@ mod tests {
         let first;
         {
             let mut store = WitnessStore::open(&path, ClusterId(1), NodeId(101)).expect("opens");
-            store.save(&[(VolumeId(5), record.clone())]).expect("saves");
+            store
+                .save(&[Write::Record(VolumeId(5), record.clone())])
+                .expect("saves");
             assert_eq!(store.longest_lease_ms(800).expect("stored"), 800);
             first = store.begin(Instance(1)).expect("counted");
         }

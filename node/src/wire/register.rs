@@ -8,12 +8,14 @@ use mainstay_types::{
     Register, RegisterId, VolumeId, VolumeKind, VolumeSpec,
 };
 
+use super::witness_set::{decode_tag, encode_tag};
 use super::{WireError, decode_nodes, decode_point, encode_nodes, encode_point, epoch, number};
 
 pub(super) fn encode_frame(volume: VolumeId, message: &RegisterMessage) -> pb::RegisterFrame {
     let body = match message {
-        RegisterMessage::Prepare { ballot } => Body::Prepare(pb::Prepare {
+        RegisterMessage::Prepare { ballot, set } => Body::Prepare(pb::Prepare {
             ballot: Some(encode_ballot(*ballot)),
+            set: Some(encode_tag(*set)),
         }),
         RegisterMessage::Promised { ballot, accepted } => Body::Promised(pb::Promised {
             ballot: Some(encode_ballot(*ballot)),
@@ -22,8 +24,9 @@ pub(super) fn encode_frame(volume: VolumeId, message: &RegisterMessage) -> pb::R
                 value: Some(encode_register(value)),
             }),
         }),
-        RegisterMessage::Accept { ballot, value } => Body::Accept(pb::Accept {
+        RegisterMessage::Accept { ballot, set, value } => Body::Accept(pb::Accept {
             ballot: Some(encode_ballot(*ballot)),
+            set: Some(encode_tag(*set)),
             value: Some(encode_register(value)),
         }),
         RegisterMessage::Accepted { ballot } => Body::Accepted(pb::Accepted {
@@ -44,6 +47,7 @@ pub(super) fn decode_frame(frame: pb::RegisterFrame) -> Result<Message, WireErro
     let body = match frame.body.ok_or(WireError::Missing("register.body"))? {
         Body::Prepare(m) => RegisterMessage::Prepare {
             ballot: decode_ballot(m.ballot)?,
+            set: decode_tag(m.set)?,
         },
         Body::Promised(m) => RegisterMessage::Promised {
             ballot: decode_ballot(m.ballot)?,
@@ -51,6 +55,7 @@ pub(super) fn decode_frame(frame: pb::RegisterFrame) -> Result<Message, WireErro
         },
         Body::Accept(m) => RegisterMessage::Accept {
             ballot: decode_ballot(m.ballot)?,
+            set: decode_tag(m.set)?,
             value: decode_boxed(m.value)?,
         },
         Body::Accepted(m) => RegisterMessage::Accepted {
@@ -79,14 +84,14 @@ pub(super) fn decode_boxed(register: Option<pb::Register>) -> Result<Box<Registe
     decode_register(register).map(Box::new)
 }
 
-fn encode_ballot(ballot: Ballot) -> pb::Ballot {
+pub(super) fn encode_ballot(ballot: Ballot) -> pb::Ballot {
     pb::Ballot {
         counter: ballot.counter,
         proposer: ballot.proposer.0,
     }
 }
 
-fn decode_ballot(ballot: Option<pb::Ballot>) -> Result<Ballot, WireError> {
+pub(super) fn decode_ballot(ballot: Option<pb::Ballot>) -> Result<Ballot, WireError> {
     let ballot = ballot.ok_or(WireError::Missing("ballot"))?;
     Ok(Ballot {
         counter: number("ballot.counter", ballot.counter)?,

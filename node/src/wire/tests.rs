@@ -4,8 +4,10 @@ use bytes::Bytes;
 use mainstay_proto::v1 as pb;
 use mainstay_replication::message::{
     Ack, Append, Ballot, Beat, Claim, ClaimHealth, Doubt, Granted, MemberEnvelope, MemberMessage,
-    Message, Orphan, RefuseReason, RegisterMessage, SealAnswer, SuspectReason, WitnessMessage,
+    Message, Orphan, RefuseReason, RegisterMessage, SealAnswer, SetStep, SuspectReason,
+    WitnessMessage,
 };
+use mainstay_replication::{SetTag, Voter, WitnessSet};
 use mainstay_types::{
     AckRule, ClusterId, Epoch, Incarnation, Instance, Lineage, LogPoint, Lsn, Member, MemberKind,
     NodeId, Policy, PrimaryId, Register, RegisterId, VolumeId, VolumeKind, VolumeSpec,
@@ -224,13 +226,82 @@ fn ballot() -> impl Strategy<Value = Ballot> + Clone {
     (number(), instance()).prop_map(|(counter, proposer)| Ballot { counter, proposer })
 }
 
+fn tag() -> impl Strategy<Value = SetTag> + Clone {
+    (number(), any::<u64>()).prop_map(|(version, id)| SetTag { version, id })
+}
+
+fn voters() -> impl Strategy<Value = Vec<Voter>> {
+    let stores = vec((any::<u64>(), "[a-z]{0,9}"), 0..5);
+    stores.prop_map(|stores| {
+        let voter = |(at, (store, address)): (usize, (u64, String))| Voter {
+            node: NodeId(u32::try_from(at).expect("small")),
+            store,
+            address,
+        };
+        stores.into_iter().enumerate().map(voter).collect()
+    })
+}
+
+fn witness_set() -> impl Strategy<Value = WitnessSet> {
+    (tag(), voters(), option::of(voters())).prop_map(|(tag, voters, next)| WitnessSet {
+        tag,
+        voters,
+        next,
+    })
+}
+
+fn set_round() -> impl Strategy<Value = RegisterMessage<WitnessSet>> {
+    let set = || witness_set().prop_map(Box::new);
+    prop_oneof![
+        (ballot(), tag()).prop_map(|(ballot, set)| RegisterMessage::Prepare { ballot, set }),
+        (ballot(), option::of((ballot(), set())))
+            .prop_map(|(ballot, accepted)| RegisterMessage::Promised { ballot, accepted }),
+        (ballot(), tag(), set()).prop_map(|(ballot, set, value)| RegisterMessage::Accept {
+            ballot,
+            set,
+            value
+        }),
+        ballot().prop_map(|ballot| RegisterMessage::Accepted { ballot }),
+        (ballot(), ballot())
+            .prop_map(|(ballot, promised)| RegisterMessage::Rejected { ballot, promised }),
+    ]
+}
+
+fn set_step() -> impl Strategy<Value = SetStep> {
+    let fences = || vec((volume(), epoch()), 0..4);
+    prop_oneof![
+        Just(SetStep::Wanted),
+        Just(SetStep::Invite),
+        any::<u64>().prop_map(|store| SetStep::Invited { store }),
+        set_round().prop_map(SetStep::Round),
+        (tag(), fences(), any::<u32>()).prop_map(|(set, volumes, lease_longest_ms)| {
+            SetStep::Adopted {
+                set,
+                volumes,
+                lease_longest_ms,
+            }
+        }),
+        (tag(), fences(), any::<u32>()).prop_map(|(set, volumes, lease_longest_ms)| {
+            SetStep::Install {
+                set,
+                volumes,
+                lease_longest_ms,
+            }
+        }),
+        tag().prop_map(|set| SetStep::Installed { set }),
+    ]
+}
+
 fn register_message() -> impl Strategy<Value = RegisterMessage> {
     prop_oneof![
-        ballot().prop_map(|ballot| RegisterMessage::Prepare { ballot }),
+        (ballot(), tag()).prop_map(|(ballot, set)| RegisterMessage::Prepare { ballot, set }),
         (ballot(), option::of((ballot(), register())))
             .prop_map(|(ballot, accepted)| RegisterMessage::Promised { ballot, accepted }),
-        (ballot(), register())
-            .prop_map(|(ballot, value)| RegisterMessage::Accept { ballot, value }),
+        (ballot(), tag(), register()).prop_map(|(ballot, set, value)| RegisterMessage::Accept {
+            ballot,
+            set,
+            value
+        }),
         ballot().prop_map(|ballot| RegisterMessage::Accepted { ballot }),
         (ballot(), ballot())
             .prop_map(|(ballot, promised)| RegisterMessage::Rejected { ballot, promised }),
@@ -255,15 +326,19 @@ fn beat() -> impl Strategy<Value = Beat> {
         option::of(vec(claim, 0..4)),
         vec(unwell, 0..3),
         vec(orphan, 0..3),
+        tag(),
     )
-        .prop_map(|(instance, seq, table, claims, unwell, orphans)| Beat {
-            instance,
-            seq,
-            table,
-            claims,
-            unwell,
-            orphans,
-        })
+        .prop_map(
+            |(instance, seq, table, claims, unwell, orphans, set)| Beat {
+                instance,
+                seq,
+                table,
+                claims,
+                unwell,
+                orphans,
+                set,
+            },
+        )
 }
 
 fn witness_message() -> impl Strategy<Value = WitnessMessage> {
@@ -310,7 +385,13 @@ fn witness_message() -> impl Strategy<Value = WitnessMessage> {
                 agree,
             }
         }),
-        (volume(), epoch()).prop_map(|(volume, epoch)| WitnessMessage::Fence { volume, epoch }),
+        (volume(), epoch(), tag()).prop_map(|(volume, epoch, set)| WitnessMessage::Fence {
+            volume,
+            epoch,
+            set
+        }),
+        witness_set().prop_map(|set| WitnessMessage::Set(std::sync::Arc::new(set))),
+        set_step().prop_map(WitnessMessage::SetStep),
         (volume(), epoch()).prop_map(|(volume, epoch)| WitnessMessage::Fenced { volume, epoch }),
     ]
 }

@@ -1,5 +1,7 @@
 //! Leases, releases and fences.
 
+use std::sync::Arc;
+
 use mainstay_proto::v1 as pb;
 use mainstay_proto::v1::witness_frame::Body;
 use mainstay_replication::message::{
@@ -7,6 +9,9 @@ use mainstay_replication::message::{
 };
 use mainstay_types::{Instance, NodeId, VolumeId};
 
+use super::witness_set::{
+    decode_set, decode_step, decode_tag, encode_set, encode_step, encode_tag,
+};
 use super::{WireError, decode_nodes, encode_nodes, epoch, number};
 
 pub(super) fn encode(message: &WitnessMessage) -> pb::WitnessFrame {
@@ -54,14 +59,17 @@ pub(super) fn encode(message: &WitnessMessage) -> pb::WitnessFrame {
             epoch: epoch.0,
             agree: *agree,
         }),
-        WitnessMessage::Fence { volume, epoch } => Body::Fence(pb::Fence {
+        WitnessMessage::Fence { volume, epoch, set } => Body::Fence(pb::Fence {
             volume: volume.0,
             epoch: epoch.0,
+            set: Some(encode_tag(*set)),
         }),
         WitnessMessage::Fenced { volume, epoch } => Body::Fenced(pb::Fenced {
             volume: volume.0,
             epoch: epoch.0,
         }),
+        WitnessMessage::Set(set) => Body::Set(encode_set(set)),
+        WitnessMessage::SetStep(step) => Body::SetStep(encode_step(step)),
     };
     pb::WitnessFrame { body: Some(body) }
 }
@@ -100,11 +108,14 @@ pub(super) fn decode(frame: pb::WitnessFrame) -> Result<WitnessMessage, WireErro
             Body::Fence(m) => WitnessMessage::Fence {
                 volume: VolumeId(m.volume),
                 epoch: epoch("fence.epoch", m.epoch)?,
+                set: decode_tag(m.set)?,
             },
             Body::Fenced(m) => WitnessMessage::Fenced {
                 volume: VolumeId(m.volume),
                 epoch: epoch("fenced.epoch", m.epoch)?,
             },
+            Body::Set(m) => WitnessMessage::Set(Arc::new(decode_set(m)?)),
+            Body::SetStep(m) => WitnessMessage::SetStep(decode_step(m)?),
         },
     )
 }
@@ -133,6 +144,7 @@ fn encode_beat(beat: &Beat) -> pb::Beat {
         }),
         unwell: beat.unwell.iter().map(unwell).collect(),
         orphans: beat.orphans.iter().map(orphan).collect(),
+        set: Some(encode_tag(beat.set)),
     }
 }
 
@@ -173,6 +185,7 @@ fn decode_beat(m: pb::Beat) -> Result<Beat, WireError> {
             .into_iter()
             .map(orphan)
             .collect::<Result<_, _>>()?,
+        set: decode_tag(m.set)?,
     })
 }
 

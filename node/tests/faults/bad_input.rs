@@ -29,6 +29,7 @@ impl Files {
         let wanted = Wanted {
             nodes: Some(1),
             witnesses: Some(1),
+            standby: None,
             host: Some(random_loopback()),
         };
         let layout = Layout::open(dir.path(), wanted).expect("a plan");

@@ -29,6 +29,7 @@ pub(crate) fn wanted(nodes: u32, witnesses: u32) -> Wanted {
     Wanted {
         nodes: Some(nodes),
         witnesses: Some(witnesses),
+        standby: None,
         host: Some(random_loopback()),
     }
 }

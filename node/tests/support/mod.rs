@@ -44,6 +44,15 @@ impl Cluster {
 
     /// With other bounds of volumes.
     pub(crate) async fn with(data: u32, witnesses: u32, volume: VolumeConfig) -> Self {
+        Self::shaped(data, witnesses, 0, volume).await
+    }
+
+    /// With witnesses that wait to become some, behind the others.
+    pub(crate) async fn with_standby(data: u32, witnesses: u32, standby: u32) -> Self {
+        Self::shaped(data, witnesses, standby, VolumeConfig::default()).await
+    }
+
+    async fn shaped(data: u32, witnesses: u32, standby: u32, volume: VolumeConfig) -> Self {
         // `RUST_LOG=debug` shows what every node does.
         let _earlier = tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
@@ -52,7 +61,7 @@ impl Cluster {
             .try_init();
         let dir = tempfile::tempdir().expect("a directory");
         let ids = (1..=data).map(|id| (NodeId(id), true));
-        let ids = ids.chain((1..=witnesses).map(|id| (NodeId(100 + id), false)));
+        let ids = ids.chain((1..=witnesses + standby).map(|id| (NodeId(100 + id), false)));
         let mut listeners = Vec::new();
         let mut peers = Vec::new();
         for (node, data) in ids {
@@ -64,6 +73,7 @@ impl Cluster {
                 address,
                 data,
                 witness: !data,
+                standby: node.0 > 100 + witnesses,
             });
         }
         let mut cluster = Self {
@@ -126,6 +136,11 @@ impl Cluster {
         let dir = &self.settings[&node].data_dir;
         std::fs::remove_dir_all(dir).expect("removed");
         std::fs::create_dir_all(dir).expect("made");
+    }
+
+    /// Gives a stopped node the role of a witness that waits to become one.
+    pub(crate) fn make_standby(&mut self, node: NodeId) {
+        self.settings.get_mut(&node).expect("known").standby = true;
     }
 
     /// Copies everything that a stopped node keeps to `to`.
@@ -215,6 +230,7 @@ fn settings(
         address: own.address.clone(),
         data: own.data,
         witness: own.witness,
+        standby: own.standby,
         data_dir,
         peers: all
             .iter()

@@ -1,8 +1,10 @@
 //! What a volume is told and what it asks for.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use mainstay_replication::message::{MemberEnvelope, RegisterMessage};
-use mainstay_replication::{AppendPlan, OpId, Role};
+use mainstay_replication::{AppendPlan, OpId, Role, WitnessSet};
 use mainstay_storage::{LogEnd, format::EntryRef};
 use mainstay_types::{Epoch, Lsn, MonoTime, NodeId, Register, SessionId};
 
@@ -71,6 +73,8 @@ pub enum Event {
         /// Data nodes that a majority of the witnesses do not hear.
         silent: Vec<NodeId>,
     },
+    /// The witnesses are these now.
+    Witnesses(Arc<WitnessSet>),
     /// Hand the primary role over.
     Handover {
         /// To whom; to the most advanced member if nobody is named.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mainstay_replication::{EpochRuns, MemberStart, OpId, message::Doubt};
+use mainstay_replication::{EpochRuns, MemberStart, OpId, WitnessSet, message::Doubt};
 use mainstay_storage::image::{CheckpointError, ExportedBlock, ImageConfig, ImageOpenError};
 use mainstay_storage::meta::MetaError;
 use mainstay_storage::wal::{CreateError, OpenError, ReadError, ReadPath, WalError, WalIndex};
@@ -321,7 +321,7 @@ pub async fn open_state<D: Disk>(
     dir: &Path,
     log: &LogFacts,
     instance: Instance,
-    witnesses: &[NodeId],
+    witnesses: &Arc<WitnessSet>,
     seed: u64,
 ) -> Result<(State<D>, VolumeStart), CopyError> {
     let facts = &log.facts;
@@ -368,7 +368,7 @@ pub async fn open_state<D: Disk>(
         },
         volume: facts.volume,
         lineage: facts.lineage,
-        witnesses: witnesses.to_vec(),
+        witnesses: Arc::clone(witnesses),
         log: runs,
         sealed: facts.sealed,
         // A damaged copy serves nothing and applies nothing.

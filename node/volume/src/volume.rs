@@ -199,6 +199,7 @@ impl Volume {
                     silent,
                 },
             ),
+            Event::Witnesses(set) => self.core(now, Input::Witnesses(set)),
             Event::Handover { to } => self.core(now, Input::Handover { to }),
             Event::Ready { epoch } => self.core(now, Input::Ready { epoch }),
             Event::Fed { plan, entries } => self.handle_fed(now, plan, entries),

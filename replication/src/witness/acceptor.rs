@@ -14,22 +14,27 @@ impl Witness {
         volume: VolumeId,
         body: RegisterMessage,
     ) {
+        if let RegisterMessage::Prepare { set, .. } | RegisterMessage::Accept { set, .. } = body
+            && !self.admits(from, set)
+        {
+            return;
+        }
         let record = self.records.entry(volume).or_default();
         let answer = match body {
-            RegisterMessage::Prepare { ballot } if ballot < record.promised => {
+            RegisterMessage::Prepare { ballot, .. } if ballot < record.promised => {
                 return self.reject(from, volume, ballot);
             }
             RegisterMessage::Accept { ballot, .. } if ballot < record.promised => {
                 return self.reject(from, volume, ballot);
             }
-            RegisterMessage::Prepare { ballot } => {
+            RegisterMessage::Prepare { ballot, .. } => {
                 record.promised = ballot;
                 RegisterMessage::Promised {
                     ballot,
                     accepted: record.accepted.clone(),
                 }
             }
-            RegisterMessage::Accept { ballot, value } => {
+            RegisterMessage::Accept { ballot, value, .. } => {
                 record.promised = ballot;
                 record.accepted = Some((ballot, value));
                 RegisterMessage::Accepted { ballot }

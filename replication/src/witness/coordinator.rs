@@ -17,7 +17,6 @@ use crate::message::{
     CopyId, MemberMessage, Message, RegisterMessage, RoundResult, SealAnswer, SuspectReason,
     WitnessMessage,
 };
-use crate::quorum::majority;
 use crate::register::Round;
 
 /// An attempt that sees too little of what was committed is kept up for so many times the time of another one.
@@ -123,6 +122,9 @@ pub(super) enum Step {
 impl Witness {
     /// Starts, continues and ends attempts.
     pub(super) fn close_coordinators(&mut self, now: MonoTime) {
+        if !self.votes() {
+            return;
+        }
         for volume in self.records.keys().copied().collect::<Vec<_>>() {
             match self.coordinators.remove(&volume) {
                 Some(coordinator) => self.drive(now, volume, coordinator),
@@ -182,12 +184,9 @@ impl Witness {
 
     /// Turns among the witnesses, another one first for each volume and epoch.
     pub(super) fn rank(&self, volume: VolumeId, epoch: Epoch, witness: NodeId) -> u32 {
-        let count = self.witnesses.len() as u64;
-        let at = self
-            .witnesses
-            .iter()
-            .position(|w| *w == witness)
-            .unwrap_or(0) as u64;
+        let witnesses = self.set.nodes();
+        let count = witnesses.len().max(1) as u64;
+        let at = witnesses.iter().position(|w| *w == witness).unwrap_or(0) as u64;
         u32::try_from((at + volume.0 % count + epoch.0 % count) % count).unwrap_or(0)
     }
 
@@ -249,7 +248,7 @@ impl Witness {
                 true
             }
             Step::Suspecting { agreed } => {
-                if agreed.len() >= majority(self.witnesses.len()) {
+                if self.set.is_quorum(|node| agreed.contains(&node)) {
                     self.start_fencing(now, volume, c);
                 } else if resend {
                     // The others may hear of it a moment later.
@@ -304,7 +303,7 @@ impl Witness {
             },
         ));
         let (seed, retry, mistakes) = (self.rng.id(), self.config.retry * 2, self.config.mistakes);
-        let round = Round::read(now, &self.witnesses, seed, retry, mistakes);
+        let round = Round::read(now, &self.set, seed, retry, mistakes);
         c.step = Step::Fencing {
             read: None,
             round: Some(round),
@@ -339,7 +338,7 @@ impl Witness {
         }
         let ready = match read {
             Some(register) if register.epoch != c.epoch || register.deleted => return false,
-            Some(register) if fenced.len() >= majority(self.witnesses.len()) => {
+            Some(register) if self.set.is_quorum(|node| fenced.contains(&node)) => {
                 c.fenced = fenced.iter().copied().collect();
                 Some(register.clone())
             }
@@ -353,6 +352,7 @@ impl Witness {
             self.broadcast(&WitnessMessage::Fence {
                 volume,
                 epoch: c.epoch,
+                set: self.set.tag,
             });
         }
         true
@@ -508,18 +508,24 @@ impl Witness {
             ..certificate
         });
         let (seed, retry, mistakes) = (self.rng.id(), self.config.retry * 2, self.config.mistakes);
-        let round = Round::swap(
-            now,
-            &self.witnesses,
-            seed,
-            retry,
-            mistakes,
-            register.id,
-            next,
-        );
+        let round = Round::swap(now, &self.set, seed, retry, mistakes, register.id, next);
         c.step = Step::Swapping { round, certificate };
         c.resend = now;
         self.step(now, volume, c);
+    }
+
+    /// Rounds under way go on among the witnesses that are.
+    pub(super) fn ask_other_witnesses(&mut self, now: MonoTime) {
+        for coordinator in self.coordinators.values_mut() {
+            match &mut coordinator.step {
+                Step::Fencing {
+                    round: Some(round), ..
+                }
+                | Step::Swapping { round, .. } => round.set_witnesses(now, &self.set),
+                _ => continue,
+            }
+            coordinator.resend = now;
+        }
     }
 
     fn announce(&mut self, volume: VolumeId, register: &Register) {
@@ -540,7 +546,7 @@ impl Witness {
     }
 
     fn broadcast(&mut self, message: &WitnessMessage) {
-        for witness in self.witnesses.clone() {
+        for witness in self.set.nodes() {
             self.send(witness, Message::Witness(message.clone()));
         }
     }
@@ -564,7 +570,7 @@ impl Witness {
         if let Some(c) = self.coordinators.get_mut(&volume)
             && c.epoch == epoch
             && let Step::Suspecting { agreed } = &mut c.step
-            && self.witnesses.contains(&from)
+            && self.set.contains(from)
         {
             if agree {
                 agreed.insert(from);
@@ -578,7 +584,7 @@ impl Witness {
         if let Some(c) = self.coordinators.get_mut(&volume)
             && c.epoch == epoch
             && let Step::Fencing { fenced, .. } = &mut c.step
-            && self.witnesses.contains(&from)
+            && self.set.contains(from)
         {
             fenced.insert(from);
         }

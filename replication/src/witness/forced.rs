@@ -150,10 +150,10 @@ impl Witness {
             return;
         };
         let refused = match &coordinator.step {
-            Step::Fencing { fenced, .. } if fenced.len() < majority(self.witnesses.len()) => {
+            Step::Fencing { fenced, .. } if !self.set.is_quorum(|node| fenced.contains(&node)) => {
                 ForceRefused::NoWitnessQuorum {
                     votes: fenced.len(),
-                    needed: majority(self.witnesses.len()),
+                    needed: majority(self.set.nodes().len()),
                 }
             }
             _ => ForceRefused::Raced,

@@ -12,6 +12,7 @@ use super::holddown::HoldDown;
 use crate::message::{Beat, Claim, ClaimHealth, Granted, Message, SuspectReason, WitnessMessage};
 use crate::mistakes::Mistake;
 use crate::quorum::sight;
+use crate::witness_set::SetTag;
 
 /// Grants of one volume, and what is known of its present primary.
 #[derive(Debug, Default)]
@@ -46,6 +47,11 @@ pub(super) struct NodeSeen {
 }
 
 impl Grants {
+    /// Forgets fences that were not answered: they were asked for under another witness set, and will be again.
+    pub(super) fn forget_fences(&mut self) {
+        self.fencing = None;
+    }
+
     fn runs(&self, now: MonoTime) -> bool {
         self.running.values().any(|ends| now < *ends)
     }
@@ -59,6 +65,9 @@ impl Grants {
 impl Witness {
     pub(super) fn handle_beat(&mut self, now: MonoTime, from: NodeId, beat: Beat) {
         if self.dead.contains(&beat.instance) || self.dead_nodes.contains(&from) {
+            return;
+        }
+        if !self.admits(from, beat.set) || !self.may_grant() {
             return;
         }
         let seen = self.nodes.entry(from).or_insert_with(|| NodeSeen {
@@ -308,7 +317,16 @@ impl Witness {
         }
     }
 
-    pub(super) fn handle_fence(&mut self, from: NodeId, volume: VolumeId, epoch: Epoch) {
+    pub(super) fn handle_fence(
+        &mut self,
+        from: NodeId,
+        volume: VolumeId,
+        epoch: Epoch,
+        set: SetTag,
+    ) {
+        if !self.admits(from, set) {
+            return;
+        }
         let grants = self.grants.entry(volume).or_default();
         let (fence, waiting) = grants
             .fencing

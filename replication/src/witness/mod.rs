@@ -8,16 +8,20 @@
 //! * A witness holds no user data and never vouches for how fresh a copy is.
 
 mod acceptor;
+mod change;
 mod choose;
 mod coordinator;
 mod external;
 mod forced;
 mod grants;
 mod holddown;
+mod set;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
 
 use mainstay_types::{Epoch, Instance, MonoTime, NodeId, PrimaryId, Register, VolumeId};
 
@@ -27,7 +31,10 @@ use crate::message::{
     Ballot, MemberEnvelope, MemberMessage, Message, RegisterMessage, SuspectReason, WitnessMessage,
 };
 use crate::rng::Rng;
+use crate::witness_set::WitnessSet;
 
+use change::Change;
+pub use change::{ChangeRefused, ChangeRequest};
 pub use choose::Certificate;
 use coordinator::Coordinator;
 use external::ExternalFences;
@@ -46,6 +53,21 @@ pub struct WitnessRecord {
     pub fenced: Epoch,
 }
 
+/// What a witness keeps of the witnesses themselves, durably.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SetState {
+    /// The newest decided set that it knows. Empty in one that waits to be invited.
+    pub set: WitnessSet,
+    /// The store in which it votes; a set names it.
+    pub store: u64,
+    /// In the decree on the set that follows: no ballot below this one is answered.
+    pub promised: Ballot,
+    /// In that decree: the value accepted last.
+    pub accepted: Option<(Ballot, Box<WitnessSet>)>,
+    /// The longest lease that was ever configured, as far as it knows.
+    pub lease_longest: Duration,
+}
+
 /// What the store said at the start.
 #[derive(Debug, Clone)]
 pub struct WitnessStart {
@@ -53,8 +75,8 @@ pub struct WitnessStart {
     pub node: NodeId,
     /// This process.
     pub instance: Instance,
-    /// All witnesses, this one among them.
-    pub witnesses: Vec<NodeId>,
+    /// Who votes, and from which store this one does.
+    pub state: SetState,
     /// What was kept.
     pub records: BTreeMap<VolumeId, WitnessRecord>,
     /// For ids and jitter.
@@ -75,6 +97,8 @@ pub enum WitnessInput {
     Persisted(OpId),
     /// An operator wants a copy to go on whatever is lost by it. Answered by `WitnessOutput::Forced`.
     Force(ForceRequest),
+    /// An operator wants other witnesses. Answered by `WitnessOutput::Changed`.
+    Change(ChangeRequest),
     /// How the command of `WitnessOutput::ExternalFence` ended.
     ExternallyFenced {
         /// As asked.
@@ -98,12 +122,30 @@ pub enum WitnessOutput {
         /// What to keep.
         record: WitnessRecord,
     },
+    /// Store what is known of the witnesses, replacing what was; answer with `Persisted`. In order with the records.
+    PersistSet {
+        /// Its name.
+        op: OpId,
+        /// What to keep.
+        state: Box<SetState>,
+        /// Forget every volume's record first: this is the store of another voter from now on.
+        wipe: bool,
+    },
     /// Send to a node; safe right now.
     Send {
         /// The node.
         to: NodeId,
         /// The message.
         message: Message,
+    },
+    /// The witnesses are these now.
+    Set(Arc<WitnessSet>),
+    /// How a change of the witnesses ended: the set that came of it, or why there was none.
+    Changed {
+        /// As asked.
+        id: u64,
+        /// How.
+        result: Result<Arc<WitnessSet>, ChangeRefused>,
     },
     /// Run the configured command, once; answer with `ExternallyFenced`, whatever becomes of it.
     ExternalFence(ExternalFence),
@@ -167,6 +209,11 @@ pub enum WitnessEvent {
         /// When this witness tries again; `None` if an operator must ask for it.
         again: Option<MonoTime>,
     },
+    /// A node was configured with other witnesses than this one: it is not answered.
+    OtherWitnesses {
+        /// That node.
+        node: NodeId,
+    },
     /// The register names a new primary.
     Promoted(Box<Certificate>),
 }
@@ -177,7 +224,13 @@ pub struct Witness {
     config: LeaseConfig,
     me: NodeId,
     instance: Instance,
-    witnesses: Vec<NodeId>,
+    set: Arc<WitnessSet>,
+    state: SetState,
+    /// When this witness took the set up.
+    set_since: MonoTime,
+    change: Option<Change>,
+    /// Nodes that were found to go by another first set.
+    told_other: BTreeSet<NodeId>,
     records: BTreeMap<VolumeId, WitnessRecord>,
     grants: BTreeMap<VolumeId, Grants>,
     nodes: BTreeMap<NodeId, NodeSeen>,
@@ -190,6 +243,10 @@ pub struct Witness {
     coordinators: BTreeMap<VolumeId, Coordinator>,
     external: ExternalFences,
     next_op: OpId,
+    /// Everything up to here is durable.
+    stored: OpId,
+    /// The write that made the longest lease durable: nothing is granted before.
+    grants_after: OpId,
     /// Messages that wait for a write.
     after: VecDeque<(OpId, NodeId, Message)>,
     /// Messages of this witness to itself.
@@ -203,13 +260,21 @@ impl Witness {
     /// A witness as its store remembers it.
     #[must_use]
     pub fn new(now: MonoTime, config: LeaseConfig, start: WitnessStart) -> Self {
-        let quiet = config.lease_longest.max(config.lease);
+        let mut state = start.state;
+        let configured = config.lease_longest.max(config.lease);
+        let raised = configured > state.lease_longest;
+        state.lease_longest = state.lease_longest.max(configured);
+        let quiet = state.lease_longest;
         let mut witness = Self {
             quiet_until: now + quiet,
             config,
             me: start.node,
             instance: start.instance,
-            witnesses: start.witnesses,
+            set: Arc::new(state.set.clone()),
+            state,
+            set_since: now,
+            change: None,
+            told_other: BTreeSet::new(),
             records: start.records,
             grants: BTreeMap::new(),
             nodes: BTreeMap::new(),
@@ -218,6 +283,8 @@ impl Witness {
             coordinators: BTreeMap::new(),
             external: ExternalFences::default(),
             next_op: OpId(1),
+            stored: OpId(0),
+            grants_after: OpId(0),
             after: VecDeque::new(),
             loopback: VecDeque::new(),
             rng: Rng::new(start.seed),
@@ -226,6 +293,9 @@ impl Witness {
         };
         for volume in witness.records.keys().copied().collect::<Vec<_>>() {
             witness.note_register(now, volume);
+        }
+        if raised {
+            witness.grants_after = witness.persist_set(false);
         }
         witness.close(now);
         witness
@@ -237,6 +307,7 @@ impl Witness {
             WitnessInput::Message { from, message } => self.handle_message(now, from, message),
             WitnessInput::Persisted(op) => self.handle_persisted(op),
             WitnessInput::Force(request) => self.handle_force(now, request),
+            WitnessInput::Change(request) => self.handle_change(now, request),
             WitnessInput::ExternallyFenced { id, result } => {
                 self.handle_externally_fenced(now, id, result);
             }
@@ -266,6 +337,12 @@ impl Witness {
             .map(|(_, register)| &**register)
     }
 
+    /// Who votes, as far as this witness knows.
+    #[must_use]
+    pub fn witnesses(&self) -> &Arc<WitnessSet> {
+        &self.set
+    }
+
     /// What is kept of each volume.
     #[must_use]
     pub fn records(&self) -> &BTreeMap<VolumeId, WitnessRecord> {
@@ -278,7 +355,10 @@ impl Witness {
                 RegisterMessage::Prepare { .. } | RegisterMessage::Accept { .. } => {
                     self.handle_proposal(now, from, volume, body);
                 }
-                answer => self.handle_round_answer(now, from, volume, answer),
+                answer => {
+                    self.handle_copy_answer(now, from, volume, &answer);
+                    self.handle_round_answer(now, from, volume, answer);
+                }
             },
             Message::Witness(body) => self.handle_witness_message(now, from, body),
             Message::Member(envelope) => self.handle_member_answer(now, *envelope),
@@ -313,8 +393,12 @@ impl Witness {
             } => {
                 self.handle_suspected(from, volume, epoch, agree);
             }
-            WitnessMessage::Fence { volume, epoch } => self.handle_fence(from, volume, epoch),
+            WitnessMessage::Fence { volume, epoch, set } => {
+                self.handle_fence(from, volume, epoch, set);
+            }
             WitnessMessage::Fenced { volume, epoch } => self.handle_fenced(from, volume, epoch),
+            WitnessMessage::Set(set) => self.handle_set(now, from, set),
+            WitnessMessage::SetStep(step) => self.handle_set_step(now, from, step),
             WitnessMessage::Granted(_) => {}
         }
     }
@@ -337,6 +421,7 @@ impl Witness {
             self.close_grants(now);
             self.close_external(now);
             self.close_coordinators(now);
+            self.close_change(now);
             let Some(message) = self.loopback.pop_front() else {
                 break;
             };
@@ -379,26 +464,43 @@ impl Witness {
 
     /// Stores the record as it is now; `message` goes out once that is durable.
     fn persist_then(&mut self, volume: VolumeId, to: NodeId, message: Message) {
-        let op = self.next_op;
-        self.next_op = OpId(op.0 + 1);
+        self.persist(volume);
+        self.after_persisted(to, message);
+    }
+
+    fn persist(&mut self, volume: VolumeId) {
+        let op = self.take_op();
         let record = self.records.get(&volume).cloned().unwrap_or_default();
         self.out
             .push_back(WitnessOutput::Persist { op, volume, record });
-        self.after.push_back((op, to, message));
     }
 
-    /// Sends once everything handed to the store so far is durable. Every write has an answer that waits for it.
+    fn persist_set(&mut self, wipe: bool) -> OpId {
+        let op = self.take_op();
+        let state = Box::new(self.state.clone());
+        self.out
+            .push_back(WitnessOutput::PersistSet { op, state, wipe });
+        op
+    }
+
+    fn take_op(&mut self) -> OpId {
+        let op = self.next_op;
+        self.next_op = OpId(op.0 + 1);
+        op
+    }
+
+    /// Sends once everything handed to the store so far is durable.
     fn after_persisted(&mut self, to: NodeId, message: Message) {
-        match self.after.back() {
-            Some((op, _, _)) => {
-                let op = *op;
-                self.after.push_back((op, to, message));
-            }
-            None => self.send(to, message),
+        let last = OpId(self.next_op.0 - 1);
+        if last <= self.stored {
+            self.send(to, message);
+        } else {
+            self.after.push_back((last, to, message));
         }
     }
 
     fn handle_persisted(&mut self, op: OpId) {
+        self.stored = self.stored.max(op);
         while self
             .after
             .front()

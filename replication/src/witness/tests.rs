@@ -1,5 +1,6 @@
 //! One witness alone, a volume with one copy that answers: what it does when primaries are lost, and when one is forced.
 
+mod change;
 mod external;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,11 +12,12 @@ use mainstay_types::{
 };
 
 use super::{
-    ExternalFence, ForceRefused, ForceRequest, ForceResult, Witness, WitnessEvent, WitnessInput,
-    WitnessOutput, WitnessRecord, WitnessStart,
+    ExternalFence, ForceRefused, ForceRequest, ForceResult, SetState, Witness, WitnessEvent,
+    WitnessInput, WitnessOutput, WitnessRecord, WitnessStart,
 };
 use crate::config::LeaseConfig;
 use crate::message::{Ballot, MemberEnvelope, MemberMessage, Message, SealAnswer, WitnessMessage};
+use crate::witness_set::WitnessSet;
 
 const WITNESS: NodeId = NodeId(9);
 const COPY: PrimaryId = PrimaryId {
@@ -93,7 +95,10 @@ impl Stage {
         let start = WitnessStart {
             node: WITNESS,
             instance: Instance(4),
-            witnesses: vec![WITNESS],
+            state: SetState {
+                set: WitnessSet::of(&[WITNESS]),
+                ..SetState::default()
+            },
             records: BTreeMap::from([(volume, record)]),
             seed: 6,
         };
@@ -130,14 +135,16 @@ impl Stage {
     fn answer(&mut self) {
         while let Some(output) = self.witness.poll_output() {
             match output {
-                WitnessOutput::Persist { op, .. } => {
+                WitnessOutput::Persist { op, .. } | WitnessOutput::PersistSet { op, .. } => {
                     self.witness.handle(self.now, WitnessInput::Persisted(op));
                 }
                 WitnessOutput::Send {
                     message: Message::Member(envelope),
                     to,
                 } if self.answering.contains_key(&to) => self.answer_member(to, &envelope),
-                WitnessOutput::Send { .. } => {}
+                WitnessOutput::Send { .. }
+                | WitnessOutput::Set(_)
+                | WitnessOutput::Changed { .. } => {}
                 WitnessOutput::Forced { id, result } => {
                     self.forced.insert(id, result);
                 }

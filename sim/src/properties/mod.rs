@@ -170,11 +170,11 @@ pub struct Oracle {
 impl Oracle {
     /// Nothing has happened.
     #[must_use]
-    pub fn new(kind: VolumeKind, witnesses: usize) -> Self {
+    pub fn new(kind: VolumeKind) -> Self {
         Self {
             canon: Vec::new(),
             copies: BTreeMap::new(),
-            chain: Chain::new(witnesses),
+            chain: Chain::new(),
             ops: Ops::new(kind),
             starts: fencing::Starts::default(),
         }

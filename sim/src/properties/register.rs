@@ -1,12 +1,12 @@
 //! Property 3: one primary an epoch, and one chain of register values.
 //!
-//! A value is decided once a majority of the witnesses has durably accepted it under one ballot; this model sees that
+//! A value is decided once a quorum of the witnesses has durably accepted it under one ballot; this model sees that
 //! before any process can.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use mainstay_replication::WitnessSet;
 use mainstay_replication::message::Ballot;
-use mainstay_replication::quorum::majority;
 use mainstay_types::{Epoch, NodeId, PrimaryId, Register};
 
 use super::{Check, Property, broken};
@@ -14,28 +14,34 @@ use super::{Check, Property, broken};
 /// Decided values by version.
 #[derive(Debug)]
 pub struct Chain {
-    witnesses: usize,
-    accepted: BTreeMap<Ballot, BTreeSet<NodeId>>,
+    /// By ballot: the set under which it was made, and who accepted its value.
+    accepted: BTreeMap<Ballot, (WitnessSet, BTreeSet<NodeId>)>,
     decided: BTreeMap<u64, Register>,
 }
 
 impl Chain {
-    pub(super) fn new(witnesses: usize) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            witnesses,
             accepted: BTreeMap::new(),
             decided: BTreeMap::new(),
         }
     }
 
-    /// A witness durably accepted a value.
+    /// A witness that knew this `set` durably accepted a value.
     ///
     /// # Errors
     /// It is decided now, and does not fit the chain.
-    pub fn accepted(&mut self, witness: NodeId, ballot: Ballot, value: &Register) -> Check {
-        let by = self.accepted.entry(ballot).or_default();
+    pub fn accepted(
+        &mut self,
+        witness: NodeId,
+        ballot: Ballot,
+        value: &Register,
+        set: &WitnessSet,
+    ) -> Check {
+        let made = || (set.clone(), BTreeSet::new());
+        let (set, by) = self.accepted.entry(ballot).or_insert_with(made);
         by.insert(witness);
-        if by.len() < majority(self.witnesses) {
+        if !set.is_quorum(|node| by.contains(&node)) {
             return Ok(());
         }
         match self.decided.get(&value.version) {

@@ -34,7 +34,12 @@ pub enum Theme {
     Orphans,
     /// A witness that missed a promotion, and a primary that has only this one and another left.
     OldNames,
+    /// One witness takes the place of another while a primary is replaced.
+    WitnessSets,
 }
+
+/// Of the seeds with a theme, those that end in this digit change the witnesses.
+const WITNESS_SETS: u64 = 7;
 
 const THEMES: [Theme; 11] = [
     Theme::Leases,
@@ -56,6 +61,9 @@ pub fn theme(seed: u64) -> Option<Theme> {
     if seed % 2_000 < 1_000 {
         return None;
     }
+    if seed % 10 == WITNESS_SETS {
+        return Some(Theme::WitnessSets);
+    }
     let at = usize::try_from(seed % THEMES.len() as u64).ok()?;
     THEMES.get(at).copied()
 }
@@ -75,6 +83,7 @@ pub fn theme_of(mistake: Mistake) -> Option<Theme> {
         Mistake::ChoiceByLsnAlone => Some(Theme::Tails),
         Mistake::TruncateBelowCommit => Some(Theme::Doubles),
         Mistake::IncarnationIgnored | Mistake::DamageCountsAsSight => Some(Theme::Disks),
+        Mistake::WitnessesInOneStep | Mistake::NewcomersBlank => Some(Theme::WitnessSets),
         _ => None,
     }
 }
@@ -141,6 +150,11 @@ pub(super) fn direct(scenario: &mut Scenario, theme: Theme, r: &mut Rng) {
             scenario.net.delay_max_ns = MS;
             scenario.reports = 0;
         }
+        Theme::WitnessSets => {
+            scenario.spare_witnesses = 2;
+            scenario.net.delay_max_ns = MS;
+            scenario.store_ns = MS;
+        }
         Theme::Leases | Theme::Disks | Theme::Succession => {}
     }
     scenario.faults.clear();
@@ -178,6 +192,30 @@ fn combination(theme: Theme, r: &mut Rng) -> Vec<(u64, Fault)> {
                 Fault::IsolatePrimary(u8::try_from(witness).unwrap_or(0), ms(600, 2_500)),
             )],
         },
+        Theme::WitnessSets => {
+            // A witness takes another one's place (the second choice of three is "goes", the third "is replaced").
+            let change = Fault::ChangeWitnesses(1 + other, 2 + 3 * witness);
+            match mode {
+                // The old primary keeps two of the old witnesses, the new set goes on without them.
+                0 | 1 => vec![
+                    (0, change),
+                    (ms(2, 60), Fault::PrimaryWith(1 | 1 << (1 + other), long)),
+                ],
+                // One witness misses a promotion, the next one comes right after the change.
+                _ => {
+                    let changed = ms(300, 1_500);
+                    vec![
+                        (0, Fault::CutWitness(witness, MS * 1_400)),
+                        (MS, Fault::KillPrimary(ms(5, 60))),
+                        (MS * 1_400 + changed, change),
+                        (
+                            MS * 1_400 + changed + ms(900, 2_500),
+                            Fault::KillPrimary(ms(5, 60)),
+                        ),
+                    ]
+                }
+            }
+        }
         Theme::Witnesses => {
             let first = match other {
                 0 => Fault::IsolatePrimary(0, long),

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use mainstay_replication::message::{
-    Claim, ClaimHealth, MemberEnvelope, MemberMessage, Message, Orphan, WitnessMessage,
+    Claim, ClaimHealth, MemberEnvelope, MemberMessage, Message, Orphan, SetStep, WitnessMessage,
 };
 use mainstay_replication::{BeatOutput, Beats};
 use mainstay_storage::engine::SimDisk;
@@ -45,6 +46,7 @@ impl World {
                 dirs: BTreeMap::new(),
                 process: None,
                 down_until: 0,
+                witnesses: self.first_witnesses(),
                 lost_power: false,
                 erring: false,
             });
@@ -78,7 +80,7 @@ impl World {
             local,
             self.scenario.lease.clone(),
             instance,
-            &self.witness_ids(),
+            Arc::clone(&self.nodes[i].witnesses),
             &self.node_ids(),
         );
         self.nodes[i].process = Some(Process {
@@ -114,7 +116,7 @@ impl World {
                 segment_bytes: self.scenario.segment_bytes,
             },
             instance,
-            witnesses: self.witness_ids(),
+            witnesses: Arc::clone(&self.nodes[i].witnesses),
             seed: self.rng.id(),
         })
     }
@@ -307,6 +309,8 @@ impl World {
             answer.clone(),
         );
         self.executor.spawn(answer.pid, task);
+        let witnesses = Arc::clone(&self.nodes[i].witnesses);
+        self.volume_event(i, volume, VolumeEvent::Witnesses(witnesses));
         let id = self.nodes[i].id;
         for other in self.node_ids() {
             if other != id && !self.net.is_cut(id, other) {
@@ -622,6 +626,14 @@ impl World {
                 if let Some(process) = &mut self.nodes[i].process {
                     process.beats.handle_granted(local, from, granted);
                 }
+            }
+            Packet::Core(Message::Witness(WitnessMessage::Set(set)), _) => {
+                self.data_learns_set(i, from, set);
+            }
+            Packet::Core(Message::Witness(WitnessMessage::SetStep(SetStep::Wanted)), _) => {
+                let set = Arc::clone(&self.nodes[i].witnesses);
+                let message = Message::Witness(WitnessMessage::Set(set));
+                self.send(to, from, Packet::Core(message, Bytes::new()));
             }
             Packet::Core(Message::Witness(_), _) | Packet::Reply(..) => {}
             Packet::Ask(conn, token, ask) => self.deliver_ask(i, conn, token, ask),

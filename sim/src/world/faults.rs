@@ -21,7 +21,7 @@ use crate::scenario::{Fault, MS, ReplicaFault};
 const MINUTE: u64 = 60_000 * MS;
 
 impl World {
-    fn count(&mut self, kind: &'static str) {
+    pub(super) fn count(&mut self, kind: &'static str) {
         *self.injected.entry(kind).or_default() += 1;
     }
 
@@ -104,6 +104,23 @@ impl World {
                 let mut others = w.node_ids();
                 others.extend(w.some_witnesses(mask));
                 w.cut_off(node, &others, 0, span);
+            }),
+            Fault::CutWitness(a, span) => {
+                let node = self.witnesses[self.witness_index(a)].id;
+                self.isolate(node, 0, span);
+            }
+            Fault::ChangeWitnesses(a, choice) => self.change_witnesses(a, choice),
+            Fault::PrimaryWith(mask, span) => self.at_primary(|w, i| {
+                let mut side = w.some_witnesses(mask);
+                side.push(w.nodes[i].id);
+                let all = w.all_nodes();
+                let others = all.into_iter().filter(|node| !side.contains(node));
+                let pairs = others.flat_map(|other| {
+                    let both = |node: &NodeId| [(*node, other), (other, *node)];
+                    side.iter().flat_map(both).collect::<Vec<_>>()
+                });
+                let pairs = pairs.collect();
+                w.cut(pairs, span);
             }),
             Fault::LateReport => self.at_primary(|w, i| w.late_report(i)),
             Fault::Replica(n, what, span) => self.at_primary(|w, i| {
@@ -256,16 +273,12 @@ impl World {
             return;
         }
         self.count("witness crash");
-        self.witnesses[w].crash(&mut self.rng);
+        let kept = self.witnesses[w].crash(&mut self.rng);
         self.witnesses[w].down_until = now + span;
         self.at(now + span, Event::StartWitness(w));
         // What was kept of the writes under way is accepted, durably, though nobody heard of it.
-        let id = self.witnesses[w].id;
-        for (volume, record) in self.witnesses[w].durable.clone() {
-            if let Some((ballot, value)) = &record.accepted {
-                let check = self.oracle_mut(volume).chain.accepted(id, *ballot, value);
-                self.check(check);
-            }
+        for write in kept {
+            self.apply_write(w, write);
         }
     }
 

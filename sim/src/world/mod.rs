@@ -7,15 +7,17 @@ mod clients;
 mod data;
 mod ending;
 mod faults;
+mod witness_sets;
 mod witnesses;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use mainstay_replication::message::Message;
-use mainstay_replication::{OpId, Rng, Round};
+use mainstay_replication::message::{Message, WitnessMessage};
+use mainstay_replication::{OpId, Rng, Round, WitnessSet};
 use mainstay_types::{Instance, Lineage, NodeId, Policy, VolumeId, VolumeSpec};
 use mainstay_volume::{ConnId, OpResult, Token};
 
@@ -130,6 +132,10 @@ pub struct World {
     clients: Vec<Client>,
     volumes: BTreeMap<VolumeId, VolumeWorld>,
     next_pid: ProcId,
+    /// The witnesses, as the operator who creates volumes has heard.
+    operator_witnesses: Arc<WitnessSet>,
+    /// The newest set that any witness took up.
+    newest_set: u64,
     /// What happened.
     pub trace: Trace,
     /// Faults by kind.
@@ -202,6 +208,8 @@ impl World {
             clients: Vec::new(),
             volumes: BTreeMap::new(),
             next_pid: 1,
+            operator_witnesses: Arc::default(),
+            newest_set: 1,
             trace,
             injected: BTreeMap::new(),
             dead: BTreeMap::new(),
@@ -217,6 +225,7 @@ impl World {
 
     fn build(&mut self) {
         self.build_nodes();
+        self.operator_witnesses = self.first_witnesses();
         self.build_witnesses();
         self.build_volumes();
         self.build_clients();
@@ -358,8 +367,14 @@ impl World {
                 self.client_reply(to, conn, token, reply);
             }
         } else if to == OPERATOR {
-            if let Packet::Core(Message::Register { volume, body }, _) = packet {
-                self.operator_answer(volume, from, body);
+            match packet {
+                Packet::Core(Message::Register { volume, body }, _) => {
+                    self.operator_answer(volume, from, body);
+                }
+                Packet::Core(Message::Witness(WitnessMessage::Set(set)), _) => {
+                    self.operator_learns_set(set);
+                }
+                _ => {}
             }
         } else if to.0 >= WITNESS_BASE {
             self.deliver_witness(from, to, packet);

@@ -1,13 +1,13 @@
 //! Witnesses, their stores, the operator who creates volumes, and the supervisors' reports.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 use mainstay_replication::message::{
     ABSENT, MemberEnvelope, MemberMessage, Message, RegisterMessage, RoundResult, WitnessMessage,
 };
 use mainstay_replication::{
-    OpId, Round, Witness, WitnessEvent, WitnessInput, WitnessOutput, WitnessStart,
+    OpId, Round, SetState, Witness, WitnessEvent, WitnessInput, WitnessOutput, WitnessStart,
 };
 use mainstay_types::{
     Epoch, Incarnation, Instance, Lineage, LogPoint, Member, MemberKind, MonoTime, NodeId,
@@ -18,16 +18,24 @@ use super::{Event, OPERATOR, Packet, VolumeWorld, WITNESS_BASE, World};
 use crate::executor::ProcId;
 use crate::properties::Oracle;
 use crate::properties::monotonic::check_record;
-use crate::witness::{WitnessNode, WitnessProcess};
+use crate::witness::{Stored, WitnessNode, WitnessProcess, Write};
 
 impl World {
     pub(super) fn build_witnesses(&mut self) {
-        for number in 0..self.scenario.witnesses {
+        let first = self.first_witnesses();
+        for number in 0..self.scenario.witnesses + self.scenario.spare_witnesses {
             let clock = self.new_clock();
+            let mut state = SetState::default();
+            if number < self.scenario.witnesses {
+                state.set = (*first).clone();
+            }
             self.witnesses.push(WitnessNode {
                 id: NodeId(WITNESS_BASE + number),
                 clock,
-                durable: BTreeMap::new(),
+                durable: Stored {
+                    state,
+                    ..Stored::default()
+                },
                 pending: VecDeque::new(),
                 process: None,
                 down_until: 0,
@@ -48,8 +56,8 @@ impl World {
         let start = WitnessStart {
             node: self.witnesses[w].id,
             instance: Instance(self.rng.id()),
-            witnesses: self.witness_ids(),
-            records: self.witnesses[w].durable.clone(),
+            state: self.witnesses[w].durable.state.clone(),
+            records: self.witnesses[w].durable.records.clone(),
             seed: self.rng.id(),
         };
         let local = self.witnesses[w].clock.read(now);
@@ -72,6 +80,44 @@ impl World {
         }
     }
 
+    fn write_witness(&mut self, w: usize, op: OpId, write: Write) {
+        let takes = 1_000 + self.rng.below(self.scenario.store_ns);
+        let now = self.now();
+        let node = &mut self.witnesses[w];
+        node.pending.push_back((op, write));
+        let at = node.store_busy_until.max(now) + takes;
+        node.store_busy_until = at;
+        let pid = node.process.as_ref().map_or(0, |p| p.pid);
+        self.at(at, Event::WitnessStored(w, pid, op));
+    }
+
+    /// A write of a witness's store is durable.
+    pub(super) fn apply_write(&mut self, w: usize, write: Write) {
+        let id = self.witnesses[w].id;
+        match write {
+            Write::Record(volume, record) => {
+                if let Some(before) = self.witnesses[w].durable.records.get(&volume) {
+                    let check = check_record(before, &record);
+                    self.check(check);
+                }
+                if let Some((ballot, value)) = &record.accepted {
+                    let set = self.witnesses[w].durable.state.set.clone();
+                    let oracle = self.oracle_mut(volume);
+                    let check = oracle.chain.accepted(id, *ballot, value, &set);
+                    self.check(check);
+                }
+                self.witnesses[w].durable.records.insert(volume, record);
+            }
+            Write::Set(state, wipe) => {
+                let durable = &mut self.witnesses[w].durable;
+                durable.state = *state;
+                if wipe {
+                    durable.records.clear();
+                }
+            }
+        }
+    }
+
     fn pump_witness(&mut self, w: usize) {
         let now = self.now();
         let id = self.witnesses[w].id;
@@ -85,14 +131,18 @@ impl World {
                     self.send(id, to, Packet::Core(message, Bytes::new()));
                 }
                 WitnessOutput::Persist { op, volume, record } => {
-                    let takes = 1_000 + self.rng.below(self.scenario.store_ns);
-                    let node = &mut self.witnesses[w];
-                    node.pending.push_back((op, volume, record));
-                    let at = node.store_busy_until.max(now) + takes;
-                    node.store_busy_until = at;
-                    let pid = node.process.as_ref().map_or(0, |p| p.pid);
-                    self.at(at, Event::WitnessStored(w, pid, op));
+                    self.write_witness(w, op, Write::Record(volume, record));
                 }
+                WitnessOutput::PersistSet { op, state, wipe } => {
+                    self.write_witness(w, op, Write::Set(state, wipe));
+                }
+                WitnessOutput::Set(set) => {
+                    self.trace.note(now, 5, w as u64, 7, || {
+                        format!("witness {id} goes by {set:?}")
+                    });
+                    self.count_set(&set);
+                }
+                WitnessOutput::Changed { .. } => {}
                 // Nobody forces anything here, and no scenario has an external fence.
                 WitnessOutput::Forced { .. } | WitnessOutput::ExternalFence(_) => {}
                 WitnessOutput::Event(event) => {
@@ -102,6 +152,7 @@ impl World {
                         WitnessEvent::Promoted(_) => 3,
                         WitnessEvent::HeldDown { .. } => 4,
                         WitnessEvent::ExternalFenceFailed { .. } => 5,
+                        WitnessEvent::OtherWitnesses { .. } => 6,
                     };
                     self.trace.note(now, 5, w as u64, code, || {
                         format!("witness {id}: {event:?}")
@@ -145,24 +196,15 @@ impl World {
         if let Some(until) = process.paused_until {
             return self.at(until + 1, Event::WitnessStored(w, pid, op));
         }
-        let id = self.witnesses[w].id;
         while self.witnesses[w]
             .pending
             .front()
-            .is_some_and(|(first, _, _)| *first <= op)
+            .is_some_and(|(first, _)| *first <= op)
         {
-            let Some((_, volume, record)) = self.witnesses[w].pending.pop_front() else {
+            let Some((_, write)) = self.witnesses[w].pending.pop_front() else {
                 break;
             };
-            if let Some(before) = self.witnesses[w].durable.get(&volume) {
-                let check = check_record(before, &record);
-                self.check(check);
-            }
-            if let Some((ballot, value)) = &record.accepted {
-                let check = self.oracle_mut(volume).chain.accepted(id, *ballot, value);
-                self.check(check);
-            }
-            self.witnesses[w].durable.insert(volume, record);
+            self.apply_write(w, write);
         }
         self.witness_input(w, WitnessInput::Persisted(op));
     }
@@ -225,7 +267,6 @@ impl World {
                 .parse()
                 .expect("a letter and a digit name a volume");
             let id = name.id();
-            let witnesses = self.witnesses.len();
             self.volumes.insert(
                 id,
                 VolumeWorld {
@@ -235,7 +276,7 @@ impl World {
                     },
                     lineage: Lineage(self.rng.id()),
                     policy: setup.policy,
-                    oracle: Oracle::new(setup.kind, witnesses),
+                    oracle: Oracle::new(setup.kind),
                     creation: None,
                     fragile: None,
                     answered_at_end: 0,
@@ -303,7 +344,7 @@ impl World {
         };
         let round = Round::swap(
             MonoTime(self.now()),
-            &self.witness_ids(),
+            &self.operator_witnesses,
             self.rng.id(),
             self.scenario.volume.member.round_retry,
             self.scenario.volume.member.mistakes,
@@ -314,7 +355,7 @@ impl World {
         self.drive_creation(volume);
     }
 
-    fn drive_creation(&mut self, volume: VolumeId) {
+    pub(super) fn drive_creation(&mut self, volume: VolumeId) {
         let mut sends = Vec::new();
         let mut due = MonoTime::MAX;
         if let Some(round) = &mut self.volumes.get_mut(&volume).expect("known").creation {

@@ -73,7 +73,11 @@ impl Stage {
             counter: 1 << 40,
             proposer: Instance(55),
         };
-        let body = crate::message::RegisterMessage::Accept { ballot, value };
+        let body = crate::message::RegisterMessage::Accept {
+            ballot,
+            set: crate::WitnessSet::of(&[super::WITNESS]).tag,
+            value,
+        };
         let message = Message::Register {
             volume: self.volume,
             body,
