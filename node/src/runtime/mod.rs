@@ -47,6 +47,7 @@ use mainstay_replication::{LeaseConfig, Role, WitnessInput};
 use mainstay_storage::engine::Engine;
 use mainstay_types::{
     ClusterId, Incarnation, Instance, MonoTime, NodeId, PrimaryId, Register, VolumeId, VolumeName,
+    Zone,
 };
 use mainstay_volume::store::CopyConfig;
 use mainstay_volume::{Event, VolumeConfig};
@@ -87,6 +88,8 @@ pub struct Settings {
     pub node: NodeId,
     /// `host:port` under which others reach this node.
     pub address: String,
+    /// Where this node stands, if that was configured.
+    pub zone: Option<Zone>,
     /// This node holds data.
     pub data: bool,
     /// This node is a witness.

@@ -109,6 +109,7 @@ pub fn encode_register(register: &Register) -> pb::Register {
             ack: encode_ack_rule(register.policy.ack).into(),
             min_copies: register.policy.min_copies,
             placement: encode_nodes(&register.policy.placement),
+            prefer: encode_nodes(&register.policy.prefer),
         }),
         cut: Some(encode_point(register.cut)),
         spec: Some(pb::VolumeSpec {
@@ -221,6 +222,7 @@ fn decode_policy(policy: Option<pb::Policy>) -> Result<Policy, WireError> {
         ack,
         min_copies: policy.min_copies,
         placement: decode_nodes(policy.placement),
+        prefer: decode_nodes(policy.prefer),
     })
 }
 

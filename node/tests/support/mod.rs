@@ -213,6 +213,7 @@ fn settings(
         cluster: ClusterId(0x7e57),
         node: own.node,
         address: own.address.clone(),
+        zone: None,
         data: own.data,
         witness: own.witness,
         data_dir,

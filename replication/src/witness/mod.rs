@@ -13,6 +13,7 @@ mod coordinator;
 mod external;
 mod forced;
 mod grants;
+mod health;
 mod holddown;
 #[cfg(test)]
 mod tests;

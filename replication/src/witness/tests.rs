@@ -1,5 +1,6 @@
 //! One witness alone, a volume with one copy that answers: what it does when primaries are lost, and when one is forced.
 
+mod choice;
 mod external;
 
 use std::collections::{BTreeMap, BTreeSet};
