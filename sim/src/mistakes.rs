@@ -15,7 +15,7 @@ pub const CAUGHT: [(Mistake, u64); Mistake::ALL.len()] = [
     (Mistake::ReleaseByNode, 1_025),
     (Mistake::GrantsWithoutNames, 1_176),
     (Mistake::NoQuietTime, 1_002),
-    (Mistake::StartUnchecked, 8),
+    (Mistake::StartUnchecked, 2),
     (Mistake::AckBeforeSync, 0),
     (Mistake::ChoiceByLsnAlone, 1_039),
     (Mistake::SealNotDurable, 0),
