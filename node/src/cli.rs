@@ -336,9 +336,13 @@ pub struct CreateArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_size, required_if_eq("kind", "block"))]
     pub size: Option<u64>,
 
-    /// Nodes that shall hold a copy, the preferred primary first [default: all data nodes, at most three]
+    /// Nodes that shall hold a copy; the first one is the first primary [default: all data nodes, at most three]
     #[arg(long, value_name = "ID,...", value_delimiter = ',')]
     pub on: Vec<u32>,
+
+    /// Among equally good copies, the nodes that shall become primary first, in this order
+    #[arg(long, value_name = "ID,...", value_delimiter = ',')]
+    pub prefer: Vec<u32>,
 
     /// The cluster.
     #[command(flatten)]

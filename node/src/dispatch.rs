@@ -73,6 +73,7 @@ async fn create(args: CreateArgs) -> anyhow::Result<()> {
     };
     let mut create = commands::volume::Create::new(args.volume.as_str(), kind);
     create.placement = args.on.iter().copied().map(NodeId).collect();
+    create.prefer = args.prefer.iter().copied().map(NodeId).collect();
     commands::volume::create(&create, endpoints(&args.cluster)?, &mut io::stdout()).await
 }
 

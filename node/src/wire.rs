@@ -20,7 +20,7 @@ use mainstay_proto::LINK_PROTOCOL;
 use mainstay_proto::v1 as pb;
 use mainstay_proto::v1::frame::Body;
 use mainstay_replication::message::Message;
-use mainstay_types::{ClusterId, Epoch, Instance, LogPoint, Lsn, NameError, NodeId};
+use mainstay_types::{ClusterId, Epoch, Instance, LogPoint, Lsn, NameError, NodeId, ZoneError};
 
 pub use register::{decode_register, encode_kind, encode_member, encode_register};
 pub use witness_set::{decode_set, encode_set};
@@ -53,6 +53,9 @@ pub enum WireError {
     /// A register whose volume has no valid name.
     #[error("register of a volume without a valid name")]
     Name(#[source] NameError),
+    /// A beat from a zone without a valid name.
+    #[error("beat from a zone without a valid name")]
+    Zone(#[source] ZoneError),
     /// An append whose runs do not describe `first..=last`.
     #[error("runs do not describe entries {first} to {last}")]
     Runs {

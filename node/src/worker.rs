@@ -137,6 +137,7 @@ fn settings(config: &Config, port: u16) -> Settings {
         cluster: config.cluster_id(),
         node: config.node_id(),
         address: config.advertised(port).to_string(),
+        zone: config.node.zone.clone(),
         data: config.node.roles.contains(&Role::Data),
         witness: config.own_peer().has_witness(),
         standby: config.node.roles.contains(&Role::StandbyWitness),

@@ -190,6 +190,36 @@ async fn placement_and_copies_are_as_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn preferred_nodes_are_shown_and_checked() {
+    let cluster = Cluster::start().await;
+    let mut args = volume::Create::new("ledger", VolumeKind::Log);
+    args.prefer = vec![NodeId(2), NodeId(3)];
+    args.json = true;
+    let mut out = Vec::new();
+    volume::create(&args, cluster.endpoints(), &mut out)
+        .await
+        .expect("created");
+    let created = json(&out);
+    assert_eq!(created["volume"]["prefer"], serde_json::json!([2, 3]));
+    assert_eq!(
+        created["volume"]["primary"], 2,
+        "the first of them makes it"
+    );
+    let mut out = Vec::new();
+    volume::show("ledger", false, cluster.endpoints(), &mut out)
+        .await
+        .expect("shown");
+    let shown = String::from_utf8(out).expect("text");
+    assert!(shown.contains("preferred      2, 3"), "{shown}");
+    args.volume = "pair".to_owned();
+    args.placement = vec![NodeId(1), NodeId(2)];
+    let error = volume::create(&args, cluster.endpoints(), &mut Vec::new()).await;
+    let error = error.expect_err("no copy on node 3").to_string();
+    assert!(error.contains("node 3 cannot be preferred"), "{error}");
+    cluster.shut_down().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_appended_is_read_byte_for_byte() {
     let cluster = Cluster::start().await;
     create(&cluster, "ledger", VolumeKind::Log).await;

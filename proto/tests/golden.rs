@@ -116,6 +116,7 @@ fn register() -> pb::Register {
             ack: pb::AckRule::All.into(),
             min_copies: 1,
             placement: vec![2, 4],
+            prefer: vec![4],
         }),
         cut: Some(point()),
         spec: Some(pb::VolumeSpec {
@@ -264,9 +265,11 @@ fn witnesses(golden: &mut Golden) {
             sync_age_ms: 20,
             uncommitted_age_ms: 30,
             unreachable: vec![4],
+            syncs_due: 5,
         }],
         orphans: vec![pb::Orphan { volume, sealed: 4 }],
         set: tag(),
+        zone: "east".to_owned(),
     };
     golden.witness("beat", Body::Beat(beat));
     let granted = pb::Granted {

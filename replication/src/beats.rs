@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay_types::{Epoch, Instance, MonoTime, NodeId, VolumeId};
+use mainstay_types::{Epoch, Instance, MonoTime, NodeId, VolumeId, Zone};
 
 use crate::config::LeaseConfig;
 use crate::message::{Beat, Claim, ClaimHealth, Granted, Orphan, WitnessMessage};
@@ -67,6 +67,7 @@ pub struct Beats {
     tables: VecDeque<(u64, BTreeMap<VolumeId, Epoch>)>,
     unwell: Vec<ClaimHealth>,
     orphans: Vec<Orphan>,
+    zone: Option<Zone>,
     nodes: BTreeSet<NodeId>,
     out: VecDeque<BeatOutput>,
 }
@@ -115,6 +116,7 @@ impl Beats {
             tables: VecDeque::from([(1, BTreeMap::new())]),
             unwell: Vec::new(),
             orphans: Vec::new(),
+            zone: None,
             nodes: nodes.iter().copied().collect(),
             out: VecDeque::new(),
         }
@@ -132,6 +134,12 @@ impl Beats {
             link.next_beat = now;
         }
         self.tick(now);
+    }
+
+    /// With the place where the node stands.
+    #[must_use]
+    pub fn in_zone(self, zone: Option<Zone>) -> Self {
+        Self { zone, ..self }
     }
 
     /// States what this node is primary of, how its commit paths are, and which seals nobody has taken up. Beats at
@@ -226,6 +234,7 @@ impl Beats {
                 unwell: self.unwell.clone(),
                 orphans: self.orphans.clone(),
                 set: self.witnesses.tag,
+                zone: self.zone.clone(),
             };
             self.out.push_back(BeatOutput::Send {
                 to: link.witness,

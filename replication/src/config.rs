@@ -15,6 +15,9 @@ pub struct MemberConfig {
     pub retransmit: Duration,
     /// A member that was silent for this long is dropped from the register.
     pub drop_after: Duration,
+    /// A write that waits for the disk, an entry that waits for its commit, or a silence of the primary is overdue after
+    /// this long.
+    pub overdue_after: Duration,
     /// Bytes sent to one copy ahead of its answers.
     pub in_flight_bytes_max: u64,
     /// A planned switchover that has not drained by then is called off.
@@ -34,6 +37,7 @@ impl Default for MemberConfig {
             commit_delay: Duration::from_millis(5),
             retransmit: Duration::from_millis(300),
             drop_after: Duration::from_secs(3),
+            overdue_after: Duration::from_millis(1000),
             in_flight_bytes_max: 8 << 20,
             handover_timeout: Duration::from_secs(3),
             round_retry: Duration::from_millis(100),

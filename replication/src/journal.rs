@@ -115,6 +115,17 @@ impl Journal {
         self.durable = base;
     }
 
+    /// The write handed out last.
+    pub(crate) fn issued(&self) -> OpId {
+        OpId(self.next.0 - 1)
+    }
+
+    /// The last write of those that are complete.
+    pub(crate) fn completed(&self) -> OpId {
+        let first = self.pending.front().map_or(self.next, |(op, _)| *op);
+        OpId(first.0 - 1)
+    }
+
     pub(crate) fn is_idle(&self) -> bool {
         self.pending.is_empty()
     }

@@ -16,6 +16,7 @@ mod beats;
 mod config;
 mod fate;
 mod handover;
+mod health;
 mod journal;
 mod member;
 pub mod message;

@@ -14,6 +14,7 @@ use mainstay_types::{
 };
 
 use crate::config::MemberConfig;
+use crate::health::DiskHealth;
 use crate::journal::{Journal, OpId};
 use crate::message::{
     CopyId, Doubt, MemberEnvelope, MemberMessage, RefuseReason, RegisterMessage, RoundResult,
@@ -72,6 +73,8 @@ pub enum Input {
     Persisted(OpId),
     /// A write or sync failed: final for this log in this process.
     StorageFailed,
+    /// The disk, or the thread that waits for it, stood still for longer than is in bounds.
+    Stalled,
     /// Append this many entries. Refused unless [`Member::accepts`].
     Propose {
         /// How many.
@@ -276,6 +279,7 @@ pub struct Member {
     pub(crate) lease_until: MonoTime,
     pub(crate) silent: Vec<NodeId>,
     pub(crate) reachable: BTreeSet<NodeId>,
+    pub(crate) health: DiskHealth,
 
     pub(crate) last_role: Role,
     pub(crate) rng: Rng,
@@ -326,6 +330,7 @@ impl Member {
             lease_until: MonoTime::ZERO,
             silent: Vec::new(),
             reachable: BTreeSet::new(),
+            health: DiskHealth::default(),
 
             last_role: Role::Idle,
             rng,
@@ -344,6 +349,7 @@ impl Member {
             Input::Witnesses(set) => self.handle_witnesses(now, set),
             Input::Persisted(op) => self.journal.complete(op),
             Input::StorageFailed => self.handle_storage_failed(),
+            Input::Stalled => self.handle_stalled(),
             Input::Propose { count } => self.handle_propose(now, count),
             Input::Read { id } => self.handle_read(now, id),
             Input::Lease {
@@ -504,6 +510,7 @@ impl Member {
             State::Following(_) => self.close_replica(now),
             State::Idle => self.maybe_become_primary(now),
         }
+        self.close_health(now);
         self.close_role();
         self.check_invariants();
     }

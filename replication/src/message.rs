@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use mainstay_types::{
     Epoch, Incarnation, Instance, Lineage, LogPoint, Lsn, NodeId, PrimaryId, Register, RegisterId,
-    VolumeId,
+    VolumeId, Zone,
 };
 
 use crate::witness_set::{SetTag, WitnessSet};
@@ -350,7 +350,7 @@ pub struct Claim {
     pub epoch: Epoch,
 }
 
-/// How well the commit path of one claimed volume works. Sent only when something is overdue.
+/// How well the commit path of one volume works at one copy. Sent only when something is wrong with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClaimHealth {
     /// The volume.
@@ -359,8 +359,10 @@ pub struct ClaimHealth {
     pub sync_age_ms: u32,
     /// Milliseconds that the oldest uncommitted entry has waited.
     pub uncommitted_age_ms: u32,
-    /// Members that do not answer.
+    /// Members that do not answer the sender, its primary among them if it is not heard.
     pub unreachable: Vec<NodeId>,
+    /// Syncs in a row that must still be good before the copy has proved that it works again.
+    pub syncs_due: u32,
 }
 
 /// A member whose seal nobody has taken up.
@@ -383,12 +385,14 @@ pub struct Beat {
     pub table: u64,
     /// The table itself, until the witness has named its number in an answer.
     pub claims: Option<Vec<Claim>>,
-    /// Claims whose commit path is overdue.
+    /// Copies whose disk or commit path is overdue or not proved again, or which do not hear their primary.
     pub unwell: Vec<ClaimHealth>,
     /// Volumes sealed here above what anybody acts in.
     pub orphans: Vec<Orphan>,
     /// Whom the sender beats to.
     pub set: SetTag,
+    /// Where the node stands, if its configuration says so.
+    pub zone: Option<Zone>,
 }
 
 /// A witness's answer to a beat.

@@ -525,7 +525,7 @@ impl Member {
                 incarnation: p.incarnation,
                 acked: p.acked,
                 last_heard: p.last_heard,
-                unreachable: now >= p.last_heard + 5 * self.config.heartbeat,
+                unreachable: p.is_silent(now, self.config.heartbeat),
                 rebuilding: p.rebuilding,
                 refused: p.refused,
             })

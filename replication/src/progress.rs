@@ -102,6 +102,11 @@ impl Progress {
         !stale
     }
 
+    /// Whether the copy has not answered several heartbeats.
+    pub(crate) fn is_silent(&self, now: MonoTime, heartbeat: Duration) -> bool {
+        now >= self.last_heard + 5 * heartbeat
+    }
+
     /// Notes who answers. Another process, or another copy, vouches for nothing that the one before acknowledged.
     pub(crate) fn heard(&mut self, now: MonoTime, copy: CopyId, instance: Instance) {
         self.last_heard = now;

@@ -10,6 +10,7 @@ mod position;
 mod register;
 mod time;
 mod volume;
+mod zone;
 
 pub use ids::{
     ClusterId, Incarnation, Instance, Lineage, NodeId, ParseIdError, RegisterId, SessionId,
@@ -19,3 +20,4 @@ pub use position::{Epoch, LogPoint, Lsn};
 pub use register::{Member, MemberKind, PrimaryId, Register};
 pub use time::MonoTime;
 pub use volume::{AckRule, BLOCK_BYTES, NameError, Policy, VolumeKind, VolumeName, VolumeSpec};
+pub use zone::{Zone, ZoneError};

@@ -51,11 +51,17 @@ pub struct Policy {
     pub ack: AckRule,
     /// Full copies below which the membership never shrinks.
     pub min_copies: u32,
-    /// The nodes that should hold a copy, the preferred primary first.
+    /// The nodes that should hold a copy; the first one made the volume.
     pub placement: Vec<NodeId>,
+    /// Among copies that are equally good as primary, these first, in this order. May be empty.
+    #[serde(default)]
+    pub prefer: Vec<NodeId>,
 }
 
 impl Policy {
+    /// No more nodes may be preferred.
+    pub const PREFERRED_MAX: usize = 16;
+
     /// The defaults for copies on `placement`.
     ///
     /// Two copies: both must have an entry, and the survivor may go on alone once the register says so. Three
@@ -71,6 +77,7 @@ impl Policy {
             },
             min_copies: if copies <= 2 { 1 } else { 2 },
             placement,
+            prefer: Vec::new(),
         }
     }
 }

@@ -15,8 +15,10 @@ pub struct CreateVolume {
     pub kind: VolumeKind,
     /// Copies wanted; zero lets the cluster choose. Ignored if `placement` names nodes.
     pub copies: u32,
-    /// Nodes that shall hold a copy, the preferred primary first.
+    /// Nodes that shall hold a copy; the first one makes the volume and is its first primary.
     pub placement: Vec<NodeId>,
+    /// Among copies that are equally good as primary, these first, in this order: at most 16 of the nodes that hold one.
+    pub prefer: Vec<NodeId>,
     /// How many durable copies commit; `None` is the default for that many copies.
     pub ack: Option<AckRule>,
     /// Full copies below which the membership never shrinks; zero is the default.
@@ -163,8 +165,10 @@ pub struct VolumeStatus {
     pub ack_quorum: u32,
     /// Full copies below which the membership never shrinks.
     pub min_copies: u32,
-    /// Nodes that should hold a copy, the preferred primary first.
+    /// Nodes that should hold a copy; the first one made the volume.
     pub placement: Vec<NodeId>,
+    /// Among copies that are equally good as primary, these first, in this order.
+    pub prefer: Vec<NodeId>,
     /// End of the log that the last promotion chose.
     pub cut: LogPoint,
     /// The node whose view the rest is.
@@ -646,6 +650,7 @@ impl CreateVolume {
             kind,
             copies: 0,
             placement: Vec::new(),
+            prefer: Vec::new(),
             ack: None,
             min_copies: 0,
         }

@@ -22,8 +22,10 @@ pub struct Create {
     pub kind: VolumeKind,
     /// Copies; zero lets the cluster choose. Only without `placement`.
     pub copies: u32,
-    /// Nodes that shall hold a copy, the preferred primary first. Empty: the cluster chooses.
+    /// Nodes that shall hold a copy; the first one makes the volume. Empty: the cluster chooses.
     pub placement: Vec<NodeId>,
+    /// Among copies that are equally good as primary, these first, in this order.
+    pub prefer: Vec<NodeId>,
     /// How many durable copies commit; `None` is the default for that many copies.
     pub ack: Option<AckRule>,
     /// Full copies below which the membership never shrinks; zero is the default.
@@ -43,6 +45,7 @@ impl Create {
             kind,
             copies: 0,
             placement: Vec::new(),
+            prefer: Vec::new(),
             ack: None,
             min_copies: 0,
             wait: Duration::from_secs(10),
@@ -62,6 +65,7 @@ impl Create {
             kind: self.kind,
             copies: self.copies,
             placement: self.placement.clone(),
+            prefer: self.prefer.clone(),
             ack: self.ack,
             min_copies: self.min_copies,
         })
@@ -236,6 +240,14 @@ fn describe(volume: &VolumeStatus) -> String {
         ),
         ("lease", lease),
         ("copies on", text::list(&volume.placement)),
+        (
+            "preferred",
+            if volume.prefer.is_empty() {
+                "no node".to_owned()
+            } else {
+                format!("{}, in this order", text::list(&volume.prefer))
+            },
+        ),
         (
             "a write needs",
             format!(

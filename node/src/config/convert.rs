@@ -48,6 +48,7 @@ impl super::Config {
     pub fn member_config(&self) -> MemberConfig {
         MemberConfig {
             await_ready: self.hooks.promoted.is_some(),
+            overdue_after: Duration::from_millis(self.lease.unwell_after_ms),
             ..MemberConfig::from(&self.replication)
         }
     }

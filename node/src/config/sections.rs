@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use mainstay_types::NodeId;
+use mainstay_types::{NodeId, Zone};
 use serde::{Deserialize, Serialize};
 
 use super::{HostPort, ListenAddr};
@@ -46,6 +46,9 @@ pub struct NodeSection {
     /// Host by which others reach this node, without a port; that of its own peer entry when absent.
     #[serde(default)]
     pub advertise: Option<String>,
+    /// The room, rack or site where it stands.
+    #[serde(default)]
+    pub zone: Option<Zone>,
 }
 
 /// `[[peers]]`: one node of the cluster, as others reach it.

@@ -312,6 +312,24 @@ fn the_operations_page_names_every_key_with_its_default() {
 }
 
 #[test]
+fn a_zone_is_a_short_plain_word() {
+    let nbd = "nbd = \"0.0.0.0:10809\"";
+    let with = |zone: &str| format!("{nbd}\nzone = \"{zone}\"");
+    let config = GOOD.replacen(nbd, &with("room-1.b"), 1);
+    let config = Config::parse(Path::new("n1.toml"), &config).expect("good");
+    assert_eq!(
+        config.node.zone.map(|zone| zone.to_string()).as_deref(),
+        Some("room-1.b")
+    );
+    let complaint = complaint(nbd, &with("room 1"));
+    assert!(complaint.starts_with("n1.toml:9:"), "{complaint}");
+    assert!(
+        complaint.contains("zone \"room 1\" is not 1 to 64 of letters"),
+        "{complaint}"
+    );
+}
+
+#[test]
 fn a_command_is_a_program_that_can_be_run() {
     check_section(
         "[fence]\ncommand = []",

@@ -18,7 +18,8 @@ use mainstay_storage::image::{CheckpointError, Extent, ImageReadError};
 use mainstay_storage::wal::ReadPath;
 use mainstay_storage::{Checkpoint, EntryKind, LogEnd, WalReader};
 use mainstay_types::{
-    BLOCK_BYTES, Epoch, Incarnation, Lineage, Lsn, MonoTime, Register, VolumeKind, VolumeSpec,
+    BLOCK_BYTES, Epoch, Incarnation, Lineage, Lsn, MonoTime, NodeId, Register, VolumeKind,
+    VolumeSpec,
 };
 use mainstay_volume::store::{CopyError, State, open_state};
 use mainstay_volume::{Action, ClientOp, ConnId, Event, OpResult, Token, Volume, VolumeConfig};
@@ -148,6 +149,10 @@ pub struct VolumeReport {
     pub sync_age: Duration,
     /// The other copies, if primary.
     pub peers: Vec<PeerStatus>,
+    /// Members that this copy cannot reach, if that says something of the primary.
+    pub unreachable: Vec<NodeId>,
+    /// Good syncs that are missing until the disk has proved that it works again.
+    pub syncs_due: u32,
     /// Last decided register value seen.
     pub register: Option<Register>,
     /// Whether a membership change is under way.
@@ -284,6 +289,7 @@ impl Actor {
         } = start;
         let config = node.copy_config();
         let engine = node.settings.engine;
+        let began = clock::mono();
         let (log_task, log) =
             wal_thread::start(engine, disk, dir.clone(), config, to.clone()).await?;
         let witnesses = node.witnesses();
@@ -306,7 +312,11 @@ impl Actor {
         };
         let (lineage, spec) = (volume_start.member.lineage, volume_start.spec.clone());
         let incarnation = volume_start.member.me.incarnation;
-        let volume = Volume::new(clock::now(), config, volume_start);
+        let mut volume = Volume::new(clock::now(), config, volume_start);
+        if clock::mono().since(began) > node.settings.lease.unwell_after {
+            // What the process before it knew of the disk is forgotten: a start that dragged on proves nothing.
+            volume.handle(clock::now(), Event::Stalled);
+        }
         let log_lineage = volume.log_lineage();
         let report = Arc::new(Mutex::new(VolumeReport::of(&volume)));
         let (commit, commit_seen) = watch::channel(volume.member().commit());
@@ -351,8 +361,14 @@ impl Actor {
                     .handle(clock::now(), Event::LinkUp { node: peer.node });
             }
         }
+        let mut awake = clock::mono();
         loop {
             self.carry_out().await;
+            let now = clock::now();
+            if now.mono.since(std::mem::replace(&mut awake, now.mono)) > self.overdue_after() {
+                // A disk that hangs in a read or a checkpoint stops the thread, and leaves no write that is late.
+                self.volume.handle(now, Event::Stalled);
+            }
             if self.may_stop() {
                 break;
             }
@@ -408,6 +424,10 @@ impl Actor {
                 self.volume.begin_checkpoint();
             }
         }
+    }
+
+    fn overdue_after(&self) -> Duration {
+        self.node.settings.lease.unwell_after
     }
 
     /// Whether a stop was asked for and nothing is left to be done for others first.
@@ -774,6 +794,8 @@ impl VolumeReport {
             lease_until: member.lease_until(),
             sync_age: Duration::ZERO,
             peers: member.peer_status(now),
+            unreachable: member.unreachable(now),
+            syncs_due: member.syncs_due(),
             register: member.register().cloned(),
             changing: member.is_changing(),
             rebuilding: member.is_rebuilding(),
@@ -800,6 +822,8 @@ impl VolumeReport {
         self.lease_until = member.lease_until();
         self.sync_age = sync_age;
         self.peers = member.peer_status(now);
+        self.unreachable = member.unreachable(now);
+        self.syncs_due = member.syncs_due();
         self.changing = member.is_changing();
         self.rebuilding = member.is_rebuilding();
         self.sessions = volume.sessions().len();

@@ -147,6 +147,7 @@ fn check(node: &Node, new: &NewVolume) -> Result<(), Status> {
             "copies belong on one or more different nodes",
         ));
     }
+    check_prefer(&new.policy).map_err(Status::invalid_argument)?;
     if new.policy.min_copies == 0 || new.policy.min_copies as usize > placement.len() {
         return Err(Status::invalid_argument(
             "`min_copies` is at least 1 and at most the number of copies",
@@ -158,6 +159,29 @@ fn check(node: &Node, new: &NewVolume) -> Result<(), Status> {
         ));
     }
     Ok(())
+}
+
+fn check_prefer(policy: &Policy) -> Result<(), String> {
+    let (prefer, placement) = (&policy.prefer, &policy.placement);
+    if prefer.len() > Policy::PREFERRED_MAX {
+        return Err(format!(
+            "{} nodes are preferred; name at most {}, the best one first",
+            prefer.len(),
+            Policy::PREFERRED_MAX
+        ));
+    }
+    if let Some(other) = prefer.iter().find(|node| !placement.contains(node)) {
+        return Err(format!(
+            "node {other} cannot be preferred as primary, as it holds no copy; copies are on {placement:?}"
+        ));
+    }
+    let again = |(at, node): (usize, &NodeId)| prefer[..at].contains(node).then_some(*node);
+    match prefer.iter().enumerate().find_map(again) {
+        Some(node) => Err(format!(
+            "node {node} is preferred twice; name each node once"
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Marks a volume deleted in its register; every node then drops its copy.
@@ -276,5 +300,27 @@ pub fn obstacle(report: &VolumeReport, to: NodeId) -> Option<String> {
     } else {
         let refused = peer.refused?;
         Some(format!("the copy on node {to} refuses: {refused:?}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_nodes_with_a_copy_are_preferred_each_once_and_not_too_many() {
+        let refused = |prefer: &[u32], placement: u32| {
+            let nodes = (1..=placement).map(NodeId).collect();
+            let mut policy = Policy::for_placement(nodes);
+            policy.prefer = prefer.iter().copied().map(NodeId).collect();
+            check_prefer(&policy).err().unwrap_or_default()
+        };
+        assert_eq!(refused(&[], 3), "");
+        assert_eq!(refused(&[3, 1], 3), "");
+        assert!(refused(&[4], 3).contains("node 4 cannot be preferred"));
+        assert!(refused(&[2, 1, 2], 3).contains("node 2 is preferred twice"));
+        let many: Vec<u32> = (1..=17).collect();
+        assert!(refused(&many, 17).contains("at most 16"));
+        assert_eq!(refused(&many[..16], 17), "");
     }
 }

@@ -26,6 +26,16 @@ fn patience(ms: u32) -> Duration {
     }
 }
 
+/// Where copies go if nobody says so: the preferred nodes first, as the first one makes the volume and is its first primary,
+/// then this one, then the others.
+fn place(data: &[NodeId], me: NodeId, prefer: &[NodeId], copies: usize) -> Vec<NodeId> {
+    let mut order: Vec<NodeId> = data.to_vec();
+    let at = |node: &NodeId| prefer.iter().position(|p| p == node).unwrap_or(usize::MAX);
+    order.sort_by_key(|node| (at(node), *node != me));
+    order.truncate(copies);
+    order
+}
+
 fn name(text: &str) -> Result<VolumeName, Status> {
     text.parse()
         .map_err(|error: mainstay_types::NameError| Status::invalid_argument(error.to_string()))
@@ -52,6 +62,7 @@ impl AdminService {
         let data = self.0.settings.data_nodes();
         let mut placement: Vec<NodeId> =
             request.placement.iter().map(|node| NodeId(*node)).collect();
+        let prefer: Vec<NodeId> = request.prefer.iter().map(|node| NodeId(*node)).collect();
         if placement.is_empty() {
             let copies = if request.copies == 0 {
                 COPIES.min(data.len())
@@ -65,13 +76,12 @@ impl AdminService {
                 );
                 return Err(Status::invalid_argument(text));
             }
-            // This node first, if it holds data: the first one makes the volume.
-            let me = self.0.settings.node;
-            let own = data.iter().copied().filter(|node| *node == me);
-            let others = data.iter().copied().filter(|node| *node != me);
-            placement = own.chain(others).take(copies).collect();
+            placement = place(&data, self.0.settings.node, &prefer, copies);
         }
-        let mut policy = Policy::for_placement(placement);
+        let mut policy = Policy {
+            prefer,
+            ..Policy::for_placement(placement)
+        };
         match pb::AckRule::try_from(request.ack) {
             Ok(pb::AckRule::Majority) => policy.ack = AckRule::Majority,
             Ok(pb::AckRule::All) => policy.ack = AckRule::All,
@@ -98,11 +108,12 @@ impl pb::admin_server::Admin for AdminService {
         &self,
         request: Request<pb::CreateVolumeRequest>,
     ) -> Result<Response<pb::CreateVolumeReply>, Status> {
-        let request = request.into_inner();
+        let mut request = request.into_inner();
         let new = self.new_volume(&request)?;
         if !self.0.settings.data || new.policy.placement.first() != Some(&self.0.settings.node) {
             // The first node of the placement makes the volume, as it holds the first copy.
             let first = new.policy.placement.first().copied();
+            request.placement = new.policy.placement.iter().map(|node| node.0).collect();
             return status::forward_create(&self.0, first, request).await;
         }
         let (register, existed) =
@@ -210,5 +221,23 @@ impl pb::admin_server::Admin for AdminService {
         request: Request<pb::ChangeWitnessesRequest>,
     ) -> Result<Response<pb::ChangeWitnessesReply>, Status> {
         witness_sets::change(&self.0, request.into_inner()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_go_to_preferred_nodes_then_to_this_one() {
+        let data = [1, 2, 3, 4].map(NodeId);
+        let placed = |prefer: &[u32], copies| {
+            let prefer: Vec<NodeId> = prefer.iter().copied().map(NodeId).collect();
+            let nodes = place(&data, NodeId(3), &prefer, copies);
+            nodes.iter().map(|node| node.0).collect::<Vec<_>>()
+        };
+        assert_eq!(placed(&[], 3), [3, 1, 2]);
+        assert_eq!(placed(&[4, 2], 3), [4, 2, 3]);
+        assert_eq!(placed(&[9], 2), [3, 1], "refused later, by name");
     }
 }

@@ -81,7 +81,8 @@ pub async fn run(node: Arc<Node>, mut queue: BeatsQueue) {
     let witnesses = node.witnesses();
     let data: Vec<NodeId> = node.settings.data_nodes();
     let config = node.settings.lease.clone();
-    let mut beats = Beats::new(clock::mono(), config, node.instance, witnesses, &data);
+    let mut beats = Beats::new(clock::mono(), config, node.instance, witnesses, &data)
+        .in_zone(node.settings.zone.clone());
     let mut claims: BTreeMap<VolumeId, Epoch> = BTreeMap::new();
     let stopped = node.until_stopped();
     tokio::pin!(stopped);
@@ -163,19 +164,17 @@ fn health(volume: VolumeId, report: &VolumeReport) -> Option<ClaimHealth> {
     let stale = clock::mono().since(report.at);
     let sync_age = report.sync_age.max(stale.saturating_sub(UNWELL_FROM));
     let uncommitted = report.acting.map_or(Duration::ZERO, |(_, age)| age);
-    if sync_age < UNWELL_FROM && uncommitted < UNWELL_FROM {
+    let overdue = sync_age >= UNWELL_FROM || uncommitted >= UNWELL_FROM;
+    let silent = report.acting.is_none() && !report.unreachable.is_empty();
+    if !overdue && !silent && report.syncs_due == 0 {
         return None;
     }
     let ms = |age: Duration| u32::try_from(age.as_millis()).unwrap_or(u32::MAX);
-    let silent = report
-        .peers
-        .iter()
-        .filter(|peer| peer.unreachable)
-        .map(|peer| peer.node);
     Some(ClaimHealth {
         volume,
         sync_age_ms: ms(sync_age),
         uncommitted_age_ms: ms(uncommitted),
-        unreachable: silent.collect(),
+        unreachable: report.unreachable.clone(),
+        syncs_due: report.syncs_due,
     })
 }

@@ -48,6 +48,7 @@ use mainstay_replication::{LeaseConfig, Role, Voter, WitnessInput, WitnessSet};
 use mainstay_storage::engine::Engine;
 use mainstay_types::{
     ClusterId, Incarnation, Instance, MonoTime, NodeId, PrimaryId, Register, VolumeId, VolumeName,
+    Zone,
 };
 use mainstay_volume::store::CopyConfig;
 use mainstay_volume::{Event, VolumeConfig};
@@ -99,6 +100,8 @@ pub struct Settings {
     pub node: NodeId,
     /// `host:port` under which others reach this node.
     pub address: String,
+    /// Where this node stands, if that was configured.
+    pub zone: Option<Zone>,
     /// This node holds data.
     pub data: bool,
     /// This node is a witness, or waits to become one.

@@ -333,16 +333,13 @@ fn merge(statuses: Vec<pb::VolumeStatus>) -> Vec<pb::VolumeStatus> {
 pub async fn forward_create(
     node: &Arc<Node>,
     to: Option<NodeId>,
-    mut request: pb::CreateVolumeRequest,
+    request: pb::CreateVolumeRequest,
 ) -> Result<Response<pb::CreateVolumeReply>, Status> {
     let to = to.unwrap_or(node.settings.node);
     let address = node
         .settings
         .address_of(to)
         .ok_or_else(|| Status::invalid_argument(format!("no node {to}")))?;
-    if request.placement.is_empty() {
-        request.placement = vec![to.0];
-    }
     let mut client = admin(address).await?;
     client.create_volume(request).await
 }

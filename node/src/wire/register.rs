@@ -114,6 +114,7 @@ pub fn encode_register(register: &Register) -> pb::Register {
             ack: encode_ack_rule(register.policy.ack).into(),
             min_copies: register.policy.min_copies,
             placement: encode_nodes(&register.policy.placement),
+            prefer: encode_nodes(&register.policy.prefer),
         }),
         cut: Some(encode_point(register.cut)),
         spec: Some(pb::VolumeSpec {
@@ -226,6 +227,7 @@ fn decode_policy(policy: Option<pb::Policy>) -> Result<Policy, WireError> {
         ack,
         min_copies: policy.min_copies,
         placement: decode_nodes(policy.placement),
+        prefer: decode_nodes(policy.prefer),
     })
 }
 

@@ -72,10 +72,12 @@ fn member() -> impl Strategy<Value = Member> {
 
 fn policy() -> impl Strategy<Value = Policy> {
     let ack = prop_oneof![Just(AckRule::All), Just(AckRule::Majority)];
-    (ack, any::<u32>(), nodes()).prop_map(|(ack, min_copies, placement)| Policy {
+    let lists = (nodes(), nodes());
+    (ack, any::<u32>(), lists).prop_map(|(ack, min_copies, (placement, prefer))| Policy {
         ack,
         min_copies,
         placement,
+        prefer,
     })
 }
 
@@ -310,14 +312,16 @@ fn register_message() -> impl Strategy<Value = RegisterMessage> {
 
 fn beat() -> impl Strategy<Value = Beat> {
     let claim = (volume(), epoch()).prop_map(|(volume, epoch)| Claim { volume, epoch });
-    let unwell = (volume(), any::<u32>(), any::<u32>(), nodes()).prop_map(
-        |(volume, sync_age_ms, uncommitted_age_ms, unreachable)| ClaimHealth {
+    let unwell = (volume(), any::<[u32; 3]>(), nodes()).prop_map(
+        |(volume, [sync_age_ms, uncommitted_age_ms, syncs_due], unreachable)| ClaimHealth {
             volume,
             sync_age_ms,
             uncommitted_age_ms,
             unreachable,
+            syncs_due,
         },
     );
+    let zone = "[a-zA-Z0-9._-]{1,64}".prop_map(|name| name.parse().expect("a good name"));
     let orphan = (volume(), epoch()).prop_map(|(volume, sealed)| Orphan { volume, sealed });
     (
         instance(),
@@ -327,9 +331,10 @@ fn beat() -> impl Strategy<Value = Beat> {
         vec(unwell, 0..3),
         vec(orphan, 0..3),
         tag(),
+        option::of(zone),
     )
         .prop_map(
-            |(instance, seq, table, claims, unwell, orphans, set)| Beat {
+            |(instance, seq, table, claims, unwell, orphans, set, zone)| Beat {
                 instance,
                 seq,
                 table,
@@ -337,6 +342,7 @@ fn beat() -> impl Strategy<Value = Beat> {
                 unwell,
                 orphans,
                 set,
+                zone,
             },
         )
 }

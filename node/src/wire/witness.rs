@@ -7,7 +7,7 @@ use mainstay_proto::v1::witness_frame::Body;
 use mainstay_replication::message::{
     Beat, Claim, ClaimHealth, Granted, Orphan, SuspectReason, WitnessMessage,
 };
-use mainstay_types::{Instance, NodeId, VolumeId};
+use mainstay_types::{Instance, NodeId, VolumeId, Zone};
 
 use super::witness_set::{
     decode_set, decode_step, decode_tag, encode_set, encode_step, encode_tag,
@@ -130,6 +130,7 @@ fn encode_beat(beat: &Beat) -> pb::Beat {
         sync_age_ms: health.sync_age_ms,
         uncommitted_age_ms: health.uncommitted_age_ms,
         unreachable: encode_nodes(&health.unreachable),
+        syncs_due: health.syncs_due,
     };
     let orphan = |orphan: &Orphan| pb::Orphan {
         volume: orphan.volume.0,
@@ -145,6 +146,7 @@ fn encode_beat(beat: &Beat) -> pb::Beat {
         unwell: beat.unwell.iter().map(unwell).collect(),
         orphans: beat.orphans.iter().map(orphan).collect(),
         set: Some(encode_tag(beat.set)),
+        zone: beat.zone.as_ref().map_or_else(String::new, Zone::to_string),
     }
 }
 
@@ -160,6 +162,7 @@ fn decode_beat(m: pb::Beat) -> Result<Beat, WireError> {
         sync_age_ms: health.sync_age_ms,
         uncommitted_age_ms: health.uncommitted_age_ms,
         unreachable: decode_nodes(health.unreachable),
+        syncs_due: health.syncs_due,
     };
     let orphan = |orphan: pb::Orphan| {
         Ok(Orphan {
@@ -174,6 +177,10 @@ fn decode_beat(m: pb::Beat) -> Result<Beat, WireError> {
             .map(claim)
             .collect::<Result<_, _>>()
     });
+    let zone = match m.zone.as_str() {
+        "" => None,
+        name => Some(name.parse().map_err(WireError::Zone)?),
+    };
     Ok(Beat {
         instance: Instance(m.instance),
         seq: number("beat.seq", m.seq)?,
@@ -186,6 +193,7 @@ fn decode_beat(m: pb::Beat) -> Result<Beat, WireError> {
             .map(orphan)
             .collect::<Result<_, _>>()?,
         set: decode_tag(m.set)?,
+        zone,
     })
 }
 

@@ -228,6 +228,7 @@ fn settings(
         cluster: ClusterId(0x7e57),
         node: own.node,
         address: own.address.clone(),
+        zone: None,
         data: own.data,
         witness: own.witness,
         standby: own.standby,

@@ -50,6 +50,8 @@ pub enum Event {
         /// What the disk said.
         reason: String,
     },
+    /// The disk, or the thread that waits for it, stood still for longer than is in bounds.
+    Stalled,
     /// A client asks for something.
     Client {
         /// Its connection.

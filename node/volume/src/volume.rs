@@ -213,6 +213,7 @@ impl Volume {
             ),
             Event::CopySent { node, base } => self.member.copy_sent(node, base),
             Event::Rebuilt => self.core(now, Input::Rebuilt),
+            Event::Stalled => self.core(now, Input::Stalled),
             Event::LinkUp { node } => self.core(now, Input::LinkUp { node }),
             Event::LinkLost { node } => self.core(now, Input::LinkLost { node }),
             Event::Tick => self.core(now, Input::Tick),

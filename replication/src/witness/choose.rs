@@ -1,5 +1,6 @@
 //! The choice of a new primary: rules R6.4, R6.5 and the fold of R6.7. Pure, and tested over every small case.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -120,33 +121,46 @@ pub(super) enum Choice {
     },
 }
 
-/// Chooses among the answers of registered members at one epoch, without those of `avoid` if the others suffice: any
+/// What decides among copies that hold the same end of the log.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Wishes {
+    /// An operator, or the last primary when it handed over, asked for this one.
+    pub(super) named: Option<NodeId>,
+    /// These are left out if the others suffice.
+    pub(super) avoid: BTreeSet<NodeId>,
+    /// Members that stand where the last primary stood.
+    pub(super) near: BTreeSet<NodeId>,
+    /// The last primary, unless it gave the epoch up itself.
+    pub(super) last: Option<NodeId>,
+}
+
+/// Chooses among the answers of registered members at one epoch, without those to be avoided if the others suffice: any
 /// set that has everything committed in sight is as good as a larger one.
 pub(super) fn choose(
     register: &Register,
     answers: &Answers,
-    prefer: Option<NodeId>,
-    avoid: &BTreeSet<NodeId>,
+    wishes: &Wishes,
     mistakes: Mistakes,
 ) -> Choice {
+    let avoid = &wishes.avoid;
     if avoid
         .iter()
         .any(|node| answers.keys().any(|copy| copy.node == *node))
     {
         let mut others = answers.clone();
         others.retain(|copy, _| !avoid.contains(&copy.node));
-        let choice = choose_among(register, &others, prefer, mistakes);
+        let choice = choose_among(register, &others, wishes, mistakes);
         if matches!(choice, Choice::Chosen { .. }) {
             return choice;
         }
     }
-    choose_among(register, answers, prefer, mistakes)
+    choose_among(register, answers, wishes, mistakes)
 }
 
 fn choose_among(
     register: &Register,
     answers: &Answers,
-    prefer: Option<NodeId>,
+    wishes: &Wishes,
     mistakes: Mistakes,
 ) -> Choice {
     let any_copy = mistakes.has(Mistake::IncarnationIgnored);
@@ -196,27 +210,13 @@ fn choose_among(
     else {
         return blind;
     };
-    let order = |node: NodeId| {
-        register
-            .policy
-            .placement
-            .iter()
-            .position(|n| *n == node)
-            .unwrap_or(usize::MAX)
-    };
     let able = |member: &Member, answer: &SealAnswer| {
         member.kind == MemberKind::Full && !answer.damaged && answer.last == cut
     };
     let best = counted
         .iter()
         .filter(|(member, _, answer)| able(member, answer))
-        .min_by_key(|(member, _, answer)| {
-            (
-                Some(member.node) != prefer,
-                std::cmp::Reverse(answer.reachable.len()),
-                order(member.node),
-            )
-        });
+        .min_by_key(|(member, _, answer)| rank(register, wishes, member.node, answer));
     match best {
         Some((_, id, _)) => Choice::Chosen {
             primary: **id,
@@ -225,6 +225,31 @@ fn choose_among(
         },
         None => blind,
     }
+}
+
+/// R6.5, the least is best: who is fit; whom somebody named; who can commit; the policy's order; the zone of the last primary; the
+/// last primary itself; and, so that it is never chance, who has more links, and the order of the placement.
+fn rank(
+    register: &Register,
+    wishes: &Wishes,
+    node: NodeId,
+    answer: &SealAnswer,
+) -> impl Ord + use<> {
+    let members = register.members.iter().filter(|m| m.node != node);
+    let reached = members.filter(|m| answer.reachable.contains(&m.node));
+    let alone = reached.count() + 1 < register.quorum();
+    let at = |list: &[NodeId]| list.iter().position(|n| *n == node).unwrap_or(usize::MAX);
+    (
+        // Even if sight needs its answer, somebody fit may hold the same.
+        wishes.avoid.contains(&node),
+        wishes.named != Some(node),
+        alone,
+        at(&register.policy.prefer),
+        !wishes.near.contains(&node),
+        wishes.last != Some(node),
+        Reverse(answer.reachable.len()),
+        at(&register.policy.placement),
+    )
 }
 
 /// Members and ack quorum of the new epoch: those of the old one, or, if too few answered to commit anything, folded

@@ -40,9 +40,9 @@ pub(super) struct Coordinator {
     pub(super) fenced: Vec<NodeId>,
     /// Machines that were fenced from outside, and what the command wrote.
     pub(super) external: BTreeMap<NodeId, String>,
-    /// Members whose commit path was overdue before they were sealed: a primary that is sealed steps down, and has nothing
-    /// overdue any more.
-    overdue: BTreeSet<NodeId>,
+    /// Members that were unfit before they were sealed: a primary that is sealed steps down and has nothing overdue any more,
+    /// and who follows nobody misses nobody.
+    unfit: BTreeSet<NodeId>,
     /// Whether `PromotionWaits` was reported.
     reported: bool,
     /// Whether `HeldDown` was.
@@ -73,7 +73,7 @@ impl Coordinator {
             began: now,
             fenced: Vec::new(),
             external: BTreeMap::new(),
-            overdue: BTreeSet::new(),
+            unfit: BTreeSet::new(),
             reported: false,
             held: false,
             outbid: 0,
@@ -381,7 +381,7 @@ impl Witness {
         sealed: Epoch,
     ) {
         let epoch = register.epoch.max(sealed).next();
-        c.overdue = self.unwell(volume, &register);
+        c.unfit = self.unfit(now, volume, &register);
         c.step = Step::Sealing {
             register,
             epoch,
@@ -415,9 +415,9 @@ impl Witness {
             let orphan = matches!(c.reason, SuspectReason::Fenced | SuspectReason::SealedAbove);
             (orphan || self.strikes(volume, &register)).then_some(register.primary.node)
         });
-        let mut avoid = self.unwell(volume, &register);
-        avoid.extend(&c.overdue);
-        match choose(&register, answers, prefer, &avoid, self.config.mistakes) {
+        let wishes = self.wishes(now, volume, &register, prefer, &c.unfit);
+        let avoid = &wishes.avoid;
+        match choose(&register, answers, &wishes, self.config.mistakes) {
             Choice::Blind {
                 answers: counted,
                 needed,
@@ -452,11 +452,12 @@ impl Witness {
             } => {
                 let at = *choose_at.get_or_insert(now + self.config.grace);
                 let all = answers.len() >= register.members.len();
-                // One whose commit path is overdue is chosen only after the others had time to answer: it may be the
+                // One that is unfit is chosen only after the others had time to answer: it may be the
                 // primary that lost its lease for just that, and it would be chosen again and again.
                 let enough = counted >= register.quorum()
                     && prefer.is_none_or(|node| node == primary.node)
-                    && !avoid.contains(&primary.node);
+                    && !avoid.contains(&primary.node)
+                    && !self.awaits_preferred(now, &register, answers, &primary, avoid);
                 if all || enough || now >= at {
                     let answers = answers.clone();
                     self.force_not_needed(c);

@@ -5,13 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mainstay_types::{Epoch, Instance, MonoTime, NodeId, Register, VolumeId};
+use mainstay_types::{Epoch, Instance, MonoTime, NodeId, VolumeId, Zone};
 
 use super::Witness;
 use super::holddown::HoldDown;
 use crate::message::{Beat, Claim, ClaimHealth, Granted, Message, SuspectReason, WitnessMessage};
 use crate::mistakes::Mistake;
-use crate::quorum::sight;
 use crate::witness_set::SetTag;
 
 /// Grants of one volume, and what is known of its present primary.
@@ -43,6 +42,8 @@ pub(super) struct NodeSeen {
     table: u64,
     claims: Vec<Claim>,
     pub(super) unwell: Vec<ClaimHealth>,
+    /// Where it stands, as its beats say.
+    pub(super) zone: Option<Zone>,
     pub(super) orphans: BTreeMap<VolumeId, Epoch>,
 }
 
@@ -76,6 +77,7 @@ impl Witness {
             table: 0,
             claims: Vec::new(),
             unwell: Vec::new(),
+            zone: None,
             orphans: BTreeMap::new(),
         });
         if seen.instance != beat.instance {
@@ -86,6 +88,7 @@ impl Witness {
             (seen.table, seen.claims) = (beat.table, claims);
         }
         seen.unwell = beat.unwell;
+        seen.zone = beat.zone;
         seen.orphans = beat
             .orphans
             .iter()
@@ -146,42 +149,6 @@ impl Witness {
             .insert((epoch, instance), now + self.config.lease);
         grants.granted = true;
         true
-    }
-
-    /// Commit-path liveness: a beat is worth a lease only if the node can still write, unless nobody could do better.
-    fn is_well(&self, now: MonoTime, node: NodeId, register: &Register) -> bool {
-        let volume = register.spec.name.id();
-        let overdue = |node: NodeId| self.overdue(volume, node);
-        if !overdue(node) {
-            return true;
-        }
-        let others = register.members.iter().filter(|m| m.node != node);
-        let able = others
-            .filter(|m| self.hears(now, m.node) && !overdue(m.node))
-            .count();
-        let min = usize::try_from(register.policy.min_copies).unwrap_or(usize::MAX);
-        let k = register.quorum();
-        able < sight(register.members.len(), k) || able < k.min(min)
-    }
-
-    /// Whether `node` reports that its commit path for `volume` is overdue.
-    fn overdue(&self, volume: VolumeId, node: NodeId) -> bool {
-        let limit = u32::try_from(self.config.unwell_after.as_millis()).unwrap_or(u32::MAX);
-        self.nodes.get(&node).is_some_and(|seen| {
-            seen.unwell.iter().any(|h| {
-                h.volume == volume && (h.sync_age_ms > limit || h.uncommitted_age_ms > limit)
-            })
-        })
-    }
-
-    /// Members that should not be chosen if the others suffice.
-    pub(super) fn unwell(&self, volume: VolumeId, register: &Register) -> BTreeSet<NodeId> {
-        register
-            .members
-            .iter()
-            .map(|m| m.node)
-            .filter(|node| self.overdue(volume, *node))
-            .collect()
     }
 
     pub(super) fn hears(&self, now: MonoTime, node: NodeId) -> bool {

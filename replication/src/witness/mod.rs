@@ -14,6 +14,7 @@ mod coordinator;
 mod external;
 mod forced;
 mod grants;
+mod health;
 mod holddown;
 mod set;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! One witness alone, a volume with one copy that answers: what it does when primaries are lost, and when one is forced.
 
 mod change;
+mod choice;
 mod external;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -762,30 +762,27 @@ fn statement(process: &Process, local: MonoTime) -> (Vec<Claim>, Vec<ClaimHealth
     let (mut claims, mut unwell, mut orphans) = (Vec::new(), Vec::new(), Vec::new());
     for (volume, host) in &process.hosts {
         let member = host.volume.member();
-        if let Some((epoch, age)) = member.acting(local) {
-            claims.push(Claim {
+        let acting = member.acting(local);
+        claims.extend(acting.map(|(epoch, _)| Claim {
+            volume: *volume,
+            epoch,
+        }));
+        let sync = host
+            .since
+            .front()
+            .map_or(0, |(_, at)| millis(local.since(*at)));
+        let uncommitted = acting.map_or(0, |(_, age)| millis(age));
+        let overdue = u64::from(sync.max(uncommitted)) > UNWELL_MS;
+        let unreachable = member.unreachable(local);
+        let unheard = acting.is_none() && !unreachable.is_empty();
+        if overdue || unheard || member.syncs_due() > 0 {
+            unwell.push(ClaimHealth {
                 volume: *volume,
-                epoch,
+                sync_age_ms: sync,
+                uncommitted_age_ms: uncommitted,
+                unreachable,
+                syncs_due: member.syncs_due(),
             });
-            let sync = host
-                .since
-                .front()
-                .map_or(0, |(_, at)| millis(local.since(*at)));
-            let uncommitted = millis(age);
-            if u64::from(sync.max(uncommitted)) > UNWELL_MS {
-                let unreachable = member
-                    .peer_status(local)
-                    .into_iter()
-                    .filter(|peer| peer.unreachable)
-                    .map(|peer| peer.node)
-                    .collect();
-                unwell.push(ClaimHealth {
-                    volume: *volume,
-                    sync_age_ms: sync,
-                    uncommitted_age_ms: uncommitted,
-                    unreachable,
-                });
-            }
         }
         if let Some(sealed) = member.orphaned() {
             orphans.push(Orphan {

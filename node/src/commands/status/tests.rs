@@ -76,6 +76,7 @@ pub(in super::super) fn volume() -> VolumeStatus {
         ack: AckRule::Majority,
         ack_quorum: 2,
         min_copies: 2,
+        prefer: vec![NodeId(2), NodeId(1)],
         placement: vec![NodeId(1), NodeId(2), NodeId(3)],
         cut: LogPoint::ZERO,
         seen_by: NodeId(1),

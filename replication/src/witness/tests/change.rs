@@ -223,6 +223,7 @@ impl Cluster {
             unwell: Vec::new(),
             orphans: Vec::new(),
             set,
+            zone: None,
         };
         let message = Message::Witness(WitnessMessage::Beat(beat));
         self.input(
