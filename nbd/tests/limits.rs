@@ -120,11 +120,13 @@ async fn payloads_that_are_only_announced_hold_up_no_small_requests() {
     })
     .await;
     let (mut other, _served) = ready(&server, false).await;
+    let begun = tokio::time::Instant::now();
     for cookie in 0..100 {
         other.request(command::READ, 0, cookie, 0, 4096).await;
         assert_eq!(other.simple().await, (cookie, 0));
         other.receive::<4096>().await;
     }
+    assert_eq!(begun.elapsed(), Duration::ZERO, "they waited");
     other.request(command::READ, 0, 1, 0, MIB.into()).await;
     assert_eq!(other.simple().await, (1, 0));
     assert_eq!(other.receive_vec(MIB as usize).await.len(), MIB as usize);
