@@ -9,22 +9,25 @@
 use std::future::ready;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
 use crate::budget::{Claim, ConnectionBudget, ServerBudget};
 use crate::codec::{CodecError, ReplyStyle, ReplyTo, Request};
 use crate::export::{BlockDevice, Exports};
 use crate::extents::EXTENT_BYTES;
-use crate::handshake::{Negotiated, Negotiation};
+use crate::handshake::{Chosen, Negotiated, Negotiation, Upgrade};
 use crate::input::Input;
 use crate::limits::Limits;
 use crate::replies::{Call, Replies, Work};
 use crate::requests::{Operation, Refusal, Speed, StatusQuery, Terms};
+use crate::tls::Tls;
+use crate::transport::Transport;
 
 /// How a connection ended when nothing went wrong.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,6 +50,15 @@ pub enum ConnectionError {
     /// The client broke the protocol in a way that leaves no common ground.
     #[error("client broke the protocol")]
     Misbehaved(#[from] CodecError),
+    /// TLS is demanded, and the client is too old to negotiate it.
+    #[error("TLS is required, and this client cannot negotiate it")]
+    TlsImpossible,
+    /// What the client sent behind `NBD_OPT_STARTTLS` was not protected, and would be taken for what is.
+    #[error("unprotected bytes after STARTTLS")]
+    PlaintextAfterStartTls,
+    /// The TLS handshake failed, for a certificate that is not accepted among other reasons.
+    #[error("TLS handshake failed")]
+    Tls(#[source] io::Error),
     /// The client took too long to choose an export.
     #[error("handshake took too long")]
     HandshakeTimeout,
@@ -88,48 +100,83 @@ pub(crate) struct Context {
 
 impl Context {
     /// Serves one peer. `ready` is called when the handshake is over; `stop` resolves when the server stops.
-    pub(crate) async fn run<R, W>(
+    pub(crate) async fn run<S>(
         &self,
-        reader: R,
-        mut writer: W,
+        stream: S,
+        tls: &Tls,
         peer: SocketAddr,
         ready: impl FnOnce(),
         stop: impl Future<Output = ()>,
     ) -> Result<ConnectionEnd, ConnectionError>
     where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
+        S: Transport,
     {
         tokio::pin!(stop);
-        let mut input = Input::new(reader);
-        let negotiation =
-            Negotiation::new(&mut input, &mut writer, &*self.exports, &self.limits, peer);
-        let negotiated = negotiation.run(stop.as_mut()).await?;
-        let (end, mut writer) = match negotiated {
-            Negotiated::Ended(end) => (end, writer),
-            Negotiated::Transmission { device, terms } => {
-                ready();
-                tracing::debug!(%peer, export = %terms.info.name, "transmission begins");
-                self.transmit(input, writer, device, terms, stop).await?
+        let mut input = Input::new(stream);
+        let negotiation = Negotiation::new(&mut input, &*self.exports, &self.limits, peer, tls);
+        match negotiation.run(stop.as_mut()).await? {
+            // Boxed, so that connections without TLS are none the larger for it.
+            Negotiated::StartTls(upgrade) => {
+                Box::pin(self.run_secured(input.into_stream(), upgrade, peer, ready, stop)).await
             }
-        };
-        // Everything is written; a peer that is gone already does not make this a failure.
-        let _ = timeout(self.limits.drain_timeout, writer.shutdown()).await;
-        Ok(end)
+            Negotiated::Transmission(chosen) => {
+                ready();
+                self.transmit(input, chosen, peer, stop).await
+            }
+            Negotiated::Ended(end) => Ok(self.close(end, input.into_stream()).await),
+        }
     }
 
-    async fn transmit<R, W>(
+    /// Negotiates all over again, but for what [`Upgrade`] keeps, where nobody listens in.
+    async fn run_secured<S: Transport>(
         &self,
-        input: Input<R>,
-        writer: W,
-        device: Arc<dyn BlockDevice>,
-        terms: Terms,
+        stream: S,
+        upgrade: Upgrade,
+        peer: SocketAddr,
+        ready: impl FnOnce(),
+        mut stop: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<ConnectionEnd, ConnectionError> {
+        let accepting = timeout_at(upgrade.deadline, upgrade.acceptor.accept(stream));
+        let stream = tokio::select! {
+            biased;
+            () = stop.as_mut() => return Ok(ConnectionEnd::Stopped),
+            accepted = accepting => accepted
+                .map_err(|_| ConnectionError::HandshakeTimeout)?
+                .map_err(ConnectionError::Tls)?,
+        };
+        let mut input = Input::new(stream);
+        let negotiation =
+            Negotiation::secured(&mut input, &*self.exports, &self.limits, peer, &upgrade);
+        match negotiation.run(stop.as_mut()).await? {
+            Negotiated::Transmission(chosen) => {
+                ready();
+                self.transmit(input, chosen, peer, stop).await
+            }
+            Negotiated::Ended(end) => Ok(self.close(end, input.into_stream()).await),
+            Negotiated::StartTls(_) => unreachable!("a secured negotiation has no acceptor"),
+        }
+    }
+
+    /// Everything is written; a peer that is gone already does not make this a failure.
+    async fn close(
+        &self,
+        end: ConnectionEnd,
+        mut writer: impl AsyncWrite + Unpin,
+    ) -> ConnectionEnd {
+        let _ = timeout(self.limits.drain_timeout, writer.shutdown()).await;
+        end
+    }
+
+    async fn transmit<S: Transport>(
+        &self,
+        input: Input<S>,
+        chosen: Chosen,
+        peer: SocketAddr,
         stop: impl Future<Output = ()>,
-    ) -> Result<(ConnectionEnd, W), ConnectionError>
-    where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
-    {
+    ) -> Result<ConnectionEnd, ConnectionError> {
+        let Chosen { device, terms } = chosen;
+        tracing::debug!(%peer, export = %terms.info.name, "transmission begins");
+        let (input, writer) = input.map(S::divide);
         let (calls, received) = unbounded_channel();
         let patience = self.limits.transfer_timeout;
         let budget = Arc::new(ConnectionBudget::new(
@@ -161,7 +208,7 @@ impl Context {
             .map_err(|_| ConnectionError::DrainTimeout)??;
         // The device lives until its last reply is out: closing it may end a session.
         drop(device);
-        Ok((end, replies.into_writer()))
+        Ok(self.close(end, replies.into_writer()).await)
     }
 }
 

@@ -4,6 +4,7 @@
 //! - At most `option_bytes_max` of an option are ever held; longer ones are skipped as they arrive.
 //! - When the server stops, options that come are answered `ERR_SHUTDOWN`, for a short while. An option that is being
 //!   answered at that moment ends with its connection.
+//! - Where TLS is demanded, nothing but `STARTTLS` and `ABORT` is answered before it; where it begins, another negotiation does.
 //! - An option that is refused leaves the negotiation as it was. Only lost framing, a flag that was never
 //!   offered and a refused `EXPORT_NAME`, which has no error reply, end the connection.
 
@@ -16,8 +17,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_rustls::TlsAcceptor;
 
 use crate::codec::{
     ClientFlags, ExportFacts, ExportQuery, Greeting, OPTION_HEADER_BYTES, OptionHeader, ReplyStyle,
@@ -29,24 +31,47 @@ use crate::input::Input;
 use crate::limits::Limits;
 use crate::protocol::{option, reply};
 use crate::requests::Terms;
+use crate::tls::Tls;
+use crate::transport::Transport;
 use meta::Selection;
 
 /// How a negotiation ended.
 pub(crate) enum Negotiated {
-    Transmission {
-        device: Arc<dyn BlockDevice>,
-        terms: Terms,
-    },
+    Transmission(Chosen),
+    /// `NBD_OPT_STARTTLS` was acknowledged: what comes next is TLS.
+    StartTls(Upgrade),
     Ended(ConnectionEnd),
 }
 
-pub(crate) struct Negotiation<'a, R, W> {
-    input: &'a mut Input<R>,
-    writer: &'a mut W,
+/// The export that a client chose, and how it is served.
+pub(crate) struct Chosen {
+    pub(crate) device: Arc<dyn BlockDevice>,
+    pub(crate) terms: Terms,
+}
+
+/// All that is kept of a negotiation when TLS begins. Whatever else was agreed before may have been the work of somebody on the
+/// way, and is forgotten.
+pub(crate) struct Upgrade {
+    pub(crate) acceptor: TlsAcceptor,
+    pub(crate) deadline: Instant,
+    client: ClientFlags,
+    options_left: u32,
+}
+
+/// What there is to say about TLS.
+enum Security<'a> {
+    Plain(&'a Tls),
+    Established,
+}
+
+pub(crate) struct Negotiation<'a, S> {
+    input: &'a mut Input<S>,
     exports: &'a dyn Exports,
     limits: &'a Limits,
     peer: SocketAddr,
+    security: Security<'a>,
     deadline: Instant,
+    options_left: u32,
     stopping: bool,
     client: ClientFlags,
     replies: ReplyStyle,
@@ -54,21 +79,22 @@ pub(crate) struct Negotiation<'a, R, W> {
     out: BytesMut,
 }
 
-impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
+impl<'a, S: Transport> Negotiation<'a, S> {
     pub(crate) fn new(
-        input: &'a mut Input<R>,
-        writer: &'a mut W,
+        input: &'a mut Input<S>,
         exports: &'a dyn Exports,
         limits: &'a Limits,
         peer: SocketAddr,
+        tls: &'a Tls,
     ) -> Self {
         Self {
             input,
-            writer,
             exports,
             limits,
             peer,
+            security: Security::Plain(tls),
             deadline: Instant::now() + limits.handshake_timeout,
+            options_left: limits.options_max,
             stopping: false,
             client: ClientFlags::default(),
             replies: ReplyStyle::Simple,
@@ -77,24 +103,35 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
         }
     }
 
+    /// Goes on behind TLS.
+    pub(crate) fn secured(
+        input: &'a mut Input<S>,
+        exports: &'a dyn Exports,
+        limits: &'a Limits,
+        peer: SocketAddr,
+        upgrade: &Upgrade,
+    ) -> Self {
+        Self {
+            security: Security::Established,
+            deadline: upgrade.deadline,
+            options_left: upgrade.options_left,
+            client: upgrade.client,
+            ..Self::new(input, exports, limits, peer, &Tls::Off)
+        }
+    }
+
     /// `stop` resolves when the server stops, and is not looked at again once it has.
     pub(crate) async fn run(
         mut self,
         mut stop: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Negotiated, ConnectionError> {
-        self.out.extend_from_slice(&Greeting::ours().encode());
-        self.send().await?;
-        let flags = tokio::select! {
-            biased;
-            // Before its flags there is no option to answer.
-            () = stop.as_mut() => return Ok(Negotiated::Ended(ConnectionEnd::Stopped)),
-            flags = self.by_deadline(|input| input.message()) => flags?,
-        };
-        let Some(flags) = flags else {
-            return Ok(Negotiated::Ended(ConnectionEnd::Closed));
-        };
-        self.client = ClientFlags::decode(flags)?;
-        for _ in 0..self.limits.options_max {
+        if let Security::Plain(tls) = self.security
+            && let Some(end) = self.greet(tls, stop.as_mut()).await?
+        {
+            return Ok(Negotiated::Ended(end));
+        }
+        while self.options_left > 0 {
+            self.options_left -= 1;
             let header = match self.next_option(stop.as_mut()).await {
                 Ok(Some(header)) => header,
                 Ok(None) => return Ok(Negotiated::Ended(ConnectionEnd::Closed)),
@@ -113,6 +150,29 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
             }
         }
         Err(ConnectionError::TooManyOptions)
+    }
+
+    async fn greet(
+        &mut self,
+        tls: &Tls,
+        stop: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Option<ConnectionEnd>, ConnectionError> {
+        self.out.extend_from_slice(&Greeting::ours().encode());
+        self.send().await?;
+        let flags = tokio::select! {
+            biased;
+            // Before its flags there is no option to answer.
+            () = stop => return Ok(Some(ConnectionEnd::Stopped)),
+            flags = self.by_deadline(|input| input.message()) => flags?,
+        };
+        let Some(flags) = flags else {
+            return Ok(Some(ConnectionEnd::Closed));
+        };
+        self.client = ClientFlags::decode(flags)?;
+        if matches!(tls, Tls::Required(_)) && !self.client.fixed_newstyle {
+            return Err(ConnectionError::TlsImpossible);
+        }
+        Ok(None)
     }
 
     /// The next option, or `None` when the peer closed before it.
@@ -137,13 +197,35 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
         &mut self,
         header: OptionHeader,
     ) -> Result<Option<Negotiated>, ConnectionError> {
-        let negotiated = if self.stopping {
+        let negotiated = if self.must_be_secured(header.option) {
+            self.refuse_unsecured(header).await?
+        } else if self.stopping {
             self.refuse_stopping(header).await?
         } else {
             self.handle_option(header).await?
         };
         self.send().await?;
         Ok(negotiated)
+    }
+
+    fn must_be_secured(&self, option: u32) -> bool {
+        matches!(self.security, Security::Plain(Tls::Required(_)))
+            && !matches!(option, option::ABORT | option::STARTTLS)
+    }
+
+    /// Data of any length is not even held.
+    async fn refuse_unsecured(
+        &mut self,
+        header: OptionHeader,
+    ) -> Result<Option<Negotiated>, ConnectionError> {
+        if header.option == option::EXPORT_NAME {
+            return Ok(Some(Negotiated::Ended(ConnectionEnd::NoExport)));
+        }
+        let text = "this server demands TLS";
+        self.reply(header.option, reply::ERR_TLS_REQD, text);
+        self.send().await?;
+        self.skip(header.length).await?;
+        Ok(None)
     }
 
     async fn refuse_stopping(
@@ -180,6 +262,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
                 self.reply(option, reply::ACK, "");
                 return Ok(Some(Negotiated::Ended(ConnectionEnd::Aborted)));
             }
+            option::STARTTLS => return self.start_tls(&data),
             option::LIST if data.is_empty() => self.list().await,
             option::STRUCTURED_REPLY if data.is_empty() => self.structured_reply(),
             option::EXTENDED_HEADERS if data.is_empty() => {
@@ -198,6 +281,36 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
             },
             _ => self.reply(option, reply::ERR_UNSUP, "unknown option"),
         }
+        Ok(None)
+    }
+
+    /// Bytes that were read ahead came before TLS. Nothing may take them for what TLS protects, so the connection ends there;
+    /// those that are still on their way are read as TLS, which they are not.
+    fn start_tls(&mut self, data: &[u8]) -> Result<Option<Negotiated>, ConnectionError> {
+        let refusal = match &self.security {
+            Security::Established => (reply::ERR_INVALID, "TLS is in use already"),
+            Security::Plain(Tls::Off) => (reply::ERR_POLICY, "TLS is not configured here"),
+            Security::Plain(_) if !data.is_empty() => {
+                (reply::ERR_INVALID, "this option takes no data")
+            }
+            Security::Plain(_) if !self.client.fixed_newstyle => {
+                (reply::ERR_POLICY, "TLS needs the fixed newstyle handshake")
+            }
+            Security::Plain(_) if self.input.is_ahead() => {
+                return Err(ConnectionError::PlaintextAfterStartTls);
+            }
+            Security::Plain(Tls::Optional(identity) | Tls::Required(identity)) => {
+                let upgrade = Upgrade {
+                    acceptor: identity.acceptor(),
+                    deadline: self.deadline,
+                    client: self.client,
+                    options_left: self.options_left,
+                };
+                self.reply(option::STARTTLS, reply::ACK, "");
+                return Ok(Some(Negotiated::StartTls(upgrade)));
+            }
+        };
+        self.reply(option::STARTTLS, refusal.0, refusal.1);
         Ok(None)
     }
 
@@ -259,7 +372,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
             Ok((device, terms)) => {
                 let flags = terms.transmission_flags();
                 put_export_name_answer(&mut self.out, terms.info.size_bytes, flags, self.client);
-                Negotiated::Transmission { device, terms }
+                Negotiated::Transmission(Chosen { device, terms })
             }
             Err(error) => {
                 tracing::debug!(peer = %self.peer, %error, "export refused");
@@ -292,7 +405,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
                 }
                 .encode(&mut self.out, option, &query.infos);
                 self.reply(option, reply::ACK, "");
-                device.map(|device| Negotiated::Transmission { device, terms })
+                device.map(|device| Negotiated::Transmission(Chosen { device, terms }))
             }
             Err(error) => {
                 let kind = refusal(&error);
@@ -364,8 +477,9 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
 
     async fn send(&mut self) -> Result<(), ConnectionError> {
         let sending = async {
-            self.writer.write_all_buf(&mut self.out).await?;
-            self.writer.flush().await
+            let writer = self.input.stream();
+            writer.write_all_buf(&mut self.out).await?;
+            writer.flush().await
         };
         timeout_at(self.deadline, sending)
             .await
@@ -375,11 +489,11 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'a, R, W> {
 
     async fn by_deadline<'s, T, F>(
         &'s mut self,
-        read: impl FnOnce(&'s mut Input<R>) -> F,
+        read: impl FnOnce(&'s mut Input<S>) -> F,
     ) -> Result<T, ConnectionError>
     where
         F: Future<Output = io::Result<T>> + 's,
-        R: 's,
+        S: 's,
     {
         timeout_at(self.deadline, read(self.input))
             .await

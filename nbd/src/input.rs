@@ -23,6 +23,21 @@ impl<R: AsyncRead + Unpin> Input<R> {
         }
     }
 
+    /// Bytes that came and that nobody has asked for yet.
+    pub(crate) fn is_ahead(&self) -> bool {
+        !self.buffer.is_empty()
+    }
+
+    /// The stream itself, to write to.
+    pub(crate) fn stream(&mut self) -> &mut R {
+        &mut self.reader
+    }
+
+    /// The stream itself, without what was read ahead of it.
+    pub(crate) fn into_stream(self) -> R {
+        self.reader
+    }
+
     /// The next `N` bytes, or `None` when the peer closed before the first of them. Loses nothing when cancelled.
     pub(crate) async fn message<const N: usize>(&mut self) -> io::Result<Option<[u8; N]>> {
         loop {
@@ -73,6 +88,16 @@ impl<R: AsyncRead + Unpin> Input<R> {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
+    }
+
+    /// Replaces the reader by a part of it.
+    pub(crate) fn map<Part, Other>(
+        self,
+        divide: impl FnOnce(R) -> (Part, Other),
+    ) -> (Input<Part>, Other) {
+        let (reader, other) = divide(self.reader);
+        let buffer = self.buffer;
+        (Input { reader, buffer }, other)
     }
 
     async fn fill(&mut self) -> io::Result<usize> {

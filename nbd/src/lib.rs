@@ -4,6 +4,7 @@
 //!   free of I/O, and every decoder is total: bytes from outside give errors, never panics.
 //! - [`BlockDevice`] and [`Exports`] are what the server asks of its host.
 //! - [`Server`] accepts connections, bounds what they may cost ([`Limits`]) and runs each of them in one task.
+//! - [`Tls`] says for each listener whether `NBD_OPT_STARTTLS` is refused, granted or demanded.
 //! - [`memory`] is a device made of memory, for tests and examples.
 //!
 //! This crate does not know what a volume, a primary or a commit point is. `docs/nbd.md` lists what the NBD
@@ -27,6 +28,8 @@ mod replies;
 mod requests;
 mod server;
 mod sparse;
+mod tls;
+mod transport;
 
 pub use connection::{ConnectionEnd, ConnectionError};
 pub use export::{
@@ -35,3 +38,4 @@ pub use export::{
 };
 pub use limits::Limits;
 pub use server::{Server, ServerStats};
+pub use tls::{Tls, TlsError, TlsFiles, TlsIdentity};

@@ -74,6 +74,8 @@ pub mod reply {
     pub const ERR_INVALID: u32 = ERROR_BIT | 3;
     /// Not possible on this platform.
     pub const ERR_PLATFORM: u32 = ERROR_BIT | 4;
+    /// TLS is demanded first.
+    pub const ERR_TLS_REQD: u32 = ERROR_BIT | 5;
     /// No such export.
     pub const ERR_UNKNOWN: u32 = ERROR_BIT | 6;
     /// The server is shutting down.

@@ -21,12 +21,15 @@ use crate::budget::ServerBudget;
 use crate::connection::{ConnectionEnd, ConnectionError, Context};
 use crate::export::Exports;
 use crate::limits::Limits;
+use crate::tls::Tls;
 
-/// An NBD server over any number of listeners and streams. Clones share everything.
+/// An NBD server over any number of listeners and streams, without TLS unless [`Server::with_tls`] says otherwise. Clones share
+/// everything.
 #[derive(Clone)]
 pub struct Server {
     context: Arc<Context>,
     admission: Arc<Admission>,
+    tls: Tls,
 }
 
 /// What the server holds at one moment.
@@ -54,6 +57,16 @@ impl Server {
                 budget,
             }),
             admission: Arc::new(Admission::default()),
+            tls: Tls::Off,
+        }
+    }
+
+    /// The same server, with the same limits and counts, for listeners that do this about TLS.
+    #[must_use]
+    pub fn with_tls(&self, tls: Tls) -> Self {
+        Self {
+            tls,
+            ..self.clone()
         }
     }
 
@@ -96,7 +109,7 @@ impl Server {
         }
     }
 
-    /// Serves one stream of any kind, such as one with TLS around it, until it ends or `shutdown` resolves.
+    /// Serves one stream of any kind, such as a pipe, until it ends or `shutdown` resolves.
     ///
     /// # Errors
     ///
@@ -114,10 +127,9 @@ impl Server {
             .admission
             .admit(peer.ip(), &self.context.limits)
             .ok_or(ConnectionError::TooMany)?;
-        let (reader, writer) = tokio::io::split(stream);
-        let (reader, writer) = (Box::pin(reader), Box::pin(writer));
+        let ready = || place.handshake_done();
         self.context
-            .run(reader, writer, peer, || place.handshake_done(), shutdown)
+            .run(Box::pin(stream), &self.tls, peer, ready, shutdown)
             .await
     }
 
@@ -143,15 +155,12 @@ impl Server {
         if let Err(error) = prepare(&stream) {
             tracing::debug!(%peer, %error, "socket options");
         }
-        let (reader, writer) = stream.into_split();
         let stop = async move {
             // Nothing is ever sent: the channel ends when the server stops.
             while stopped.changed().await.is_ok() {}
         };
-        let ended = self
-            .context
-            .run(reader, writer, peer, || place.handshake_done(), stop)
-            .await;
+        let ready = || place.handshake_done();
+        let ended = self.context.run(stream, &self.tls, peer, ready, stop).await;
         match ended {
             Ok(end) => tracing::debug!(%peer, ?end, "connection ended"),
             Err(error) => tracing::info!(%peer, %error, cause = ?error, "connection cut"),

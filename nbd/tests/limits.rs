@@ -105,6 +105,39 @@ async fn a_slow_reader_costs_bounded_memory_and_harms_nobody() {
     ));
 }
 
+/// Payloads that are announced and do not come hold their claim until they are cut, and others' small requests go on.
+#[tokio::test(start_paused = true)]
+async fn payloads_that_are_only_announced_hold_up_no_small_requests() {
+    let server = server(device(), small());
+    let mut silent = Vec::new();
+    for _ in 0..4 {
+        let (mut client, served) = ready(&server, false).await;
+        client.request(command::WRITE, 0, 1, 0, MIB.into()).await;
+        silent.push((client, served));
+    }
+    until("the budget is used up", || {
+        server.stats().bytes_held == 2 * MIB as usize
+    })
+    .await;
+    let (mut other, _served) = ready(&server, false).await;
+    let begun = tokio::time::Instant::now();
+    for cookie in 0..100 {
+        other.request(command::READ, 0, cookie, 0, 4096).await;
+        assert_eq!(other.simple().await, (cookie, 0));
+        other.receive::<4096>().await;
+    }
+    assert_eq!(begun.elapsed(), Duration::ZERO, "they waited");
+    other.request(command::READ, 0, 1, 0, MIB.into()).await;
+    assert_eq!(other.simple().await, (1, 0));
+    assert_eq!(other.receive_vec(MIB as usize).await.len(), MIB as usize);
+    for (_client, served) in silent {
+        let error = served.await.expect("task").expect_err("cut");
+        let cut = matches!(error, ConnectionError::PayloadTimeout { .. });
+        assert!(cut, "{error:?}");
+    }
+    assert_eq!(server.stats().bytes_held, 0);
+}
+
 #[tokio::test]
 async fn a_reader_of_one_byte_at_a_time_gets_everything() {
     let server = server(device(), small());

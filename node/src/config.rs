@@ -14,6 +14,7 @@ mod sections;
 mod spans;
 #[cfg(test)]
 mod tests;
+pub mod tls;
 
 use std::fmt;
 use std::io;
@@ -28,6 +29,7 @@ pub use sections::{
     NodeSection, Peer, ReplicationSection, Role, StorageSection,
 };
 use spans::Spans;
+pub use tls::{NbdTlsSection, TlsMode};
 
 /// The configuration of one node, checked. Only [`Config::load`] and [`Config::parse`] make one.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]

@@ -231,7 +231,10 @@ async fn tail(args: TailArgs) -> anyhow::Result<()> {
 }
 
 async fn nbd(args: NbdArgs) -> anyhow::Result<()> {
-    let options = commands::nbd::Args::new(args.volume.as_str(), args.listen.0);
+    let options = commands::nbd::Args {
+        tls: args.tls.section(),
+        ..commands::nbd::Args::new(args.volume.as_str(), args.listen.0)
+    };
     let stop = commands::nbd::until_ctrl_c();
     commands::nbd::run(options, endpoints(&args.cluster)?, &mut io::stdout(), stop).await
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use mainstay_client::{Client, ClientConfig};
+use mainstay_nbd::Tls;
 use mainstay_storage::engine::Engine;
 use mainstay_storage::identity::{DataDirError, DataDirLock, NodeIdentity};
 use mainstay_types::Instance;
@@ -15,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, EngineChoice, Role};
 use crate::http;
-use crate::nbd_export::serve_exports;
+use crate::nbd_export::{Terms, serve_exports};
 use crate::processes;
 use crate::runtime::serve::{self, bind};
 use crate::runtime::witness_store::StoreError as WitnessStoreError;
@@ -39,12 +40,22 @@ pub async fn run(config: Config, instance: Instance) -> anyhow::Result<()> {
         Some(address) => Some(bind("nbd", address.0).await?),
         None => None,
     };
+    let tls = match &config.nbd.tls {
+        Some(section) => section.load()?,
+        None => Tls::Off,
+    };
     let settings = settings(&config, grpc.local_addr()?.port());
     let witness_dir = config.witness_dir();
     let running = serve::start(settings, instance, grpc, &witness_dir).await?;
     let http = tokio::spawn(http::serve(running.node.clone(), http));
-    let nbd =
-        nbd.map(|listener| tokio::spawn(serve_nbd(running.node.clone(), listener, config.clone())));
+    let nbd = nbd.map(|listener| {
+        let terms = Terms {
+            limits: config.nbd.limits(),
+            tls,
+        };
+        let node = running.node.clone();
+        tokio::spawn(serve_nbd(node, listener, terms, config.nbd.park_timeout()))
+    });
     stop_asked().await?;
     tracing::info!("stopping: handing over what this node is primary of");
     running.stop().await;
@@ -156,7 +167,7 @@ fn settings(config: &Config, port: u16) -> Settings {
 }
 
 /// Exports every block volume of the cluster, through the client library: any node serves any volume.
-async fn serve_nbd(node: Arc<Node>, listener: TcpListener, config: Config) {
+async fn serve_nbd(node: Arc<Node>, listener: TcpListener, terms: Terms, park_timeout: Duration) {
     let own = node.settings.address.clone();
     let others = node.settings.peers.iter().filter(|peer| peer.data);
     let endpoints = others.map(|peer| peer.address.clone());
@@ -177,7 +188,6 @@ async fn serve_nbd(node: Arc<Node>, listener: TcpListener, config: Config) {
             Err(error) => tracing::warn!(%error, "nothing to export yet"),
         }
     };
-    let park_timeout = Duration::from_millis(config.nbd.park_timeout_ms);
     let stopped = node.until_stopped();
-    serve_exports(listener, client, park_timeout, config.nbd.limits(), stopped).await;
+    serve_exports(listener, client, park_timeout, terms, stopped).await;
 }

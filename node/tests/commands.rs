@@ -12,7 +12,7 @@ use mainstay_client::{AttachOptions, Client, ClientConfig};
 use mainstay_node::commands::log::framing::Framing;
 use mainstay_node::commands::log::{Printed, append, read, tail};
 use mainstay_node::commands::{events, nbd, promote, size, status, volume};
-use mainstay_node::nbd_export::{VolumeExports, serve};
+use mainstay_node::nbd_export::{Terms, VolumeExports, serve};
 use mainstay_types::{Lsn, NodeId, VolumeKind};
 use serde_json::Value;
 use support::{Cluster, PATIENCE};
@@ -493,7 +493,7 @@ async fn gateway(
         let stopped = async {
             let _dropped = stopped.await;
         };
-        serve(listener, exports, mainstay_nbd::Limits::default(), stopped).await;
+        serve(listener, exports, Terms::default(), stopped).await;
     });
     (address, stop, serving)
 }

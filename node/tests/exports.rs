@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 
 use mainstay_client::{AttachOptions, Client, ClientConfig};
 use mainstay_node::commands::{size, volume};
-use mainstay_node::nbd_export::{VolumeExports, serve};
+use mainstay_node::nbd_export::{Terms, VolumeExports, serve};
 use serde_json::{Value, json};
 use support::{Cluster, PATIENCE};
 use tokio::net::TcpListener;
@@ -39,7 +39,7 @@ impl Fixture {
             let stopped = async {
                 let _dropped = stopped.await;
             };
-            serve(listener, exports, mainstay_nbd::Limits::default(), stopped).await;
+            serve(listener, exports, Terms::default(), stopped).await;
         });
         Self {
             cluster,

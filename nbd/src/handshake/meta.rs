@@ -3,13 +3,12 @@
 //! A selection belongs to one export, by the name under which it was made, and every attempt to select replaces the
 //! one before, also an attempt that fails.
 
-use tokio::io::{AsyncRead, AsyncWrite};
-
 use super::Negotiation;
 use crate::codec::{MetaQuery, ReplyStyle, put_meta_context};
 use crate::export::OpenError;
 use crate::meta::{BadQuery, MetaContext, Purpose};
 use crate::protocol::{option, reply};
+use crate::transport::Transport;
 
 /// Queries of one option; more are answered `TOO_BIG`.
 const QUERIES_MAX: usize = 1024;
@@ -21,7 +20,7 @@ pub(super) struct Selection {
     contexts: Vec<MetaContext>,
 }
 
-impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Negotiation<'_, R, W> {
+impl<S: Transport> Negotiation<'_, S> {
     /// Answers either option into `out`.
     pub(super) async fn meta_context(&mut self, option: u32, data: &[u8]) {
         let purpose = if option == option::SET_META_CONTEXT {

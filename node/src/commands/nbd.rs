@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use mainstay_client::{Client, OpenError};
-use mainstay_nbd::Limits;
+use mainstay_nbd::{Limits, Tls};
 
 use super::{connect, explain_open, size};
-use crate::nbd_export::{self, PARK_TIMEOUT, VolumeExports};
+use crate::config::{NbdTlsSection, tls};
+use crate::nbd_export::{self, PARK_TIMEOUT, Terms, VolumeExports};
 use crate::runtime::serve::bind;
 
 /// What to serve where.
@@ -22,6 +23,8 @@ pub struct Args {
     pub park_timeout: Duration,
     /// What peers may cost.
     pub limits: Limits,
+    /// TLS; none when absent.
+    pub tls: Option<NbdTlsSection>,
 }
 
 impl Args {
@@ -33,6 +36,7 @@ impl Args {
             listen,
             park_timeout: PARK_TIMEOUT,
             limits: Limits::default(),
+            tls: None,
         }
     }
 }
@@ -47,6 +51,7 @@ pub async fn run(
     out: &mut impl Write,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
+    let tls = args.tls.as_ref().map_or(Ok(Tls::Off), load)?;
     let listener = bind("NBD", args.listen).await?;
     let listen = listener.local_addr()?;
     let client = connect(endpoints).await?;
@@ -55,15 +60,37 @@ pub async fn run(
         .map_err(|error| explain_open(&args.volume, error))?;
     writeln!(
         out,
-        "serving `{}`, {}, at nbd://{listen}/{} and as the default export; Ctrl-C stops",
+        "serving `{}`, {}, at {}://{listen}/{} and as the default export; Ctrl-C stops",
         args.volume,
         size::show_size(size_bytes),
+        scheme(&tls),
         args.volume
     )?;
     out.flush()?;
     let exports = VolumeExports::one(client, args.volume, args.park_timeout);
-    nbd_export::serve(listener, exports, args.limits, shutdown).await;
+    let terms = Terms {
+        limits: args.limits,
+        tls,
+    };
+    nbd_export::serve(listener, exports, terms, shutdown).await;
     Ok(())
+}
+
+/// Unlike a node, which has other duties, a gateway whose certificate every client refuses does not start.
+fn load(section: &NbdTlsSection) -> anyhow::Result<Tls> {
+    let loaded = section.load().and_then(|tls| {
+        tls::expiry(&tls)?;
+        Ok(tls)
+    });
+    loaded.map_err(|error| anyhow::anyhow!("{}", tls::explain(&error)))
+}
+
+/// How a URI asks for what this listener does.
+fn scheme(tls: &Tls) -> &'static str {
+    match tls {
+        Tls::Off | Tls::Optional(_) => "nbd",
+        Tls::Required(_) => "nbds",
+    }
 }
 
 /// Resolves at Ctrl-C.

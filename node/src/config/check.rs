@@ -11,7 +11,7 @@ use mainstay_types::{NodeId, VolumeName};
 use tracing_subscriber::EnvFilter;
 
 use super::spans::{Spans, Step, dotted};
-use super::{Config, Mistake, Peer, Role};
+use super::{Config, Mistake, Peer, Role, tls};
 
 use Step::{Index, Key};
 
@@ -36,6 +36,7 @@ pub(super) fn mistakes(config: &Config, spans: &Spans<'_>) -> Vec<Mistake> {
     checker.replication();
     checker.sizes();
     checker.nbd();
+    checker.nbd_tls();
     checker.log();
     checker.found
 }
@@ -61,6 +62,15 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
             "[fence] is of no use here: this node is no witness, and only witnesses run it"
                 .to_owned(),
         );
+    }
+    if config.nbd.tls.is_some() && config.node.nbd.is_none() {
+        out.push("[nbd.tls] is of no use here: this node has no node.nbd".to_owned());
+    }
+    if let Some(Ok(tls)) = config.nbd.tls.as_ref().map(super::NbdTlsSection::load)
+        && let Err(error) = tls::expiry(&tls)
+    {
+        // Time alone brings this about, and a node that does not start is a copy lost.
+        out.push(format!("[nbd.tls] {}", tls::explain(&error)));
     }
     if config.witnesses().count() == 1 {
         out.push(
@@ -518,6 +528,20 @@ impl Checker<'_> {
             4_096,
         );
         self.at_most("nbd", "server_mib_max", nbd.server_mib_max.into(), 1 << 20);
+    }
+
+    fn nbd_tls(&mut self) {
+        if let Some(section) = &self.config.nbd.tls
+            && let Err(error) = section.load()
+        {
+            let key = tls::key_of(section, &error);
+            let problem = tls::with_cause(&error);
+            self.add(
+                &[Key("nbd"), Key("tls"), Key(key)],
+                problem,
+                tls::advice(&error),
+            );
+        }
     }
 
     fn log(&mut self) {

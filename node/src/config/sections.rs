@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use mainstay_types::{NodeId, Zone};
 use serde::{Deserialize, Serialize};
 
-use super::{HostPort, ListenAddr};
+use super::{HostPort, ListenAddr, NbdTlsSection};
 
 /// What a node does.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -271,6 +271,8 @@ pub struct NbdSection {
     pub handshake_timeout_ms: u64,
     /// How long a request waits for a primary during a failover before it is answered with an error.
     pub park_timeout_ms: u64,
+    /// TLS; none when absent.
+    pub tls: Option<NbdTlsSection>,
 }
 
 impl Default for NbdSection {
@@ -284,6 +286,7 @@ impl Default for NbdSection {
             peer_connections_max: 1_024,
             handshake_timeout_ms: 10_000,
             park_timeout_ms: 60_000,
+            tls: None,
         }
     }
 }

@@ -284,6 +284,55 @@ fn the_examples_for_three_machines_are_good_and_belong_together() {
     }
 }
 
+/// A file of `[nbd.tls]` that is of no use is told with its own key.
+#[test]
+fn files_of_tls_are_looked_at() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let missing = dir.path().join("missing.pem");
+    let missing = missing.to_str().expect("text");
+    let section = |mode| {
+        format!("[nbd.tls]\nmode = \"{mode}\"\ncert = \"{missing}\"\nkey = \"{missing}.key\"")
+    };
+    check_section(
+        &section("required"),
+        &format!(
+            "n1.toml:13: nbd.tls.cert: `{missing}` cannot be read: No such file or directory (os error 2); put the file there, or let this user read it"
+        ),
+    );
+    let off = format!("\n{}\n\n[[peers]]\nid = 1", section("off"));
+    let text = GOOD.replacen("\n[[peers]]\nid = 1", &off, 1);
+    let config = Config::parse(Path::new("n1.toml"), &text).expect("files that are not used");
+    assert!(config.nbd.tls.is_some());
+    check_section(
+        "[nbd.tls]\ncert = \"c\"\nkey = \"k\"",
+        "n1.toml:11: [nbd.tls]: missing field `mode`",
+    );
+}
+
+#[test]
+fn certificates_out_of_their_time_keep_no_node_from_starting() {
+    use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+
+    let dir = tempfile::tempdir().expect("a directory");
+    let [cert, key] = ["cert", "key"].map(|name| dir.path().join(name));
+    let own = KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::default();
+    params.not_after = date_time_ymd(2001, 1, 1);
+    let signed = params.self_signed(&own).expect("signed");
+    std::fs::write(&cert, signed.pem()).expect("written");
+    std::fs::write(&key, own.serialize_pem()).expect("written");
+    let section = format!(
+        "\n[nbd.tls]\nmode = \"required\"\ncert = {cert:?}\nkey = {key:?}\n\n[[peers]]\nid = 1"
+    );
+    let text = GOOD.replacen("\n[[peers]]\nid = 1", &section, 1);
+    let config = Config::parse(Path::new("n1.toml"), &text).expect("well formed");
+    let warnings = config.warnings();
+    let told = warnings.iter().find(|told| told.contains("has expired"));
+    let told = told.expect("a warning");
+    assert!(told.starts_with("[nbd.tls] the certificate in `"), "{told}");
+    assert!(told.ends_with("clients refuse this one"), "{told}");
+}
+
 /// The page and the code must not drift apart: every key stands in the page, with its default where it has one.
 #[test]
 fn the_operations_page_names_every_key_with_its_default() {

@@ -22,6 +22,7 @@ use futures_util::future::BoxFuture;
 use mainstay_client::{AttachOptions, BlockInfo, BlockVolume, Client, OpenError, Refusal};
 use mainstay_nbd::{
     Access, BlockDevice, ExportInfo, Exports, Limits, MultiConn, OpenError as NbdOpenError, Server,
+    Tls,
 };
 use mainstay_types::VolumeKind;
 use tokio::net::TcpListener;
@@ -184,14 +185,24 @@ impl Exports for Shared {
     }
 }
 
+/// What an NBD listener grants whom.
+#[derive(Debug, Clone, Default)]
+pub struct Terms {
+    /// What peers may cost.
+    pub limits: Limits,
+    /// Whether they may, or have to, use TLS.
+    pub tls: Tls,
+}
+
 /// Serves `exports` on `listener` until `shutdown` resolves, then lets requests in flight finish and closes every session.
 pub async fn serve(
     listener: TcpListener,
     exports: Arc<VolumeExports>,
-    limits: Limits,
+    terms: Terms,
     shutdown: impl Future<Output = ()>,
 ) {
-    let server = Server::new(Arc::new(Shared(Arc::clone(&exports))), limits);
+    let shared = Arc::new(Shared(Arc::clone(&exports)));
+    let server = Server::new(shared, terms.limits).with_tls(terms.tls);
     server.serve(listener, shutdown).await;
     if tokio::time::timeout(CLOSING_MAX, exports.closed())
         .await
@@ -209,16 +220,11 @@ pub async fn serve_exports(
     listener: TcpListener,
     client: Client,
     park_timeout: Duration,
-    limits: Limits,
+    terms: Terms,
     shutdown: impl Future<Output = ()>,
 ) {
-    serve(
-        listener,
-        VolumeExports::all(client, park_timeout),
-        limits,
-        shutdown,
-    )
-    .await;
+    let exports = VolumeExports::all(client, park_timeout);
+    serve(listener, exports, terms, shutdown).await;
 }
 
 /// One session in the count, until it is dropped.
