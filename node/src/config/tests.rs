@@ -126,7 +126,9 @@ fn missing_keys_and_wrong_types_are_named() {
         "roles = [\"data\", \"quorum\"]",
     );
     assert!(
-        error.contains("unknown variant `quorum`, expected `data` or `witness`"),
+        error.contains(
+            "unknown variant `quorum`, expected one of `data`, `witness`, `standby-witness`"
+        ),
         "{error}"
     );
 }
