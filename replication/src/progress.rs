@@ -85,8 +85,15 @@ impl Progress {
         retransmit: Duration,
     ) -> bool {
         let stale = match self.feed {
-            // The answer to the probe that is out decides; a probe that is lost is sent again with the heartbeat.
-            Feed::Probing => self.probe_out && next_send >= self.next_send,
+            // The answer to the probe that is out decides; a probe that is lost is sent again with the heartbeat. One that
+            // points above the probe answers an earlier one, most likely: only if such answers go on coming does the copy's log
+            // begin above the probe, and cannot tell what was below.
+            Feed::Probing => {
+                self.probe_out
+                    && next_send >= self.next_send
+                    && (next_send == self.next_send
+                        || self.restarted.is_some_and(|at| now < at + retransmit))
+            }
             // What is on its way is given some time first.
             Feed::Streaming => {
                 !self.in_flight.is_empty()
@@ -244,6 +251,25 @@ mod tests {
         p.sent(MonoTime(7), Lsn(7), 0, Lsn(0));
         assert!(p.mismatched(MonoTime(8), Lsn(4), retransmit));
         assert_eq!((p.feed, p.next_send), (Feed::Probing, Lsn(4)));
+    }
+
+    /// The primary, after a broken link, begins at its own log's start; the copy's log begins above that, and has no entry
+    /// to compare. It says where it ends, again and again.
+    #[test]
+    fn a_probe_below_the_start_of_the_copys_log_moves_up() {
+        let retransmit = Duration::from_nanos(1_000);
+        let mut p = Progress::new(MonoTime(0), Lsn(1));
+        p.heard(MonoTime(1), copy(1), Instance(7));
+        assert!(p.mismatched(MonoTime(2), Lsn(151), retransmit));
+        p.sent(MonoTime(2), Lsn(150), 0, Lsn(0));
+        // Late answers to earlier probes change nothing.
+        assert!(!p.mismatched(MonoTime(500), Lsn(382), retransmit));
+        assert!(!p.mismatched(MonoTime(900), Lsn(382), retransmit));
+        assert!(p.mismatched(MonoTime(1_100), Lsn(382), retransmit));
+        assert_eq!((p.feed, p.next_send), (Feed::Probing, Lsn(382)));
+        // And then down again, if that was wrong.
+        p.sent(MonoTime(1_100), Lsn(381), 0, Lsn(0));
+        assert!(p.mismatched(MonoTime(1_200), Lsn(376), retransmit));
     }
 
     #[test]
