@@ -24,6 +24,9 @@ pub struct MemberConfig {
     pub handover_timeout: Duration,
     /// A register round without a result starts over after this long.
     pub round_retry: Duration,
+    /// Reads are served after a quorum has confirmed the epoch, never on the word of the lease alone: for machines whose
+    /// clocks may stand still, as those of a guest that is paused unawares (H9).
+    pub confirm_reads: bool,
     /// A new primary serves only after `Input::Ready`, for which it asks with `Output::AwaitReady`.
     pub await_ready: bool,
     /// Deliberate mistakes, for the simulator.
@@ -41,6 +44,7 @@ impl Default for MemberConfig {
             in_flight_bytes_max: 8 << 20,
             handover_timeout: Duration::from_secs(3),
             round_retry: Duration::from_millis(100),
+            confirm_reads: false,
             await_ready: false,
             mistakes: Mistakes::NONE,
         }

@@ -1,4 +1,5 @@
-//! Linearizable reads: rule R7.4. With a lease at once; without, after a quorum has confirmed the epoch.
+//! Linearizable reads: rule R7.4. With a lease at once; without, or where no clock is to be relied upon, after a quorum has
+//! confirmed the epoch.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,7 +35,7 @@ impl Reads {
 impl Member {
     pub(crate) fn handle_read(&mut self, now: MonoTime, id: u64) {
         let at = self.commit;
-        let leased = self.holds_lease(now);
+        let leased = self.reads_by_lease(now);
         let State::Primary(primary) = &mut self.state else {
             return self.out.push_back(Output::ReadRefused { id });
         };
@@ -43,6 +44,10 @@ impl Member {
         } else {
             primary.reads.queued.push(id);
         }
+    }
+
+    fn reads_by_lease(&self, now: MonoTime) -> bool {
+        !self.config.confirm_reads && self.holds_lease(now)
     }
 
     /// Whether the lease of the epoch in which this member acts runs.
@@ -112,7 +117,7 @@ impl Member {
 
     /// Serves what the lease or the round allows, and asks the next round.
     pub(crate) fn close_reads(&mut self, now: MonoTime) {
-        let (commit, leased, own) = (self.commit, self.holds_lease(now), self.copy());
+        let (commit, leased, own) = (self.commit, self.reads_by_lease(now), self.copy());
         let retry = self.config.heartbeat;
         let State::Primary(primary) = &mut self.state else {
             return;
@@ -171,5 +176,164 @@ impl Member {
             }));
         }
         self.wake_at(now + retry);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mainstay_types::{
+        Incarnation, Lineage, LogPoint, Lsn, Member as Registered, MemberKind, Policy, Register,
+        RegisterId, VolumeKind, VolumeSpec,
+    };
+
+    use super::*;
+    use crate::config::MemberConfig;
+    use crate::member::{Input, MemberStart};
+    use crate::message::{Ack, MemberEnvelope};
+    use crate::runs::EpochRuns;
+
+    const EPOCH: Epoch = Epoch(1);
+    const LINEAGE: Lineage = Lineage(5);
+
+    fn process(node: u32) -> PrimaryId {
+        PrimaryId {
+            node: NodeId(node),
+            incarnation: Incarnation(u64::from(node)),
+            instance: Instance(u64::from(node)),
+        }
+    }
+
+    fn register() -> Box<Register> {
+        let member = |node| Registered {
+            node: NodeId(node),
+            incarnation: process(node).incarnation,
+            kind: MemberKind::Full,
+        };
+        Box::new(Register {
+            id: RegisterId(1),
+            version: 1,
+            lineage: LINEAGE,
+            log_lineage: LINEAGE,
+            epoch: EPOCH,
+            primary: process(1),
+            members: vec![member(1), member(2)],
+            ack_quorum: 2,
+            policy: Policy::for_placement(vec![NodeId(1), NodeId(2)]),
+            cut: LogPoint::ZERO,
+            spec: VolumeSpec {
+                name: "ledger".parse().expect("a good name"),
+                kind: VolumeKind::Log,
+            },
+            deleted: false,
+        })
+    }
+
+    /// A primary of two copies with a lease without end; the other copy answers when the test says so.
+    struct Pair {
+        member: Member,
+        ready: Vec<u64>,
+        rounds: Vec<u64>,
+    }
+
+    impl Pair {
+        fn new(confirm_reads: bool) -> Self {
+            let config = MemberConfig {
+                confirm_reads,
+                ..MemberConfig::default()
+            };
+            let start = MemberStart {
+                me: process(1),
+                volume: register().spec.name.id(),
+                lineage: LINEAGE,
+                witnesses: std::sync::Arc::new(crate::WitnessSet::of(&[NodeId(9)])),
+                log: EpochRuns::empty(LogPoint::ZERO),
+                sealed: Epoch::ZERO,
+                commit: Lsn::ZERO,
+                doubt: None,
+                damaged: false,
+                rebuilding: false,
+                seed: 1,
+            };
+            let mut pair = Self {
+                member: Member::new(MonoTime(0), config, start),
+                ready: Vec::new(),
+                rounds: Vec::new(),
+            };
+            pair.hear(9, MemberMessage::Seal { epoch: EPOCH });
+            pair.hear(9, MemberMessage::Decided(register()));
+            pair.handle(Input::Lease {
+                epoch: EPOCH,
+                until: MonoTime::MAX,
+                silent: Vec::new(),
+            });
+            let ack = Ack {
+                epoch: EPOCH,
+                instance: process(1).instance,
+                lsn: Lsn(1),
+                rebuilding: false,
+            };
+            pair.hear(2, MemberMessage::Ack(ack));
+            assert_eq!(pair.member.commit(), Lsn(1), "the epoch has begun");
+            pair
+        }
+
+        fn handle(&mut self, input: Input) {
+            self.member.handle(MonoTime(1), input);
+            while let Some(output) = self.member.poll_output() {
+                match output {
+                    Output::Persist { op, .. } => {
+                        self.member.handle(MonoTime(1), Input::Persisted(op));
+                    }
+                    Output::ReadReady { id, .. } => self.ready.push(id),
+                    Output::Send {
+                        message: MemberMessage::Confirm { round, .. },
+                        ..
+                    } => self.rounds.push(round),
+                    _ => {}
+                }
+            }
+        }
+
+        fn hear(&mut self, node: u32, body: MemberMessage) {
+            self.handle(Input::Message(MemberEnvelope {
+                volume: self.member.volume,
+                lineage: LINEAGE,
+                from: process(node),
+                body,
+            }));
+        }
+
+        fn confirms(&mut self, round: u64) {
+            let instance = process(1).instance;
+            let body = MemberMessage::Confirmed {
+                epoch: EPOCH,
+                instance,
+                round,
+            };
+            self.hear(2, body);
+        }
+    }
+
+    #[test]
+    fn a_lease_serves_at_once() {
+        let mut pair = Pair::new(false);
+        pair.handle(Input::Read { id: 7 });
+        assert_eq!((pair.ready, pair.rounds), (vec![7], Vec::new()));
+    }
+
+    /// H9: the guest slept and no clock tells; its lease looks as if it ran, and the others have long promoted somebody.
+    #[test]
+    fn where_reads_are_confirmed_a_lease_serves_nothing() {
+        let mut pair = Pair::new(true);
+        pair.handle(Input::Read { id: 7 });
+        assert_eq!((&*pair.ready, &*pair.rounds), (&[][..], &[1][..]));
+        // One that comes while a round is under way is covered by the next one only.
+        pair.handle(Input::Read { id: 8 });
+        pair.confirms(1);
+        assert_eq!((&*pair.ready, &*pair.rounds), (&[7][..], &[1, 2][..]));
+        pair.confirms(1);
+        assert_eq!(pair.ready, [7], "a late answer to an earlier round");
+        pair.confirms(2);
+        assert_eq!(pair.ready, [7, 8]);
     }
 }

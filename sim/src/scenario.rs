@@ -20,6 +20,9 @@ const LONG_FREEZE_ONE_IN: u64 = 40;
 /// And one in so many has other witnesses in the end.
 const CHANGES_ONE_IN: u64 = 4;
 
+/// In one in so many, reads rely on no lease.
+const CONFIRMS_ONE_IN: u64 = 16;
+
 /// A day in milliseconds.
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
@@ -196,6 +199,7 @@ impl Scenario {
             this.lease.lease_longest = Duration::from_millis(300);
             this.lease.beat = Duration::from_millis(50);
         }
+        this.volume.member.confirm_reads = seed % CONFIRMS_ONE_IN == 2;
         this.faults = faults(r, faults_end);
         if let Some(theme) = directed::theme(seed) {
             directed::direct(&mut this, theme, r);

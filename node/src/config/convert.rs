@@ -101,6 +101,7 @@ impl From<&ReplicationSection> for MemberConfig {
             in_flight_bytes_max: section.in_flight_mib_max * MIB,
             handover_timeout: Duration::from_millis(section.handover_timeout_ms),
             round_retry: Duration::from_millis(section.round_retry_ms),
+            confirm_reads: section.confirm_reads,
             ..Self::default()
         }
     }

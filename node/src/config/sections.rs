@@ -179,6 +179,8 @@ pub struct ReplicationSection {
     pub handover_timeout_ms: u64,
     /// A register round without a result starts over after this long.
     pub round_retry_ms: u64,
+    /// Reads wait until a quorum has confirmed that there is no newer primary, whatever lease is held.
+    pub confirm_reads: bool,
 }
 
 impl Default for ReplicationSection {
@@ -191,6 +193,7 @@ impl Default for ReplicationSection {
             in_flight_mib_max: 8,
             handover_timeout_ms: 3_000,
             round_retry_ms: 100,
+            confirm_reads: false,
         }
     }
 }
