@@ -194,6 +194,7 @@ pub fn accept_hello(frame: pb::Frame, cluster: ClusterId) -> Result<Peer, HelloE
         stores: NodeMarks {
             witness: mark(hello.instance, hello.witness_store, hello.witness_boots),
             data: mark(hello.instance, hello.data_store, hello.data_boots),
+            voter: 0,
         },
     })
 }

@@ -150,7 +150,10 @@ async fn a_witness_whose_store_is_lost_comes_back_as_a_newcomer() {
         remove: Some(lost),
         ..WitnessChange::default()
     };
-    let changed = admin.change_witnesses(remove).await.expect("removed");
+    let changed = admin
+        .change_witnesses(remove.clone())
+        .await
+        .expect("removed");
     assert_eq!(nodes(&changed), [102, 103]);
     let silent = admin.change_witnesses(add.clone()).await;
     let Err(AdminError::Invalid { message }) = silent else {
@@ -159,9 +162,33 @@ async fn a_witness_whose_store_is_lost_comes_back_as_a_newcomer() {
     assert!(message.contains("standby-witness"), "{message}");
 
     cluster.restart(lost).await;
+    let changed = admin.change_witnesses(add.clone()).await.expect("added");
+    assert_eq!(nodes(&changed), [101, 102, 103]);
+    known_to_all(&cluster, &[101, 102, 103]).await;
+
+    // Its votes alone are lost, and the node runs before it is removed: until then it counts as one that is away.
+    cluster.stop(lost).await;
+    cluster.wipe_votes(lost);
+    cluster.restart(lost).await;
+    promotes(&admin, &log).await;
+    let changed = admin.change_witnesses(remove).await.expect("removed");
+    assert_eq!(nodes(&changed), [102, 103]);
     let changed = admin.change_witnesses(add).await.expect("added");
     assert_eq!(nodes(&changed), [101, 102, 103]);
     known_to_all(&cluster, &[101, 102, 103]).await;
+
+    // With one of those that would be left away, nothing is begun that could not be ended.
+    cluster.stop(NodeId(103)).await;
+    let remove = WitnessChange {
+        remove: Some(NodeId(102)),
+        ..WitnessChange::default()
+    };
+    let refused = admin.change_witnesses(remove).await;
+    let Err(AdminError::Invalid { message }) = refused else {
+        panic!("one of two would be left: {refused:?}");
+    };
+    assert!(message.contains("no majority"), "{message}");
+    cluster.restart(NodeId(103)).await;
     cluster.stop(NodeId(102)).await;
     promotes(&admin, &log).await;
     // It keeps its vote.

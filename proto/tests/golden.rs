@@ -351,8 +351,14 @@ fn witness_sets(golden: &mut Golden) {
     }];
     let (v, lease_longest_ms) = (volumes.clone(), 800);
     step("set_wanted", Body::Wanted(pb::SetWanted {}));
-    step("set_invite", Body::Invite(pb::SetInvite {}));
-    step("set_invited", Body::Invited(pb::SetInvited { store: 0xf1 }));
+    step("set_invite", Body::Invite(pb::SetInvite { nonce: 0xf2 }));
+    step(
+        "set_invited",
+        Body::Invited(pb::SetInvited {
+            store: 0xf1,
+            nonce: 0xf2,
+        }),
+    );
     let adopted = pb::SetAdopted {
         set,
         volumes,

@@ -13,7 +13,7 @@ use mainstay_types::{Epoch, Instance, MonoTime, NodeId, VolumeId, Zone};
 use crate::config::LeaseConfig;
 use crate::message::{Beat, Claim, ClaimHealth, Granted, Orphan, WitnessMessage};
 use crate::mistakes::Mistake;
-use crate::witness_set::WitnessSet;
+use crate::witness_set::{Voter, WitnessSet};
 
 /// Answers to this many of the newest beats are still counted.
 const BEATS_REMEMBERED: usize = 64;
@@ -61,6 +61,8 @@ pub struct Beats {
     instance: Instance,
     witnesses: Arc<WitnessSet>,
     links: Vec<Link>,
+    /// Numbers of beats up to here were used on links that are gone.
+    seq_used: u64,
     table: u64,
     claims: BTreeMap<VolumeId, Epoch>,
     /// Tables that answers may still name, newest last.
@@ -87,13 +89,21 @@ impl Link {
     }
 }
 
-/// A link to each witness, those that exist among them.
-fn links(now: MonoTime, witnesses: &WitnessSet, mut before: Vec<Link>) -> Vec<Link> {
-    let link = |node: NodeId| match before.iter().position(|link| link.witness == node) {
-        Some(at) => before.swap_remove(at),
-        None => Link::new(now, node),
+/// A link to each witness; those from `before` go on if they led to the same store. A grant of another store binds nobody.
+fn links(
+    now: MonoTime,
+    witnesses: &WitnessSet,
+    mut before: Vec<Link>,
+    known: &WitnessSet,
+) -> Vec<Link> {
+    let link = |voter: &Voter| {
+        let at = before.iter().position(|link| link.witness == voter.node);
+        match at.filter(|_| known.names(voter.node, voter.store)) {
+            Some(at) => before.swap_remove(at),
+            None => Link::new(now, voter.node),
+        }
     };
-    witnesses.nodes().into_iter().map(link).collect()
+    witnesses.all().map(link).collect()
 }
 
 impl Beats {
@@ -109,8 +119,9 @@ impl Beats {
         Self {
             config,
             instance,
-            links: links(now, &witnesses, Vec::new()),
+            links: links(now, &witnesses, Vec::new(), &WitnessSet::default()),
             witnesses,
+            seq_used: 0,
             table: 1,
             claims: BTreeMap::new(),
             tables: VecDeque::from([(1, BTreeMap::new())]),
@@ -128,7 +139,14 @@ impl Beats {
         if witnesses.tag.version <= self.witnesses.tag.version {
             return;
         }
-        self.links = links(now, &witnesses, std::mem::take(&mut self.links));
+        let before = std::mem::take(&mut self.links);
+        // A beat's number is never used again, so that a late answer to another one is not taken for its own.
+        let used = before.iter().map(|link| link.seq).max().unwrap_or(0);
+        self.seq_used = self.seq_used.max(used);
+        self.links = links(now, &witnesses, before, &self.witnesses);
+        for link in &mut self.links {
+            link.seq = link.seq.max(self.seq_used);
+        }
         self.witnesses = witnesses;
         for link in &mut self.links {
             link.next_beat = now;

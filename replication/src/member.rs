@@ -437,6 +437,10 @@ impl Member {
     }
 
     fn handle_witnesses(&mut self, now: MonoTime, set: Arc<WitnessSet>) {
+        // Two may be on their way at once, in any order.
+        if set.tag.version < self.witnesses.tag.version {
+            return;
+        }
         if let Some(round) = &mut self.round {
             round.set_witnesses(now, &set);
         }

@@ -295,11 +295,16 @@ pub enum SetStep {
     /// Your set is newer than mine: tell me.
     Wanted,
     /// Witness to one that is none yet: be ready to become one.
-    Invite,
+    Invite {
+        /// Names the request.
+        nonce: u64,
+    },
     /// It is, with a store that holds nothing.
     Invited {
         /// The store's name.
         store: u64,
+        /// As asked.
+        nonce: u64,
     },
     /// The decree on the set that follows.
     Round(RegisterMessage<WitnessSet>),

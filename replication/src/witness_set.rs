@@ -107,6 +107,13 @@ impl WitnessSet {
             .any(|voter| voter.node == node && voter.store == store)
     }
 
+    /// The store from which `node` votes.
+    #[must_use]
+    pub fn store_of(&self, node: NodeId) -> Option<u64> {
+        let voter = self.all().find(|voter| voter.node == node)?;
+        Some(voter.store)
+    }
+
     /// Whether those that `counts` are enough: a majority, of both sets while there are two.
     #[must_use]
     pub fn is_quorum(&self, counts: impl Fn(NodeId) -> bool) -> bool {

@@ -82,6 +82,7 @@ impl Admin {
             address: change.address.unwrap_or_default(),
             remove: change.remove.map(|node| node.0),
             patience_ms: u32::try_from((CHANGE_WAIT * 4 / 5).as_millis()).unwrap_or(0),
+            forwarded: false,
         };
         let reply = self
             .once(CHANGE_WAIT, move |mut client| {

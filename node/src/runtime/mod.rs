@@ -44,7 +44,7 @@ use mainstay_proto::v1 as pb;
 use mainstay_replication::message::{
     MemberEnvelope, MemberMessage, Message, RegisterMessage, WitnessMessage,
 };
-use mainstay_replication::{LeaseConfig, Role, Voter, WitnessInput, WitnessSet};
+use mainstay_replication::{LeaseConfig, Role, WitnessInput, WitnessSet};
 use mainstay_storage::engine::Engine;
 use mainstay_types::{
     ClusterId, Incarnation, Instance, MonoTime, NodeId, PrimaryId, Register, VolumeId, VolumeName,
@@ -280,7 +280,7 @@ impl Node {
         let votes = self.witnesses().contains(settings.node);
         let stores = NodeMarks {
             witness: self.own_stores.witness.filter(|_| votes),
-            data: self.own_stores.data,
+            ..self.own_stores
         };
         wire::hello(settings.cluster, settings.node, self.instance, stores)
     }
@@ -291,7 +291,9 @@ impl Node {
     /// It does not, or nobody could tell later: the link must not be used.
     pub async fn check_stores(self: &Arc<Self>, peer: &wire::Peer) -> Result<(), MarkError> {
         let (this, node, stores) = (self.clone(), peer.node, peer.stores);
-        let checked = tokio::task::spawn_blocking(move || this.stores.check(node, stores)).await;
+        let voter = self.witnesses().store_of(node);
+        let check = move || this.stores.check(node, stores, voter);
+        let checked = tokio::task::spawn_blocking(check).await;
         // What was not judged is not trusted.
         let checked = checked.unwrap_or_else(|error| {
             Err(MarkError::File {
@@ -313,22 +315,6 @@ impl Node {
             }
         }
         checked
-    }
-
-    /// Witnesses that were removed, or that vote from another store now, may come back as others.
-    fn stores_of_witnesses_changed(self: &Arc<Self>, before: &WitnessSet, now: &WitnessSet) {
-        let same = |voter: &&Voter| now.names(voter.node, voter.store);
-        let gone = before.all().filter(|voter| !same(voter));
-        let gone: Vec<NodeId> = gone.map(|voter| voter.node).collect();
-        if gone.is_empty() {
-            return;
-        }
-        let this = Arc::clone(self);
-        self.handle.spawn_blocking(move || {
-            if let Err(error) = this.stores.forget_witnesses(&gone) {
-                tracing::error!(%error, "witnesses that were removed cannot come back with another store");
-            }
-        });
     }
 
     /// Sends to a node, this one included.

@@ -11,6 +11,7 @@ use mainstay_proto::v1::admin_server::AdminServer;
 use mainstay_proto::v1::client_server::ClientServer;
 use mainstay_proto::v1::replication_server::ReplicationServer;
 use mainstay_proto::v1::witness_server::WitnessServer;
+use mainstay_replication::SetState;
 use mainstay_types::Instance;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -76,18 +77,16 @@ pub async fn start(
         .map(WitnessStore::state)
         .transpose()?
         .flatten();
-    let file = witness_sets::load(&settings.data_dir)?;
-    let known = [stored.map(|state| state.set), file].into_iter().flatten();
-    let witnesses = known
-        .chain([witness_sets::first(&settings)])
-        .max_by_key(|set| set.tag.version)
-        .unwrap_or_default();
+    let names_us = |state: &SetState| state.set.names(settings.node, state.store);
+    let votes = stored.as_ref().is_some_and(names_us);
+    let witnesses = witness_sets::at_start(&settings, stored.map(|state| state.set))?;
     // A node may have lost one of them alone, beside the rest of its directory. One that waits to become a witness may
-    // have been one before.
-    if settings.standby && !witnesses.contains(settings.node) {
-        stores.forget_witnesses(&[settings.node])?;
-    }
-    stores.check(settings.node, own_stores)?;
+    // have been one before, and its store holds nothing.
+    let own = NodeMarks {
+        witness: own_stores.witness.filter(|_| votes || !settings.standby),
+        ..own_stores
+    };
+    stores.check(settings.node, own, witnesses.store_of(settings.node))?;
     let (witness_to, witness_inputs) = mpsc::unbounded_channel();
     let witness_to = store.is_some().then_some(witness_to);
     let node = Node::new(

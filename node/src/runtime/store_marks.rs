@@ -56,6 +56,9 @@ pub struct NodeMarks {
     pub witness: Option<StoreMark>,
     /// The directory that it keeps copies in, if it holds data.
     pub data: Option<StoreMark>,
+    /// The name of the voter that `witness` was seen for (`docs/protocol.md`, R8). Kept, not sent.
+    #[serde(default)]
+    pub voter: u64,
 }
 
 /// Why a node is not listened to.
@@ -128,14 +131,23 @@ impl StoreMarks {
         })
     }
 
-    /// Judges what a node says of its stores, and keeps it, durably on return. Blocks on the disk if it is news.
+    /// Judges what a node says of its stores, and keeps it, durably on return. Blocks on the disk if it is news. `voter` is the
+    /// name under which the witness set has that node: a mark belongs to it. What a node votes from that has no vote is of no
+    /// interest, and one that was removed and came back is another voter.
     ///
     /// # Errors
     /// The node must not be listened to; or the marks could not be kept.
-    pub fn check(&self, node: NodeId, found: NodeMarks) -> Result<(), MarkError> {
+    pub fn check(
+        &self,
+        node: NodeId,
+        found: NodeMarks,
+        voter: Option<u64>,
+    ) -> Result<(), MarkError> {
         let mut known = self.known.lock().expect("no panic while the lock is held");
         let before = known.get(&node).copied().unwrap_or_default();
-        if let (Some(before), Some(found)) = (before.witness, found.witness) {
+        let known_voter = before.witness.filter(|_| voter == Some(before.voter));
+        let found_voter = found.witness.filter(|_| voter.is_some());
+        if let (Some(before), Some(found)) = (known_voter, found_voter) {
             check_witness(node, before, found)?;
         }
         if let (Some(before), Some(found)) = (before.data, found.data) {
@@ -143,7 +155,8 @@ impl StoreMarks {
         }
         // A node that is no witness for a while stays known as the one that it was.
         let after = NodeMarks {
-            witness: newer(before.witness, found.witness),
+            witness: newer(known_voter, found_voter).or(before.witness),
+            voter: found_voter.and(voter).unwrap_or(before.voter),
             data: newer(before.data, found.data),
         };
         if after == before {
@@ -153,25 +166,6 @@ impl StoreMarks {
         next.insert(node, after);
         write(&self.path, &next)?;
         *known = next;
-        Ok(())
-    }
-
-    /// Forgets what these nodes voted from: they were removed from the witnesses, and may come back with another store.
-    ///
-    /// # Errors
-    /// The marks could not be kept: they stay as they were.
-    pub fn forget_witnesses(&self, gone: &[NodeId]) -> Result<(), MarkError> {
-        let mut known = self.known.lock().expect("no panic while the lock is held");
-        let mut next = known.clone();
-        for node in gone {
-            if let Some(marks) = next.get_mut(node) {
-                marks.witness = None;
-            }
-        }
-        if next != *known {
-            write(&self.path, &next)?;
-            *known = next;
-        }
         Ok(())
     }
 }
@@ -259,14 +253,14 @@ mod tests {
     fn witness(id: u64, boots: u64) -> NodeMarks {
         NodeMarks {
             witness: Some(mark(id, boots)),
-            data: None,
+            ..NodeMarks::default()
         }
     }
 
     fn data(id: u64, boots: u64) -> NodeMarks {
         NodeMarks {
-            witness: None,
             data: Some(mark(id, boots)),
+            ..NodeMarks::default()
         }
     }
 
@@ -277,14 +271,18 @@ mod tests {
         {
             let marks = StoreMarks::open(dir.path()).expect("opens");
             marks
-                .check(w, witness(7, 3))
+                .check(w, witness(7, 3), Some(0))
                 .expect("the first is believed");
-            marks.check(w, witness(7, 3)).expect("the same process");
-            marks.check(w, witness(7, 5)).expect("restarted");
-            marks.check(NodeId(102), witness(8, 1)).expect("another");
+            marks
+                .check(w, witness(7, 3), Some(0))
+                .expect("the same process");
+            marks.check(w, witness(7, 5), Some(0)).expect("restarted");
+            marks
+                .check(NodeId(102), witness(8, 1), Some(0))
+                .expect("another");
         }
         let marks = StoreMarks::open(dir.path()).expect("opens");
-        let older = marks.check(w, witness(7, 4));
+        let older = marks.check(w, witness(7, 4), Some(0));
         assert!(
             matches!(
                 older,
@@ -296,13 +294,17 @@ mod tests {
             ),
             "{older:?}"
         );
-        marks.check(w, NodeMarks::default()).expect("no witness");
-        let other = marks.check(w, witness(9, 9));
+        marks
+            .check(w, NodeMarks::default(), Some(0))
+            .expect("no witness");
+        let other = marks.check(w, witness(9, 9), Some(0));
         assert!(
             matches!(other, Err(MarkError::OtherStore { .. })),
             "{other:?}"
         );
-        marks.check(w, witness(7, 6)).expect("still welcome");
+        marks
+            .check(w, witness(7, 6), Some(0))
+            .expect("still welcome");
     }
 
     #[test]
@@ -312,8 +314,10 @@ mod tests {
         let first = begin_data(dir.path(), Instance(1)).expect("counted");
         let second = begin_data(dir.path(), Instance(2)).expect("counted");
         assert_eq!((second.id, second.boots), (first.id, first.boots + 1));
-        marks.check(n, data(first.id, 5)).expect("believed");
-        let older = marks.check(n, data(first.id, 4));
+        marks
+            .check(n, data(first.id, 5), Some(0))
+            .expect("believed");
+        let older = marks.check(n, data(first.id, 4), Some(0));
         assert!(
             matches!(
                 older,
@@ -333,20 +337,45 @@ mod tests {
             }),
             ..NodeMarks::default()
         };
-        let again = marks.check(n, again);
+        let again = marks.check(n, again, Some(0));
         assert!(
             matches!(again, Err(MarkError::OlderData { .. })),
             "{again:?}"
         );
         marks
-            .check(n, data(first.id, 0))
+            .check(n, data(first.id, 0), Some(0))
             .expect("had no room to count");
-        let older = marks.check(n, data(first.id, 4));
+        let older = marks.check(n, data(first.id, 4), Some(0));
         assert!(
             matches!(older, Err(MarkError::OlderData { .. })),
             "{older:?}"
         );
-        marks.check(n, data(first.id ^ 1, 1)).expect("a blank one");
+        marks
+            .check(n, data(first.id ^ 1, 1), Some(0))
+            .expect("a blank one");
+    }
+
+    #[test]
+    fn a_mark_belongs_to_the_voter_that_the_set_names() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (marks, w) = (StoreMarks::open(dir.path()).expect("opens"), NodeId(101));
+        marks.check(w, witness(7, 3), Some(0)).expect("believed");
+        // Removed; whatever it says now binds nobody.
+        marks.check(w, witness(8, 1), None).expect("has no vote");
+        let back = marks.check(w, witness(8, 1), Some(0));
+        assert!(
+            matches!(back, Err(MarkError::OtherStore { .. })),
+            "{back:?}"
+        );
+        marks
+            .check(w, witness(9, 1), Some(55))
+            .expect("another voter");
+        let other = marks.check(w, witness(8, 2), Some(55));
+        assert!(
+            matches!(other, Err(MarkError::OtherStore { .. })),
+            "{other:?}"
+        );
+        marks.check(w, witness(9, 2), Some(55)).expect("restarted");
     }
 
     #[test]
@@ -354,7 +383,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let marks = StoreMarks::open(&dir.path().join("gone")).expect("nothing is known");
         for _ in 0..2 {
-            let kept = marks.check(NodeId(101), witness(1, 1));
+            let kept = marks.check(NodeId(101), witness(1, 1), Some(0));
             assert!(matches!(kept, Err(MarkError::File { .. })), "{kept:?}");
         }
         std::fs::write(dir.path().join(FILE), b"{nonsense").expect("written");

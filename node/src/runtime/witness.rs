@@ -35,13 +35,14 @@ pub fn run(
         .load()
         .and_then(|records| Ok((records, store.state()?)))
     {
-        Ok((records, state)) => (records, state.unwrap_or_else(|| first_state(node))),
+        Ok(found) => found,
         Err(error) => return tracing::error!(%error, "the witness does not start"),
     };
     let start = WitnessStart {
         node: node.settings.node,
         instance: node.instance,
-        state,
+        stored: state.is_some(),
+        state: state.unwrap_or_else(|| first_state(node)),
         records,
         seed: node.random(),
     };

@@ -18,7 +18,7 @@ use mainstay_types::NodeId;
 use mainstay_volume::Event;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
-use tonic::{Response, Status};
+use tonic::{Code, Response, Status};
 
 use super::{Node, PeerSettings, Settings, events, status};
 
@@ -136,6 +136,39 @@ pub fn load(dir: &Path) -> anyhow::Result<Option<WitnessSet>> {
     Ok(Some(set.into()))
 }
 
+/// The set to begin with: the newest of what the witness's store, the file and the configuration say. What a node has never
+/// kept before is in the file on return: later its configuration counts no more for who the witnesses are.
+///
+/// # Errors
+/// The file does not read.
+pub fn at_start(settings: &Settings, stored: Option<WitnessSet>) -> anyhow::Result<WitnessSet> {
+    let first = first(settings);
+    let file = load(&settings.data_dir)?;
+    let kept = stored.into_iter().chain(file);
+    let Some(kept) = kept.max_by_key(|set| set.tag.version) else {
+        if settings.standby && !settings.data {
+            // It has nothing to say to a witness, and waits to be told.
+            return Ok(WitnessSet::default());
+        }
+        let path = settings.data_dir.join(FILE);
+        if let Err(error) = crate::files::write_json_durably(&path, &StoredSet::from(&first)) {
+            tracing::warn!(path = %path.display(), %error, "cannot keep who the witnesses are");
+        }
+        return Ok(first);
+    };
+    // One that waits is not among the first ones that it knows of: its own configuration leaves it out.
+    if kept.tag.version == 1 && kept.tag != first.tag && !settings.standby {
+        tracing::warn!(
+            "[[peers]] names the witnesses {:?}, but this node began with {:?}, and goes by those: witnesses of a cluster that has run \
+             are changed with `mainstay witness`, never in the files",
+            first.nodes(),
+            kept.nodes()
+        );
+    }
+    // Under the same name the configuration knows the addresses better.
+    Ok(if kept.tag == first.tag { first } else { kept })
+}
+
 impl WitnessSets {
     /// Goes by `set`.
     #[must_use]
@@ -155,10 +188,14 @@ impl WitnessSets {
         Arc::clone(&self.known.read().expect("no panic while the lock is held"))
     }
 
-    /// Puts a newer set in the place of the known one; that one.
-    fn replace(&self, set: &Arc<WitnessSet>) -> Option<Arc<WitnessSet>> {
+    /// Puts a newer set in the place of the known one.
+    fn replace(&self, set: &Arc<WitnessSet>) -> bool {
         let mut known = self.known.write().expect("no panic while the lock is held");
-        (set.tag.version > known.tag.version).then(|| std::mem::replace(&mut *known, set.clone()))
+        let newer = set.tag.version > known.tag.version;
+        if newer {
+            *known = set.clone();
+        }
+        newer
     }
 
     /// Writes what is known now to the file.
@@ -221,10 +258,9 @@ impl Node {
 
     /// Goes by a decided set from now on, if it is news: the heartbeats, every volume, the links.
     pub(super) fn learn_witnesses(self: &Arc<Self>, set: &Arc<WitnessSet>) {
-        let Some(before) = self.witness_sets.replace(set) else {
+        if !self.witness_sets.replace(set) {
             return;
-        };
-        self.stores_of_witnesses_changed(&before, set);
+        }
         for voter in set.all() {
             self.add_witness_peer(voter.node, &voter.address);
         }
@@ -313,7 +349,18 @@ pub async fn change(
         })?;
         request.address = known.to_owned();
     }
+    if let Some(known) = add.and_then(|added| node.settings.address_of(added))
+        && known != request.address
+    {
+        return Err(Status::invalid_argument(format!(
+            "the configuration of node {} says that this node is reached at {known}, not at {}: correct it there first",
+            node.settings.node, request.address
+        )));
+    }
     if !node.settings.witness || !node.witnesses().contains(node.settings.node) {
+        if request.forwarded {
+            return Err(Status::unavailable("that witness has no vote: ask again"));
+        }
         return forward(node, request).await;
     }
     if let Some(added) = add {
@@ -361,6 +408,10 @@ async fn forward(
     node: &Arc<Node>,
     request: pb::ChangeWitnessesRequest,
 ) -> Result<Response<pb::ChangeWitnessesReply>, Status> {
+    let request = pb::ChangeWitnessesRequest {
+        forwarded: true,
+        ..request
+    };
     let mut last = Status::unavailable("no witness answers");
     let set = node.witnesses();
     let others = set
@@ -368,7 +419,11 @@ async fn forward(
         .filter(|voter| voter.node != node.settings.node && Some(voter.node.0) != request.remove);
     for voter in others {
         match status::admin(&voter.address).await {
-            Ok(mut client) => return client.change_witnesses(request).await,
+            Ok(mut client) => match client.change_witnesses(request.clone()).await {
+                // Not taken: another one may be able to.
+                Err(status) if status.code() == Code::Unavailable => last = status,
+                answer => return answer,
+            },
             Err(error) => last = error,
         }
     }
@@ -391,6 +446,10 @@ fn why_not(refused: &ChangeRefused) -> String {
         ChangeRefused::NoAnswer(node) => format!(
             "node {node} does not answer as one that waits to become a witness. Start it with the role \"standby-witness\", and \
              check its address, and that its [[peers]] name the witnesses"
+        ),
+        ChangeRefused::NoMajorityLeft(silent) => format!(
+            "of the witnesses that would be left, {silent:?} do not answer, and the others are no majority: such a set could \
+             decide nothing, and not be left again. Bring one of them back, or replace one of those that do not answer instead"
         ),
         ChangeRefused::Overtaken(set) => format!(
             "another change came first: the witnesses are {:?} now. Look, and ask again if it is still wanted",

@@ -233,7 +233,7 @@ fn tag() -> impl Strategy<Value = SetTag> + Clone {
 }
 
 fn voters() -> impl Strategy<Value = Vec<Voter>> {
-    let stores = vec((any::<u64>(), "[a-z]{0,9}"), 0..5);
+    let stores = vec((any::<u64>(), "[a-z]{0,9}"), 1..5);
     stores.prop_map(|stores| {
         let voter = |(at, (store, address)): (usize, (u64, String))| Voter {
             node: NodeId(u32::try_from(at).expect("small")),
@@ -273,8 +273,8 @@ fn set_step() -> impl Strategy<Value = SetStep> {
     let fences = || vec((volume(), epoch()), 0..4);
     prop_oneof![
         Just(SetStep::Wanted),
-        Just(SetStep::Invite),
-        any::<u64>().prop_map(|store| SetStep::Invited { store }),
+        any::<u64>().prop_map(|nonce| SetStep::Invite { nonce }),
+        (any::<u64>(), any::<u64>()).prop_map(|(store, nonce)| SetStep::Invited { store, nonce }),
         set_round().prop_map(SetStep::Round),
         (tag(), fences(), any::<u32>()).prop_map(|(set, volumes, lease_longest_ms)| {
             SetStep::Adopted {

@@ -65,6 +65,10 @@ fn encode_voter(voter: &Voter) -> pb::Voter {
 }
 
 fn decode_voters(voters: Vec<pb::Voter>) -> Result<Vec<Voter>, WireError> {
+    // A set of nobody could never decide anything again.
+    if voters.is_empty() {
+        return Err(WireError::Missing("voters"));
+    }
     let mut out: Vec<Voter> = Vec::new();
     for voter in voters {
         let node = NodeId(voter.node);
@@ -83,8 +87,11 @@ fn decode_voters(voters: Vec<pb::Voter>) -> Result<Vec<Voter>, WireError> {
 pub(super) fn encode_step(step: &SetStep) -> pb::SetStep {
     let body = match step {
         SetStep::Wanted => Body::Wanted(pb::SetWanted {}),
-        SetStep::Invite => Body::Invite(pb::SetInvite {}),
-        SetStep::Invited { store } => Body::Invited(pb::SetInvited { store: *store }),
+        SetStep::Invite { nonce } => Body::Invite(pb::SetInvite { nonce: *nonce }),
+        SetStep::Invited { store, nonce } => Body::Invited(pb::SetInvited {
+            store: *store,
+            nonce: *nonce,
+        }),
         SetStep::Round(body) => Body::Round(encode_round(body)),
         SetStep::Adopted {
             set,
@@ -115,8 +122,11 @@ pub(super) fn decode_step(step: pb::SetStep) -> Result<SetStep, WireError> {
     Ok(
         match step.body.ok_or(WireError::Missing("set_step.body"))? {
             Body::Wanted(_) => SetStep::Wanted,
-            Body::Invite(_) => SetStep::Invite,
-            Body::Invited(m) => SetStep::Invited { store: m.store },
+            Body::Invite(m) => SetStep::Invite { nonce: m.nonce },
+            Body::Invited(m) => SetStep::Invited {
+                store: m.store,
+                nonce: m.nonce,
+            },
             Body::Round(m) => SetStep::Round(decode_round(m)?),
             Body::Adopted(m) => SetStep::Adopted {
                 set: decode_tag(m.set)?,

@@ -138,6 +138,12 @@ impl Cluster {
         std::fs::create_dir_all(dir).expect("made");
     }
 
+    /// Removes what a stopped witness votes from, and nothing else.
+    pub(crate) fn wipe_votes(&self, node: NodeId) {
+        let dir = self.settings[&node].data_dir.join("witness");
+        std::fs::remove_dir_all(dir).expect("removed");
+    }
+
     /// Gives a stopped node the role of a witness that waits to become one.
     pub(crate) fn make_standby(&mut self, node: NodeId) {
         self.settings.get_mut(&node).expect("known").standby = true;

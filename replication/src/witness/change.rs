@@ -15,6 +15,7 @@ use super::set::millis;
 use super::{Witness, WitnessOutput};
 use crate::message::{ABSENT, Message, RegisterMessage, RoundResult, SetStep, WitnessMessage};
 use crate::mistakes::Mistake;
+use crate::quorum::majority;
 use crate::register::Round;
 use crate::witness_set::{SetTag, Voter, WitnessSet};
 
@@ -50,6 +51,9 @@ pub enum ChangeRefused {
     Empty,
     /// The newcomer does not answer, or is no witness that waits to be invited.
     NoAnswer(NodeId),
+    /// Of the witnesses that would be left, no majority answers: these are silent. Such a set could neither decide anything
+    /// nor be left again.
+    NoMajorityLeft(Vec<NodeId>),
     /// Another change came first.
     Overtaken(Arc<WitnessSet>),
     /// No majority of the witnesses answered: whether the change goes on is unknown.
@@ -67,8 +71,12 @@ pub(super) struct Change {
 
 #[derive(Debug)]
 enum Step {
-    /// Waits for the newcomer's word.
-    Inviting,
+    /// Waits for the newcomer's word, and until a majority of those that will be left has answered.
+    Inviting {
+        nonce: u64,
+        store: Option<u64>,
+        ready: BTreeSet<NodeId>,
+    },
     /// Decides the set that follows.
     Deciding { round: Round<WitnessSet> },
     /// Carries what the old set decided over to the new one.
@@ -114,39 +122,80 @@ impl Witness {
         }
         self.change = Some(Change {
             request: Some(request),
-            step: Step::Inviting,
+            step: Step::Inviting {
+                nonce: self.rng.id(),
+                store: None,
+                ready: BTreeSet::from([self.me]),
+            },
             resend: now,
             give_up: now + self.config.attempt * 2,
         });
-        if added.is_none() {
-            self.start_joint(now, None);
+        self.maybe_start_joint(now);
+    }
+
+    /// A witness goes by the same set.
+    pub(super) fn note_ready(&mut self, now: MonoTime, node: NodeId) {
+        if let Some(Change {
+            step: Step::Inviting { ready, .. },
+            ..
+        }) = &mut self.change
+        {
+            ready.insert(node);
+            self.maybe_start_joint(now);
         }
     }
 
-    pub(super) fn handle_invited(&mut self, now: MonoTime, from: NodeId, store: u64) {
-        let invited = self.change.as_ref().is_some_and(|change| {
-            let added = change.request.as_ref().and_then(|r| r.add.as_ref());
-            matches!(change.step, Step::Inviting) && added.is_some_and(|(node, _)| *node == from)
-        });
-        if invited && store != 0 {
-            self.start_joint(now, Some(store));
-        }
-    }
-
-    /// Proposes the joint set that the request asks for.
-    fn start_joint(&mut self, now: MonoTime, store: Option<u64>) {
-        let Some(request) = self.change.as_ref().and_then(|c| c.request.clone()) else {
+    pub(super) fn handle_invited(&mut self, now: MonoTime, from: NodeId, name: u64, answers: u64) {
+        let Some(Change {
+            request: Some(request),
+            step:
+                Step::Inviting {
+                    nonce,
+                    store,
+                    ready,
+                },
+            ..
+        }) = &mut self.change
+        else {
             return;
         };
+        let added = request.add.as_ref().map(|(node, _)| *node);
+        if added == Some(from) && *nonce == answers && name != 0 {
+            *store = Some(name);
+            ready.insert(from);
+            self.maybe_start_joint(now);
+        }
+    }
+
+    /// Those that a request leaves, the newcomer among them.
+    fn wanted_voters(&self, request: &ChangeRequest, store: Option<u64>) -> Vec<Voter> {
         let mut voters = self.set.voters.clone();
         voters.retain(|voter| Some(voter.node) != request.remove);
-        if let (Some((node, address)), Some(store)) = (request.add, store) {
+        if let Some((node, address)) = &request.add {
             voters.push(Voter {
-                node,
-                store,
-                address,
+                node: *node,
+                store: store.unwrap_or(0),
+                address: address.clone(),
             });
             voters.sort_by_key(|voter| voter.node);
+        }
+        voters
+    }
+
+    /// Proposes the joint set that the request asks for, once it could be left again.
+    fn maybe_start_joint(&mut self, now: MonoTime) {
+        let Some(Change {
+            request: Some(request),
+            step: Step::Inviting { store, ready, .. },
+            ..
+        }) = &self.change
+        else {
+            return;
+        };
+        let voters = self.wanted_voters(request, *store);
+        let answered = voters.iter().filter(|voter| ready.contains(&voter.node));
+        if answered.count() < majority(voters.len()) || (request.add.is_some() && store.is_none()) {
+            return;
         }
         if self.config.mistakes.has(Mistake::WitnessesInOneStep) {
             return self.decide(now, voters, None);
@@ -185,9 +234,11 @@ impl Witness {
         match round.handle(now, from, answer) {
             Some(RoundResult::Decided(set) | RoundResult::Conflict(set)) => {
                 let set = Arc::new(*set);
-                self.take_set(now, Arc::clone(&set));
                 // Those that go must hear of it, too, and nobody asks them any more.
-                for node in set.nodes() {
+                let before = self.set.nodes();
+                self.take_set(now, Arc::clone(&set));
+                let all: BTreeSet<NodeId> = before.into_iter().chain(set.nodes()).collect();
+                for node in all {
                     self.send(
                         node,
                         Message::Witness(WitnessMessage::Set(Arc::clone(&set))),
@@ -299,16 +350,9 @@ impl Witness {
             return self.give_change_up(change);
         }
         match &mut change.step {
-            Step::Inviting => {
-                let added = change.request.as_ref().and_then(|r| r.add.as_ref());
-                if let (true, Some((node, _))) = (resend, added) {
-                    let node = *node;
-                    let set = Arc::clone(&self.set);
-                    self.send(node, Message::Witness(WitnessMessage::Set(set)));
-                    self.send(
-                        node,
-                        Message::Witness(WitnessMessage::SetStep(SetStep::Invite)),
-                    );
+            Step::Inviting { nonce, .. } => {
+                if let (true, Some(request)) = (resend, &change.request) {
+                    self.ask_those_left(request, *nonce);
                 }
             }
             Step::Deciding { round } => {
@@ -330,6 +374,20 @@ impl Witness {
         }
         self.wake_at(change.resend.min(change.give_up));
         self.change = Some(change);
+    }
+
+    fn ask_those_left(&mut self, request: &ChangeRequest, nonce: u64) {
+        let step = |step| Message::Witness(WitnessMessage::SetStep(step));
+        if let Some((node, _)) = &request.add {
+            let set = Arc::clone(&self.set);
+            self.send(*node, Message::Witness(WitnessMessage::Set(set)));
+            self.send(*node, step(SetStep::Invite { nonce }));
+        }
+        for voter in self.wanted_voters(request, None) {
+            if voter.node != self.me {
+                self.send(voter.node, step(SetStep::Wanted));
+            }
+        }
     }
 
     /// Takes up what another witness began and did not end.
@@ -360,7 +418,12 @@ impl Witness {
             return;
         };
         let refused = match (&change.step, &request.add) {
-            (Step::Inviting, Some((node, _))) => ChangeRefused::NoAnswer(*node),
+            (Step::Inviting { store: None, .. }, Some((node, _))) => ChangeRefused::NoAnswer(*node),
+            (Step::Inviting { ready, .. }, _) => {
+                let left = self.wanted_voters(&request, None).into_iter();
+                let silent = left.map(|voter| voter.node);
+                ChangeRefused::NoMajorityLeft(silent.filter(|node| !ready.contains(node)).collect())
+            }
             _ => ChangeRefused::Unsettled,
         };
         self.out.push_back(WitnessOutput::Changed {

@@ -14,8 +14,8 @@ use super::external::Wait;
 use super::forced::Force;
 use super::{Witness, WitnessEvent};
 use crate::message::{
-    CopyId, MemberMessage, Message, RegisterMessage, RoundResult, SealAnswer, SuspectReason,
-    WitnessMessage,
+    CopyId, MemberMessage, Message, RegisterMessage, RoundResult, SealAnswer, SetStep,
+    SuspectReason, WitnessMessage,
 };
 use crate::register::Round;
 
@@ -251,8 +251,12 @@ impl Witness {
                 if self.set.is_quorum(|node| agreed.contains(&node)) {
                     self.start_fencing(now, volume, c);
                 } else if resend {
-                    // The others may hear of it a moment later.
+                    // The others may hear of it a moment later. One that was removed while it was away hears of that only if it
+                    // asks: nobody beats to it any more.
                     c.resend = now + self.config.retry / 5;
+                    if now >= c.began + self.config.attempt {
+                        self.broadcast(&WitnessMessage::SetStep(SetStep::Wanted));
+                    }
                     let message = WitnessMessage::Suspect {
                         volume,
                         epoch: c.epoch,
@@ -515,14 +519,18 @@ impl Witness {
         self.step(now, volume, c);
     }
 
-    /// Rounds under way go on among the witnesses that are.
+    /// Rounds under way go on among the witnesses that are. Fences are asked for again: a witness that fenced may have been
+    /// removed since, and come back with another store.
     pub(super) fn ask_other_witnesses(&mut self, now: MonoTime) {
         for coordinator in self.coordinators.values_mut() {
             match &mut coordinator.step {
-                Step::Fencing {
-                    round: Some(round), ..
+                Step::Fencing { round, fenced, .. } => {
+                    fenced.clear();
+                    if let Some(round) = round {
+                        round.set_witnesses(now, &self.set);
+                    }
                 }
-                | Step::Swapping { round, .. } => round.set_witnesses(now, &self.set),
+                Step::Swapping { round, .. } => round.set_witnesses(now, &self.set),
                 _ => continue,
             }
             coordinator.resend = now;

@@ -114,6 +114,9 @@ impl Witness {
     /// Begins a forced promotion in the place of whatever attempt is under way. Answered by `WitnessOutput::Forced`.
     pub(super) fn handle_force(&mut self, now: MonoTime, request: ForceRequest) {
         let volume = request.volume;
+        if !self.votes() {
+            return self.force_ended(request.id, Err(ForceRefused::Raced));
+        }
         let Some(register) = self.accepted(volume).filter(|register| !register.deleted) else {
             return self.force_ended(request.id, Err(ForceRefused::NoVolume));
         };

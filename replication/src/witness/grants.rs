@@ -68,7 +68,7 @@ impl Witness {
         if self.dead.contains(&beat.instance) || self.dead_nodes.contains(&from) {
             return;
         }
-        if !self.admits(from, beat.set) || !self.may_grant() {
+        if !self.admits(from, beat.set) {
             return;
         }
         let seen = self.nodes.entry(from).or_insert_with(|| NodeSeen {

@@ -78,6 +78,8 @@ pub struct WitnessStart {
     pub instance: Instance,
     /// Who votes, and from which store this one does.
     pub state: SetState,
+    /// Whether `state` comes from the store. What a witness begins with is stored before it answers anything.
+    pub stored: bool,
     /// What was kept.
     pub records: BTreeMap<VolumeId, WitnessRecord>,
     /// For ids and jitter.
@@ -246,7 +248,7 @@ pub struct Witness {
     next_op: OpId,
     /// Everything up to here is durable.
     stored: OpId,
-    /// The write that made the longest lease durable: nothing is granted before.
+    /// The write that made the set and the longest lease durable: nothing is granted before, and no vote given.
     grants_after: OpId,
     /// Messages that wait for a write.
     after: VecDeque<(OpId, NodeId, Message)>,
@@ -295,7 +297,13 @@ impl Witness {
         for volume in witness.records.keys().copied().collect::<Vec<_>>() {
             witness.note_register(now, volume);
         }
-        if raised {
+        // One that waits has a store name of its own from the start: it must not be taken for one of the first voters, whose
+        // stores have none.
+        let unnamed = witness.set.tag.version == 0 && witness.state.store == 0;
+        if unnamed {
+            witness.state.store = witness.rng.id().max(1);
+        }
+        if raised || unnamed || !start.stored {
             witness.grants_after = witness.persist_set(false);
         }
         witness.close(now);

@@ -19,16 +19,11 @@ impl Witness {
         self.set.names(self.me, self.state.store)
     }
 
-    /// Whether the longest lease is durable.
-    pub(super) fn may_grant(&self) -> bool {
-        self.stored >= self.grants_after
-    }
-
     /// Whether a request made under `tag` may be answered. If the two know different sets, the one behind is told.
     pub(super) fn admits(&mut self, from: NodeId, tag: SetTag) -> bool {
         let known = self.set.tag;
         if tag == known {
-            return self.votes();
+            return self.votes() && self.stored >= self.grants_after;
         }
         if tag.version > known.version {
             self.send(
@@ -67,6 +62,9 @@ impl Witness {
             return self.note_other_set(from);
         }
         self.take_set(now, set);
+        if tag == self.set.tag {
+            self.note_ready(now, from);
+        }
         if self.set.next.is_some() && self.votes() {
             let message = WitnessMessage::SetStep(SetStep::Adopted {
                 set: self.set.tag,
@@ -110,8 +108,8 @@ impl Witness {
     pub(super) fn handle_set_step(&mut self, now: MonoTime, from: NodeId, step: SetStep) {
         match step {
             SetStep::Wanted => self.tell_set(from),
-            SetStep::Invite => self.handle_invite(from),
-            SetStep::Invited { store } => self.handle_invited(now, from, store),
+            SetStep::Invite { nonce } => self.handle_invite(from, nonce),
+            SetStep::Invited { store, nonce } => self.handle_invited(now, from, store, nonce),
             SetStep::Round(body) => match body {
                 RegisterMessage::Prepare { set, .. } | RegisterMessage::Accept { set, .. } => {
                     if self.admits(from, set) {
@@ -139,7 +137,7 @@ impl Witness {
     }
 
     /// Makes this store that of a voter that nobody has ever heard of, unless it is that already.
-    fn handle_invite(&mut self, from: NodeId) {
+    fn handle_invite(&mut self, from: NodeId, nonce: u64) {
         if self.votes() {
             return;
         }
@@ -149,7 +147,7 @@ impl Witness {
             self.persist_set(true);
         }
         let store = self.state.store;
-        let message = WitnessMessage::SetStep(SetStep::Invited { store });
+        let message = WitnessMessage::SetStep(SetStep::Invited { store, nonce });
         self.after_persisted(from, Message::Witness(message));
     }
 

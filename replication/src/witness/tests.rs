@@ -100,6 +100,7 @@ impl Stage {
                 set: WitnessSet::of(&[WITNESS]),
                 ..SetState::default()
             },
+            stored: true,
             records: BTreeMap::from([(volume, record)]),
             seed: 6,
         };

@@ -57,6 +57,7 @@ impl World {
             node: self.witnesses[w].id,
             instance: Instance(self.rng.id()),
             state: self.witnesses[w].durable.state.clone(),
+            stored: true,
             records: self.witnesses[w].durable.records.clone(),
             seed: self.rng.id(),
         };

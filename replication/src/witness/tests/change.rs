@@ -9,8 +9,11 @@ use mainstay_types::{
     PrimaryId, Register, RegisterId, VolumeId, VolumeKind, VolumeSpec,
 };
 
+use crate::beats::Beats;
 use crate::config::LeaseConfig;
-use crate::message::{Ballot, Beat, Claim, Message, SetStep, WitnessMessage};
+use crate::message::{
+    Ballot, Beat, Claim, Granted, Message, RegisterMessage, SetStep, WitnessMessage,
+};
 use crate::witness::{
     ChangeRefused, ChangeRequest, SetState, Witness, WitnessInput, WitnessOutput, WitnessRecord,
     WitnessStart,
@@ -120,6 +123,7 @@ impl Cluster {
             node,
             instance: Instance(u64::from(node.0)),
             state,
+            stored: true,
             records,
             seed: u64::from(node.0),
         };
@@ -361,4 +365,136 @@ fn a_change_that_makes_no_sense_is_refused() {
         assert_eq!(cluster.results[&id], Err(refused), "request {id}");
     }
     assert_eq!(cluster.set(W[0]).tag.version, 1);
+}
+
+/// Its store is lost, and it waits with a blank one on the node of a first voter that was never removed: it is not that voter.
+#[test]
+fn a_blank_store_does_not_vote_for_a_first_voter() {
+    let mut cluster = Cluster::new();
+    cluster.start(W[0], SetState::default(), BTreeMap::new());
+    let (tag, volume) = (cluster.set(W[1]).tag, cluster.volume);
+    let prepare = |counter| WitnessInput::Message {
+        from: DATA,
+        message: Message::Register {
+            volume,
+            body: RegisterMessage::Prepare {
+                ballot: Ballot {
+                    counter,
+                    proposer: Instance(1),
+                },
+                set: tag,
+            },
+        },
+    };
+    let promised = |(_, message): &(NodeId, Message)| {
+        matches!(
+            message,
+            Message::Register {
+                body: RegisterMessage::Promised { .. },
+                ..
+            }
+        )
+    };
+    cluster.input(W[0], prepare(9));
+    let told = WitnessMessage::Set(Arc::new(cluster.set(W[1]).clone()));
+    let told = WitnessInput::Message {
+        from: W[1],
+        message: Message::Witness(told),
+    };
+    cluster.input(W[0], told);
+    cluster.input(W[0], prepare(10));
+    assert!(!cluster.to_data.iter().any(promised));
+    cluster.input(W[1], prepare(11));
+    assert!(cluster.to_data.iter().any(promised), "another one does");
+}
+
+#[test]
+fn a_change_that_could_never_be_left_is_not_begun() {
+    let mut cluster = Cluster::new();
+    cluster.down.insert(W[1]);
+    cluster.change(1, None, Some(W[2]));
+    cluster.pass(Duration::from_secs(10));
+    let refused = ChangeRefused::NoMajorityLeft(vec![W[1]]);
+    assert_eq!(cluster.results[&1], Err(refused));
+    assert_eq!(cluster.set(W[0]).tag.version, 1);
+    // The dead one itself may go.
+    cluster.change(2, None, Some(W[1]));
+    cluster.pass(Duration::from_secs(10));
+    assert!(cluster.results[&2].is_ok(), "{:?}", cluster.results);
+}
+
+#[test]
+fn what_a_witness_begins_with_is_stored_before_it_answers() {
+    let state = SetState {
+        set: WitnessSet::of(&W[..3]),
+        lease_longest: LeaseConfig::default().lease_longest,
+        ..SetState::default()
+    };
+    let start = WitnessStart {
+        node: W[0],
+        instance: Instance(1),
+        state,
+        stored: false,
+        records: BTreeMap::new(),
+        seed: 1,
+    };
+    let mut witness = Witness::new(MonoTime::ZERO, LeaseConfig::default(), start);
+    let first = witness.poll_output();
+    assert!(
+        matches!(first, Some(WitnessOutput::PersistSet { .. })),
+        "{first:?}"
+    );
+}
+
+#[test]
+fn one_that_was_removed_hears_of_it() {
+    let mut cluster = Cluster::new();
+    cluster.change(1, Some(W[3]), Some(W[2]));
+    cluster.until(W[0], |set| set.tag.version == 3);
+    cluster.pass(STEP);
+    assert_eq!(cluster.set(W[2]).tag.version, 3);
+}
+
+/// A witness went and came back with another store: an answer of the old one, eight seconds late, is no grant of the new one.
+#[test]
+fn a_late_grant_of_another_store_counts_for_nothing() {
+    let set = |version, nodes: &[NodeId], store| {
+        let mut set = WitnessSet::of(nodes);
+        set.tag = SetTag {
+            version,
+            id: version,
+        };
+        if let Some(last) = set.voters.last_mut() {
+            last.store = store;
+        }
+        Arc::new(set)
+    };
+    let first = set(1, &W[..3], 0);
+    let mut beats = Beats::new(
+        MonoTime(0),
+        LeaseConfig::default(),
+        Instance(5),
+        first,
+        &[DATA],
+    );
+    let (volume, epoch) = (VolumeId(7), Epoch(3));
+    let claims = [Claim { volume, epoch }];
+    beats.state(MonoTime(1_000), &claims, Vec::new(), Vec::new());
+    let granted = |seq| Granted {
+        seq,
+        table: 2,
+        exceptions: Vec::new(),
+        hearing: Vec::new(),
+        lease_ms: 800,
+    };
+    beats.set_witnesses(MonoTime(2_000_000), set(3, &W[..2], 0));
+    beats.set_witnesses(MonoTime(9_000_000), set(5, &W[..3], 9));
+    while let Some(sent) = beats.poll_output() {
+        drop(sent);
+    }
+    beats.handle_granted(MonoTime(9_000_100), W[0], granted(3));
+    beats.handle_granted(MonoTime(9_000_100), W[2], granted(1));
+    assert_eq!(beats.lease(volume, epoch), MonoTime::ZERO);
+    beats.handle_granted(MonoTime(9_000_200), W[1], granted(3));
+    assert!(beats.lease(volume, epoch) > MonoTime(9_000_000));
 }
