@@ -351,6 +351,8 @@ fn witness_sets(golden: &mut Golden) {
     }];
     let (v, lease_longest_ms) = (volumes.clone(), 800);
     step("set_wanted", Body::Wanted(pb::SetWanted {}));
+    step("set_probe", Body::Probe(tag().unwrap_or_default()));
+    step("set_votes", Body::Votes(tag().unwrap_or_default()));
     step("set_invite", Body::Invite(pb::SetInvite { nonce: 0xf2 }));
     step(
         "set_invited",

@@ -294,6 +294,16 @@ pub enum WitnessMessage {
 pub enum SetStep {
     /// Your set is newer than mine: tell me.
     Wanted,
+    /// Witness to witness: do you vote under this set?
+    Probe {
+        /// Which.
+        set: SetTag,
+    },
+    /// It does.
+    Votes {
+        /// Under which set.
+        set: SetTag,
+    },
     /// Witness to one that is none yet: be ready to become one.
     Invite {
         /// Names the request.

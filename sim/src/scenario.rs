@@ -88,6 +88,8 @@ pub enum Fault {
     ChangeWitnesses(u32, u32),
     /// A witness is cut off from all others, for so long.
     CutWitness(u32, u64),
+    /// A witness loses its store, and waits with a blank one from then on.
+    LoseWitnessStore(u32),
     /// The newest primary and the witnesses of this mask are cut off from everybody else, for so long.
     PrimaryWith(u32, u64),
     /// The supervisor's report of the process before the newest primary's, on the same node, comes only now.
@@ -234,7 +236,11 @@ fn change_witnesses(this: &mut Scenario, r: &mut Rng) {
     let mut at = MS * 300;
     while at < this.faults_end {
         let mut any = || u32::try_from(r.below(60)).expect("small");
-        this.faults.push((at, Fault::ChangeWitnesses(any(), any())));
+        let fault = match any() % 6 {
+            0 => Fault::LoseWitnessStore(any()),
+            _ => Fault::ChangeWitnesses(any(), any()),
+        };
+        this.faults.push((at, fault));
         at += MS * (200 + r.below(2_000));
     }
     this.faults.sort_by_key(|(at, _)| *at);

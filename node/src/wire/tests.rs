@@ -273,6 +273,8 @@ fn set_step() -> impl Strategy<Value = SetStep> {
     let fences = || vec((volume(), epoch()), 0..4);
     prop_oneof![
         Just(SetStep::Wanted),
+        tag().prop_map(|set| SetStep::Probe { set }),
+        tag().prop_map(|set| SetStep::Votes { set }),
         any::<u64>().prop_map(|nonce| SetStep::Invite { nonce }),
         (any::<u64>(), any::<u64>()).prop_map(|(store, nonce)| SetStep::Invited { store, nonce }),
         set_round().prop_map(SetStep::Round),

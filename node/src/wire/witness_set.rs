@@ -87,6 +87,8 @@ fn decode_voters(voters: Vec<pb::Voter>) -> Result<Vec<Voter>, WireError> {
 pub(super) fn encode_step(step: &SetStep) -> pb::SetStep {
     let body = match step {
         SetStep::Wanted => Body::Wanted(pb::SetWanted {}),
+        SetStep::Probe { set } => Body::Probe(encode_tag(*set)),
+        SetStep::Votes { set } => Body::Votes(encode_tag(*set)),
         SetStep::Invite { nonce } => Body::Invite(pb::SetInvite { nonce: *nonce }),
         SetStep::Invited { store, nonce } => Body::Invited(pb::SetInvited {
             store: *store,
@@ -122,6 +124,12 @@ pub(super) fn decode_step(step: pb::SetStep) -> Result<SetStep, WireError> {
     Ok(
         match step.body.ok_or(WireError::Missing("set_step.body"))? {
             Body::Wanted(_) => SetStep::Wanted,
+            Body::Probe(set) => SetStep::Probe {
+                set: decode_tag(Some(set))?,
+            },
+            Body::Votes(set) => SetStep::Votes {
+                set: decode_tag(Some(set))?,
+            },
             Body::Invite(m) => SetStep::Invite { nonce: m.nonce },
             Body::Invited(m) => SetStep::Invited {
                 store: m.store,

@@ -133,7 +133,7 @@ impl Witness {
         self.maybe_start_joint(now);
     }
 
-    /// A witness goes by the same set.
+    /// A witness votes under the same set.
     pub(super) fn note_ready(&mut self, now: MonoTime, node: NodeId) {
         if let Some(Change {
             step: Step::Inviting { ready, .. },
@@ -385,7 +385,7 @@ impl Witness {
         }
         for voter in self.wanted_voters(request, None) {
             if voter.node != self.me {
-                self.send(voter.node, step(SetStep::Wanted));
+                self.send(voter.node, step(SetStep::Probe { set: self.set.tag }));
             }
         }
     }

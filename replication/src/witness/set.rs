@@ -62,9 +62,6 @@ impl Witness {
             return self.note_other_set(from);
         }
         self.take_set(now, set);
-        if tag == self.set.tag {
-            self.note_ready(now, from);
-        }
         if self.set.next.is_some() && self.votes() {
             let message = WitnessMessage::SetStep(SetStep::Adopted {
                 set: self.set.tag,
@@ -108,6 +105,14 @@ impl Witness {
     pub(super) fn handle_set_step(&mut self, now: MonoTime, from: NodeId, step: SetStep) {
         match step {
             SetStep::Wanted => self.tell_set(from),
+            SetStep::Probe { set } => {
+                if self.admits(from, set) {
+                    let votes = WitnessMessage::SetStep(SetStep::Votes { set });
+                    self.send(from, Message::Witness(votes));
+                }
+            }
+            SetStep::Votes { set } if set == self.set.tag => self.note_ready(now, from),
+            SetStep::Votes { .. } => {}
             SetStep::Invite { nonce } => self.handle_invite(from, nonce),
             SetStep::Invited { store, nonce } => self.handle_invited(now, from, store, nonce),
             SetStep::Round(body) => match body {

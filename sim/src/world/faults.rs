@@ -109,6 +109,7 @@ impl World {
                 let node = self.witnesses[self.witness_index(a)].id;
                 self.isolate(node, 0, span);
             }
+            Fault::LoseWitnessStore(a) => self.lose_witness_store(a),
             Fault::ChangeWitnesses(a, choice) => self.change_witnesses(a, choice),
             Fault::PrimaryWith(mask, span) => self.at_primary(|w, i| {
                 let mut side = w.some_witnesses(mask);
@@ -160,7 +161,7 @@ impl World {
         a as usize % self.nodes.len()
     }
 
-    fn witness_index(&self, a: u32) -> usize {
+    pub(super) fn witness_index(&self, a: u32) -> usize {
         a as usize % self.witnesses.len()
     }
 
@@ -267,7 +268,7 @@ impl World {
         }
     }
 
-    fn witness_crash(&mut self, w: usize, span: u64) {
+    pub(super) fn witness_crash(&mut self, w: usize, span: u64) {
         let now = self.now();
         if self.witnesses[w].process.is_none() {
             return;

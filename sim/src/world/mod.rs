@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use mainstay_replication::message::{Message, WitnessMessage};
-use mainstay_replication::{OpId, Rng, Round, WitnessSet};
+use mainstay_replication::{OpId, Rng, Round, Voter, WitnessSet};
 use mainstay_types::{Instance, Lineage, NodeId, Policy, VolumeId, VolumeSpec};
 use mainstay_volume::{ConnId, OpResult, Token};
 
@@ -134,6 +134,8 @@ pub struct World {
     next_pid: ProcId,
     /// The witnesses, as the operator who creates volumes has heard.
     operator_witnesses: Arc<WitnessSet>,
+    /// The voter whose store was lost last.
+    lost_voter: Option<Voter>,
     /// The newest set that any witness took up.
     newest_set: u64,
     /// What happened.
@@ -209,6 +211,7 @@ impl World {
             volumes: BTreeMap::new(),
             next_pid: 1,
             operator_witnesses: Arc::default(),
+            lost_voter: None,
             newest_set: 1,
             trace,
             injected: BTreeMap::new(),

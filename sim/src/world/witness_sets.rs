@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use mainstay_replication::message::{Message, WitnessMessage};
-use mainstay_replication::{ChangeRequest, WitnessInput, WitnessSet};
+use mainstay_replication::{ChangeRequest, Voter, WitnessInput, WitnessSet};
 use mainstay_types::{MonoTime, NodeId, VolumeId};
 use mainstay_volume::Event as VolumeEvent;
 
 use super::{Packet, WITNESS_BASE, World};
+use crate::scenario::MS;
+use crate::witness::Stored;
 
 /// No set grows beyond so many.
 const WITNESSES_MAX: usize = 5;
@@ -54,6 +56,26 @@ impl World {
         };
         self.count("change of witnesses asked for");
         self.witness_input(w, WitnessInput::Change(request));
+    }
+
+    /// One at a time: as long as the witnesses name a voter whose store is gone, the others must all keep theirs.
+    pub(super) fn lose_witness_store(&mut self, a: u32) {
+        let w = self.witness_index(a);
+        let id = self.witnesses[w].id;
+        let known = self.witnesses.iter().map(|w| &w.durable.state.set);
+        let Some(set) = known.max_by_key(|set| set.tag.version).cloned() else {
+            return;
+        };
+        let named = |voter: &Voter| set.names(voter.node, voter.store);
+        let voter = set.voters.iter().find(|voter| voter.node == id).cloned();
+        let one_is_lost = self.lost_voter.as_ref().is_some_and(named);
+        if one_is_lost || set.next.is_some() || set.voters.len() < 3 || voter.is_none() {
+            return;
+        }
+        self.count("witness store lost");
+        self.lost_voter = voter;
+        self.witness_crash(w, 50 * MS);
+        self.witnesses[w].durable = Stored::default();
     }
 
     pub(super) fn count_set(&mut self, set: &WitnessSet) {

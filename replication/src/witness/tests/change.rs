@@ -417,6 +417,13 @@ fn a_change_that_could_never_be_left_is_not_begun() {
     let refused = ChangeRefused::NoMajorityLeft(vec![W[1]]);
     assert_eq!(cluster.results[&1], Err(refused));
     assert_eq!(cluster.set(W[0]).tag.version, 1);
+    // One that came back without its store is no better.
+    cluster.down.clear();
+    cluster.start(W[1], SetState::default(), BTreeMap::new());
+    cluster.change(3, None, Some(W[2]));
+    cluster.pass(Duration::from_secs(10));
+    let refused = ChangeRefused::NoMajorityLeft(vec![W[1]]);
+    assert_eq!(cluster.results[&3], Err(refused));
     // The dead one itself may go.
     cluster.change(2, None, Some(W[1]));
     cluster.pass(Duration::from_secs(10));
