@@ -71,6 +71,8 @@ pub struct Beats {
     orphans: Vec<Orphan>,
     zone: Option<Zone>,
     nodes: BTreeSet<NodeId>,
+    /// What the members were told last.
+    told: BTreeMap<VolumeId, (Epoch, MonoTime, Vec<NodeId>)>,
     out: VecDeque<BeatOutput>,
 }
 
@@ -129,6 +131,7 @@ impl Beats {
             orphans: Vec::new(),
             zone: None,
             nodes: nodes.iter().copied().collect(),
+            told: BTreeMap::new(),
             out: VecDeque::new(),
         }
     }
@@ -177,6 +180,8 @@ impl Beats {
         if claims != self.claims {
             self.table += 1;
             self.claims.clone_from(&claims);
+            self.told
+                .retain(|volume, (epoch, ..)| claims.get(volume) == Some(epoch));
             self.tables.push_back((self.table, claims));
             if self.tables.len() > BEATS_REMEMBERED {
                 self.tables.pop_front();
@@ -230,7 +235,8 @@ impl Beats {
     pub fn tick(&mut self, now: MonoTime) {
         for link in self.links.iter_mut().filter(|link| now >= link.next_beat) {
             link.seq += 1;
-            link.next_beat = now + self.config.beat;
+            // On the grid, so that the beats to all witnesses leave together, and with the appends of idle volumes.
+            link.next_beat = (now + self.config.beat).on_grid(self.config.beat);
             link.sent.push_back((link.seq, now));
             if link.sent.len() > BEATS_REMEMBERED {
                 link.sent.pop_front();
@@ -307,14 +313,24 @@ impl Beats {
             };
             changed.push((*volume, *epoch));
         }
-        for (volume, epoch) in changed {
+        self.tell_leases(changed, self.silent(now));
+    }
+
+    /// Tells the members what is news to them. Of the answers to one beat only the one that makes the majority moves a
+    /// lease: each of the others would wake every volume for nothing.
+    fn tell_leases(&mut self, granted: Vec<(VolumeId, Epoch)>, silent: Vec<NodeId>) {
+        for (volume, epoch) in granted {
             let until = self.lease(volume, epoch);
-            let silent = self.silent(now);
+            let news = (epoch, until, silent.clone());
+            if self.told.get(&volume) == Some(&news) {
+                continue;
+            }
+            self.told.insert(volume, news);
             self.out.push_back(BeatOutput::Lease {
                 volume,
                 epoch,
                 until,
-                silent,
+                silent: silent.clone(),
             });
         }
     }
@@ -416,6 +432,57 @@ mod tests {
             MonoTime(1_000) + LeaseConfig::default().held(LeaseConfig::default().lease)
         );
         assert_eq!(b.lease(V, Epoch(4)), MonoTime::ZERO);
+    }
+
+    #[test]
+    fn members_are_told_when_a_lease_moves_and_not_for_every_grant() {
+        let mut b = beats();
+        while b.poll_output().is_some() {}
+        let mut told = Vec::new();
+        for witness in [11, 12, 13] {
+            b.handle_granted(MonoTime(900_000), NodeId(witness), granted(1, 2));
+            while let Some(output) = b.poll_output() {
+                let BeatOutput::Lease { until, .. } = output else {
+                    panic!("{output:?}")
+                };
+                told.push((witness, until));
+            }
+        }
+        let lease = b.lease(V, Epoch(3));
+        assert_eq!(told, [(11, MonoTime::ZERO), (12, lease)]);
+    }
+
+    #[test]
+    fn members_are_told_of_nodes_that_the_witnesses_hear_no_more() {
+        let mut b = beats();
+        for witness in [11, 12, 13] {
+            b.handle_granted(MonoTime(900_000), NodeId(witness), granted(1, 2));
+        }
+        while b.poll_output().is_some() {}
+        let deaf = Granted {
+            hearing: Vec::new(),
+            ..granted(1, 2)
+        };
+        for witness in [11, 12] {
+            b.handle_granted(MonoTime(950_000), NodeId(witness), deaf.clone());
+        }
+        let Some(BeatOutput::Lease { silent, .. }) = b.poll_output() else {
+            panic!("silence is news")
+        };
+        assert_eq!(silent, [NodeId(1)]);
+        assert_eq!(b.poll_output(), None);
+    }
+
+    #[test]
+    fn beats_leave_together_on_the_grid() {
+        let mut b = beats();
+        let beat = LeaseConfig::default().beat;
+        let next = b.next_deadline();
+        assert_eq!(next, next.on_grid(beat));
+        while b.poll_output().is_some() {}
+        b.tick(next);
+        assert_eq!(b.next_deadline(), next + beat);
+        assert_eq!(std::iter::from_fn(|| b.poll_output()).count(), 3);
     }
 
     #[test]

@@ -305,7 +305,8 @@ impl Member {
 
     /// When an empty append is due.
     fn beat_at(&self, primary: &Primary, progress: &Progress) -> MonoTime {
-        let beat = progress.last_sent + self.config.heartbeat;
+        // On the grid: idle volumes of a node beat together.
+        let beat = (progress.last_sent + self.config.heartbeat).on_grid(self.config.heartbeat);
         if progress.commit_sent < self.commit && self.commit >= primary.start {
             beat.min(progress.last_sent + self.config.commit_delay)
         } else {

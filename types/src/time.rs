@@ -19,6 +19,14 @@ impl MonoTime {
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
+
+    /// The last multiple of `step`, counted from the clock's origin, that is not later; the time itself if `step` is zero.
+    /// What happens regularly at such times happens together, and wakes a node once.
+    #[must_use]
+    pub fn on_grid(self, step: Duration) -> Self {
+        let step = u64::try_from(step.as_nanos()).unwrap_or(u64::MAX);
+        Self(self.0 - self.0.checked_rem(step).unwrap_or(0))
+    }
 }
 
 impl Add<Duration> for MonoTime {
@@ -51,5 +59,20 @@ impl fmt::Debug for MonoTime {
             self.0 / 1_000_000_000,
             self.0 % 1_000_000_000 / 1_000
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_on_the_grid_are_multiples_that_are_not_later() {
+        let step = Duration::from_nanos(100);
+        for (time, on_grid) in [(0, 0), (99, 0), (100, 100), (101, 100), (250, 200)] {
+            assert_eq!(MonoTime(time).on_grid(step), MonoTime(on_grid));
+        }
+        assert_eq!(MonoTime(7).on_grid(Duration::ZERO), MonoTime(7));
+        assert_eq!(MonoTime(7).on_grid(Duration::MAX), MonoTime::ZERO);
     }
 }
