@@ -96,6 +96,16 @@ everything back and proves that every acknowledged write is there exactly once, 
 only if all of it holds.")]
     Demo(DemoArgs),
 
+    /// Print the gRPC services and messages, for programs in other languages
+    #[command(long_about = "\
+Print the gRPC services and messages as an encoded FileDescriptorSet, for programs in other languages and for tools that \
+do not ask the server (every node answers reflection, too).")]
+    #[command(after_long_help = "\
+Examples:
+  mainstay descriptors > mainstay.desc         then see docs/grpc.md for a client in Python
+  grpcurl -protoset mainstay.desc -plaintext 127.0.0.1:7420 list")]
+    Descriptors,
+
     /// Create, list, show and delete volumes
     #[command(subcommand)]
     Volume(VolumeCommand),

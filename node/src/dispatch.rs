@@ -32,6 +32,7 @@ pub async fn run(command: Command) -> Option<anyhow::Result<()>> {
         | Command::Worker(_)
         | Command::Up(_)
         | Command::Down(_)
+        | Command::Descriptors
         | Command::Demo(_) => {
             return None;
         }

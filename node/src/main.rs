@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -41,6 +42,10 @@ fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Worker(args) => run_worker(&args),
+        Command::Descriptors => {
+            std::io::stdout().write_all(mainstay_proto::DESCRIPTORS)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Demo(args) => {
             logging::init("error")?;
             let holds = busy_runtime()?.block_on(demo::demo(&args))?;

@@ -26,6 +26,9 @@ pub mod v1 {
     tonic::include_proto!("mainstay.v1");
 }
 
+/// The `.proto` files as an encoded `FileDescriptorSet`: what a server shows of itself by reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 /// Version of the protocol between nodes, as `Hello` carries it. Nodes of different versions refuse each other.
 pub const LINK_PROTOCOL: u32 = 1;
 

@@ -14,7 +14,7 @@ struct Tool {
     proof: &'static str,
 }
 
-const TOOLS: [Tool; 8] = [
+const TOOLS: [Tool; 10] = [
     Tool {
         package: "libnbd-bin",
         proof: "nbdinfo",
@@ -22,6 +22,14 @@ const TOOLS: [Tool; 8] = [
     Tool {
         package: "python3-libnbd",
         proof: "/usr/lib/python3/dist-packages/nbd.py",
+    },
+    Tool {
+        package: "python3-grpcio",
+        proof: "/usr/lib/python3/dist-packages/grpc/__init__.py",
+    },
+    Tool {
+        package: "python3-protobuf",
+        proof: "/usr/lib/python3/dist-packages/google/protobuf/__init__.py",
     },
     Tool {
         package: "qemu-utils",

@@ -19,6 +19,7 @@ pub mod events;
 mod external_fence;
 pub mod forced;
 pub mod hooks;
+mod introspection;
 pub mod link_service;
 pub mod operator_command;
 pub mod peers;

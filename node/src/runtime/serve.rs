@@ -21,7 +21,9 @@ use super::client_service::ClientService;
 use super::link_service::LinkService;
 use super::store_marks::{self, NodeMarks, StoreMarks};
 use super::witness_store::WitnessStore;
-use super::{Node, Settings, beats, events, hooks, peers, volumes, witness, witness_sets};
+use super::{
+    Node, Settings, beats, events, hooks, introspection, peers, volumes, witness, witness_sets,
+};
 
 /// How long a stop waits for open streams to end by themselves.
 const STREAMS_END: Duration = Duration::from_millis(300);
@@ -136,6 +138,11 @@ pub async fn start(
 async fn serve_grpc(node: Arc<Node>, listener: TcpListener) {
     let links = LinkService(node.clone());
     let limit = MESSAGE_BYTES_MAX;
+    let health = introspection::health(&node).await;
+    let (reflection, reflection_alpha) = match introspection::reflection() {
+        Ok(services) => services,
+        Err(error) => return tracing::error!(%error, "gRPC server cannot describe itself"),
+    };
     let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
     let serve = node_server()
         .add_service(
@@ -154,6 +161,9 @@ async fn serve_grpc(node: Arc<Node>, listener: TcpListener) {
                 .max_encoding_message_size(limit),
         )
         .add_service(AdminServer::new(AdminService(node.clone())))
+        .add_service(health)
+        .add_service(reflection)
+        .add_service(reflection_alpha)
         .serve_with_incoming_shutdown(incoming, async { node.until_stopped().await });
     if let Err(error) = serve.await {
         tracing::error!(%error, "gRPC server ended");

@@ -1,0 +1,119 @@
+//! What gRPC programs that are not ours see: health, reflection, and a client in Python.
+
+mod support;
+mod tools;
+
+use std::path::Path;
+
+use mainstay_client::{Client, ClientConfig, ReadLimits};
+use mainstay_node::commands::volume;
+use mainstay_types::{Lsn, VolumeKind};
+use support::Cluster;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+
+async fn channel(cluster: &Cluster) -> tonic::transport::Channel {
+    let address = format!("http://{}", cluster.endpoints()[0]);
+    let endpoint = tonic::transport::Endpoint::from_shared(address).expect("an address");
+    endpoint.connect().await.expect("connected")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn health_is_told_by_service_and_unknown_names_are_unknown() {
+    let cluster = Cluster::of(1, 1).await;
+    let mut health = HealthClient::new(channel(&cluster).await);
+    for service in ["", "mainstay.v1.Client", "mainstay.v1.Admin"] {
+        let request = HealthCheckRequest {
+            service: service.to_owned(),
+        };
+        let answer = health.check(request).await.expect("answered").into_inner();
+        assert_eq!(answer.status(), ServingStatus::Serving, "{service:?}");
+    }
+    let request = HealthCheckRequest {
+        service: "mainstay.v1.Nothing".to_owned(),
+    };
+    let refused = health.check(request).await.expect_err("unknown");
+    assert_eq!(refused.code(), tonic::Code::NotFound);
+    cluster.shut_down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reflection_lists_the_services_and_describes_their_messages() {
+    let cluster = Cluster::of(1, 1).await;
+    let mut reflection = ServerReflectionClient::new(channel(&cluster).await);
+    let ask = |message| ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(message),
+    };
+    let questions = [
+        ask(MessageRequest::ListServices(String::new())),
+        ask(MessageRequest::FileContainingSymbol(
+            "mainstay.v1.ClientRequest".to_owned(),
+        )),
+    ];
+    let asked = reflection.server_reflection_info(tokio_stream::iter(questions));
+    let mut answers = asked.await.expect("answered").into_inner();
+    let listed = answers.message().await.expect("an answer").expect("a list");
+    let Some(MessageResponse::ListServicesResponse(list)) = listed.message_response else {
+        panic!("no list: {listed:?}");
+    };
+    let names: Vec<&str> = list.service.iter().map(|s| s.name.as_str()).collect();
+    for service in ["Client", "Admin", "Replication", "Witness"] {
+        assert!(
+            names.contains(&format!("mainstay.v1.{service}").as_str()),
+            "{names:?}"
+        );
+    }
+    assert!(names.contains(&"grpc.health.v1.Health"), "{names:?}");
+    let described = answers.message().await.expect("an answer").expect("a file");
+    let Some(MessageResponse::FileDescriptorResponse(files)) = described.message_response else {
+        panic!("no file: {described:?}");
+    };
+    assert!(!files.file_descriptor_proto.is_empty());
+    cluster.shut_down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_python_example_appends_a_record() {
+    let python = ["-c", "import grpc, google.protobuf"];
+    if !tools::require("python3") || !tools::require_run("python3", &python).await {
+        return;
+    }
+    // One data node: whoever is asked is the primary.
+    let cluster = Cluster::of(1, 1).await;
+    let create = volume::Create::new("ledger", VolumeKind::Log);
+    let created = volume::create(&create, cluster.endpoints(), &mut Vec::new()).await;
+    created.expect("created");
+    let descriptors = cluster.scratch().join("mainstay.desc");
+    std::fs::write(&descriptors, mainstay_proto::DESCRIPTORS).expect("written");
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/examples/append.py");
+    let arguments = [
+        example.to_str().expect("a path"),
+        descriptors.to_str().expect("a path"),
+        &cluster.endpoints()[0],
+        "ledger",
+        "hello from Python",
+    ];
+    let said = tools::run("python3", &arguments).await;
+    assert!(said.starts_with("committed"), "{said}");
+    let client = Client::connect(ClientConfig::new(cluster.endpoints())).await;
+    let log = client
+        .expect("connected")
+        .log("ledger")
+        .read_only()
+        .open()
+        .await;
+    let page = log
+        .expect("opened")
+        .read(Lsn(1), ReadLimits::default())
+        .await;
+    let records = page.expect("read").records;
+    let data: Vec<&[u8]> = records.iter().map(|record| &record.data[..]).collect();
+    assert_eq!(data, [&b"hello from Python"[..]]);
+    cluster.shut_down().await;
+}
