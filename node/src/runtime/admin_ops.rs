@@ -13,7 +13,7 @@ use mainstay_types::{
 use mainstay_volume::Event;
 use tonic::Status;
 
-use super::actor::VolumeReport;
+use super::report::VolumeReport;
 use super::{Node, rounds, volumes};
 
 /// What a creation asks for.

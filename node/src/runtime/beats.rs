@@ -11,7 +11,8 @@ use mainstay_types::{Epoch, NodeId, VolumeId};
 use mainstay_volume::Event;
 use tokio::sync::mpsc;
 
-use super::actor::VolumeReport;
+use super::handle::VolumeHandle;
+use super::report::VolumeReport;
 use super::{Node, clock};
 
 /// A commit path that is overdue by less is not worth a word.
@@ -153,15 +154,15 @@ fn state(node: &Node, beats: &mut Beats, claims: &BTreeMap<VolumeId, Epoch>) {
     for handle in node.volumes() {
         let report = handle.report();
         let volume = handle.spec.name.id();
-        unwell.extend(health(volume, &report));
+        unwell.extend(health(&handle, &report));
         orphans.extend(report.orphaned.map(|sealed| Orphan { volume, sealed }));
     }
     beats.state(now, &claims, unwell, orphans);
 }
 
-/// What is overdue in one volume; a thread that has not reported is as bad as a disk that does not answer.
-fn health(volume: VolumeId, report: &VolumeReport) -> Option<ClaimHealth> {
-    let stale = clock::mono().since(report.at);
+/// What is overdue in one volume; a thread that does not look up is as bad as a disk that does not answer.
+fn health(handle: &VolumeHandle, report: &VolumeReport) -> Option<ClaimHealth> {
+    let stale = clock::mono().since(report.at.min(handle.disk_awake.get()));
     let sync_age = report.sync_age.max(stale.saturating_sub(UNWELL_FROM));
     let uncommitted = report.acting.map_or(Duration::ZERO, |(_, age)| age);
     let overdue = sync_age >= UNWELL_FROM || uncommitted >= UNWELL_FROM;
@@ -171,7 +172,7 @@ fn health(volume: VolumeId, report: &VolumeReport) -> Option<ClaimHealth> {
     }
     let ms = |age: Duration| u32::try_from(age.as_millis()).unwrap_or(u32::MAX);
     Some(ClaimHealth {
-        volume,
+        volume: handle.spec.name.id(),
         sync_age_ms: ms(sync_age),
         uncommitted_age_ms: ms(uncommitted),
         unreachable: report.unreachable.clone(),

@@ -8,7 +8,7 @@ use mainstay_types::{Epoch, Lsn, NodeId, VolumeKind};
 use mainstay_volume::{OpResult, Outcome, Refusal};
 
 use super::Node;
-use super::actor::{RecordOut, VolumeHandle};
+use super::handle::{RecordOut, VolumeHandle};
 
 /// Greatest payload of one record or write.
 pub(super) const PAYLOAD_BYTES_MAX: usize = 16 << 20;

@@ -1,4 +1,4 @@
-//! The server's end of client streams: requests to the volume's thread, answers back. One task a stream.
+//! The server's end of client streams: requests to the volume's task, answers back. One task a stream.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::actor::{ConnAnswer, ConnReply, ToVolume, VolumeHandle};
+use super::handle::{ConnAnswer, ConnReply, ToVolume, VolumeHandle};
 use super::places::Places;
 use super::{Node, client_replies as replies, rounds};
 
@@ -609,7 +609,7 @@ fn payload(
     if data.len() > limit {
         return Err(replies::too_large(limit as u64));
     }
-    // The checksum of the payload is computed here, off the volume's thread.
+    // The checksum of the payload is computed here, outside the volume's task.
     let entry = encode_unstamped(kind, SessionId(0), 0, seq, arg, data);
     Ok((
         ClientOp::Mutate {

@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::actor::ToVolume;
+use super::handle::ToVolume;
 use super::{Node, volumes};
 use crate::wire::{decode_register, encode_register};
 

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::Node;
-use super::actor::ToVolume;
+use super::handle::ToVolume;
 use super::operator_command::{OperatorCommand, Variables};
 
 /// The commands; each may be missing.

@@ -1,7 +1,8 @@
 //! The node at run time: threads, tasks and the messages between them. No decision about epochs, quorums or leases is
 //! taken here; those are the core's.
 //!
-//! * one thread for each volume ([`actor`]), which writes its log, too; without io_uring the log has a thread of its own
+//! * a task for each volume ([`actor`]), beside those that bring it messages;
+//! * one thread for the files of each volume ([`disk_thread`]), its log among them; without io_uring the log has a thread of its own
 //!   ([`wal_thread`]);
 //! * one thread for the witness ([`witness`]), if the node is one;
 //! * tasks for the links to the other nodes ([`peers`]), the heartbeats ([`beats`]) and the clients.
@@ -14,16 +15,19 @@ mod client_replies;
 pub mod client_service;
 pub mod clock;
 pub mod copies;
+mod disk_thread;
 pub mod event_file;
 pub mod events;
 mod external_fence;
 pub mod forced;
+pub mod handle;
 pub mod hooks;
 mod introspection;
 pub mod link_service;
 pub mod operator_command;
 pub mod peers;
 pub mod places;
+pub mod report;
 pub mod rounds;
 pub mod serve;
 pub mod status;
@@ -55,11 +59,11 @@ use mainstay_volume::store::CopyConfig;
 use mainstay_volume::{Event, VolumeConfig};
 use tokio::sync::{mpsc, watch};
 
-use actor::VolumeHandle;
 use beats::BeatsHandle;
 use copies::Copies;
 use events::{EventKind, EventLog};
 use forced::Forced;
+use handle::VolumeHandle;
 use hooks::{HookCommands, Hooks};
 use operator_command::OperatorCommand;
 use peers::Peers;
@@ -163,7 +167,7 @@ impl Settings {
 pub struct Node {
     /// The configuration.
     pub settings: Settings,
-    /// Where tasks run that no volume's thread should run.
+    /// Where the volumes' tasks run, and what is started for them.
     pub handle: tokio::runtime::Handle,
     /// This process.
     pub instance: Instance,

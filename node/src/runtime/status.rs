@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status};
 
-use super::actor::VolumeReport;
+use super::report::VolumeReport;
 use super::{Node, admin_ops, clock};
 use crate::wire::encode_register;
 
@@ -59,7 +59,7 @@ fn own_status(node: &Node) -> pb::NodeStatus {
     let handles = node.volumes();
     let reports: Vec<VolumeReport> = handles
         .iter()
-        .map(super::actor::VolumeHandle::report)
+        .map(super::handle::VolumeHandle::report)
         .collect();
     let failed: Vec<String> = handles
         .iter()

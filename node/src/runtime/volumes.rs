@@ -12,7 +12,8 @@ use mainstay_volume::store::{CopyError, NewCopy, create_copy};
 use tokio::sync::oneshot;
 
 use super::Node;
-use super::actor::{self, ToVolume, VolumeHandle};
+use super::actor;
+use super::handle::{ToVolume, VolumeHandle};
 
 /// Where the copy of one lineage of a volume lies.
 #[must_use]

@@ -1,4 +1,4 @@
-//! What writes one volume's log: it owns the log and the durable facts. With a ring it is a task on the volume's thread, and a
+//! What writes one volume's log: it owns the log and the durable facts. With a ring it is a task on the disk's thread of the volume, and a
 //! write that hangs stops nobody; with plain calls, which block, it has a thread of its own (decision 003).
 
 use std::collections::VecDeque;
@@ -14,7 +14,7 @@ use mainstay_volume::store::{CopyConfig, CopyError, LogFacts, StoreError, carry_
 use mainstay_volume::{Event, WalJob, WalWrite};
 use tokio::sync::{mpsc, oneshot};
 
-use super::actor::ToVolume;
+use super::handle::ToVolume;
 
 /// A mark is written this long after the last batch, so that a later start can tell that it was whole.
 const MARK_AFTER: Duration = Duration::from_millis(5);
@@ -40,7 +40,7 @@ pub enum ToLog {
 pub struct LogTask {
     /// Its queue.
     pub jobs: mpsc::UnboundedSender<ToLog>,
-    /// The task, if it shares the thread of its volume: that thread must not end before it has.
+    /// The task, if it shares the disk's thread: that thread must not end before it has.
     pub local: Option<tokio::task::JoinHandle<()>>,
 }
 

@@ -1,0 +1,500 @@
+//! The thread of one volume's disk: its log is written here (see [`super::wal_thread`]), and what else touches its files is
+//! carried out in the order in which the volume's task asks for it. No decision is taken here.
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use mainstay_replication::AppendPlan;
+use mainstay_storage::engine::{RealDisk, run_on};
+use mainstay_storage::format::{EntryIter, EntryRef};
+use mainstay_storage::image::{CheckpointError, Extent};
+use mainstay_storage::wal::ReadPath;
+use mainstay_storage::{Checkpoint, EntryKind, Image, LogEnd, WalReader};
+use mainstay_types::{BLOCK_BYTES, Lineage, Lsn, VolumeName};
+use mainstay_volume::store::{CopyError, State, open_state};
+use mainstay_volume::{Event, OpResult, Token, Volume, VolumeConfig};
+use tokio::sync::{mpsc, oneshot};
+
+use super::copies::{BLOCKS_AT_ONCE, ExportPart};
+use super::handle::{Answers, ConnAnswer, ConnReply, DiskAwake, RecordOut, ToVolume};
+use super::wal_thread::{self, LogTask, ToLog};
+use super::{Node, clock};
+
+/// The thread looks up at least this often, to show that it is awake. Shorter than the age from which a beat calls a disk
+/// sick.
+const AWAKE_EVERY: Duration = Duration::from_millis(150);
+
+/// How far one question about what is stored looks: the thread does nothing else meanwhile.
+const EXTENTS_BYTES: u64 = 64 << 20;
+
+/// What the thread is asked to do.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// Take a committed entry into the image.
+    Apply(EntryRef),
+    /// Read the image as it is now.
+    ReadBlock { asked: Asked, offset: u64, len: u32 },
+    /// Look up what the image stores now; `range` is not empty.
+    ReadExtents {
+        asked: Asked,
+        range: Range<u64>,
+        extents_max: usize,
+    },
+    /// Read records from the log.
+    ReadLog {
+        asked: Asked,
+        from: Lsn,
+        through: Lsn,
+        bytes_max: usize,
+    },
+    /// Read entries for a copy that is behind.
+    Feed { plan: AppendPlan, bytes_max: usize },
+    /// Write a checkpoint of what is applied now.
+    Checkpoint { blob: Bytes, at: LogEnd },
+    /// Read the whole image, for a full copy.
+    Export {
+        parts: mpsc::Sender<ExportPart>,
+        base: LogEnd,
+        sessions: Bytes,
+        size_bytes: u64,
+    },
+    /// End; told when everything before is done.
+    Stop { ended: oneshot::Sender<()> },
+}
+
+/// Who asked for a read.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) replies: Answers,
+    pub(super) token: Token,
+}
+
+impl Asked {
+    pub(super) fn answer(self, answer: ConnAnswer) {
+        let token = self.token;
+        let _gone = self.replies.send(vec![ConnReply { token, answer }]);
+    }
+}
+
+/// The thread, as the volume's task holds it.
+#[derive(Debug)]
+pub(super) struct DiskThread {
+    /// Work, in order; what is sent together wakes the thread once.
+    pub(super) work: mpsc::UnboundedSender<Vec<Work>>,
+    /// Writes of the log.
+    pub(super) log: mpsc::UnboundedSender<ToLog>,
+    /// When it was last awake.
+    pub(super) awake: Arc<DiskAwake>,
+}
+
+/// Opens the copy in `dir` on a thread of its own. What the thread has to say goes to `to`.
+///
+/// # Errors
+/// The copy does not open.
+pub(super) async fn start(
+    node: &Arc<Node>,
+    dir: PathBuf,
+    to: mpsc::UnboundedSender<ToVolume>,
+) -> Result<(DiskThread, Volume), CopyError> {
+    let engine = node.settings.engine;
+    let io = |source| CopyError::Io {
+        path: dir.clone(),
+        source,
+    };
+    let gone = || io(std::io::Error::other("the volume's thread ended"));
+    let (ready_to, ready) = oneshot::channel();
+    let (node, path) = (node.clone(), dir.clone());
+    let run = move || {
+        let ran = run_on(engine, |disk| async move {
+            match Worker::open(disk, &node, &path, to).await {
+                Ok((worker, thread, volume)) => {
+                    let _gone = ready_to.send(Ok((thread, volume)));
+                    worker.run().await;
+                }
+                Err(error) => {
+                    let _gone = ready_to.send(Err(error));
+                }
+            }
+        });
+        if let Err(error) = ran {
+            tracing::error!(%error, "no runtime for the volume");
+        }
+    };
+    std::thread::Builder::new()
+        .name("volume".to_owned())
+        .spawn(run)
+        .map_err(io)?;
+    ready.await.map_err(|_| gone())?
+}
+
+struct Worker {
+    name: VolumeName,
+    log_lineage: Lineage,
+    state: Rc<State<RealDisk>>,
+    reader: WalReader<RealDisk>,
+    work: mpsc::UnboundedReceiver<Vec<Work>>,
+    to: mpsc::UnboundedSender<ToVolume>,
+    log: LogTask,
+    awake: Arc<DiskAwake>,
+    /// The thread stood still if it was not awake for this long.
+    stalled_after: Duration,
+    /// The image is consistent once this is applied.
+    rebuilt_at: Option<Lsn>,
+    /// An entry could not be applied: the image shows nothing any more.
+    failed: bool,
+}
+
+impl Worker {
+    async fn open(
+        disk: RealDisk,
+        node: &Arc<Node>,
+        dir: &Path,
+        to: mpsc::UnboundedSender<ToVolume>,
+    ) -> Result<(Self, DiskThread, Volume), CopyError> {
+        let (config, engine) = (node.copy_config(), node.settings.engine);
+        let began = clock::mono();
+        let (log_task, log) =
+            wal_thread::start(engine, disk, dir.to_owned(), config, to.clone()).await?;
+        let witnesses = node.witnesses();
+        let (state, start) =
+            open_state(&disk, dir, &log, node.instance, &witnesses, node.random()).await?;
+        let rebuilt_at = match &state {
+            State::Block(_) if start.member.rebuilding => Some(start.sessions.consistent_from()),
+            _ => None,
+        };
+        if let Some(damage) = &log.recovered.damage {
+            tracing::error!(volume = %log.facts.spec.name, file = damage.file, offset = damage.offset,
+                from = %damage.from, why = %damage.why, "the log is damaged: nothing is lost while another member \
+                has it; this copy takes no part until it is rebuilt");
+        }
+        let config: VolumeConfig = node.settings.volume.clone();
+        let mut volume = Volume::new(clock::now(), config, start);
+        let stalled_after = node.settings.lease.unwell_after;
+        if clock::mono().since(began) > stalled_after {
+            // What the process before it knew of the disk is forgotten: a start that dragged on proves nothing.
+            volume.handle(clock::now(), Event::Stalled);
+        }
+        let (work_to, work) = mpsc::unbounded_channel();
+        let awake = Arc::new(DiskAwake::new(clock::mono()));
+        let thread = DiskThread {
+            work: work_to,
+            log: log_task.jobs.clone(),
+            awake: awake.clone(),
+        };
+        let worker = Self {
+            name: volume.spec().name.clone(),
+            log_lineage: volume.log_lineage(),
+            state: Rc::new(state),
+            reader: WalReader::new(disk, log.index.clone(), ReadPath::Map),
+            work,
+            to,
+            log: log_task,
+            awake,
+            stalled_after,
+            rebuilt_at,
+            failed: false,
+        };
+        Ok((worker, thread, volume))
+    }
+
+    async fn run(mut self) {
+        self.maybe_rebuilt();
+        loop {
+            let next = tokio::time::timeout(AWAKE_EVERY, self.work.recv()).await;
+            let now = clock::mono();
+            if now.since(self.awake.get()) > self.stalled_after {
+                // A disk that hangs in a read, a sync or a checkpoint stops the thread, and may leave no write that is late.
+                self.tell(Event::Stalled);
+            }
+            self.awake.set(now);
+            let Ok(work) = next else { continue };
+            let Some(work) = work else { return };
+            for work in VecDeque::from(work) {
+                if let Work::Stop { ended } = work {
+                    self.end().await;
+                    let _gone = ended.send(());
+                    return;
+                }
+                self.carry_out(work).await;
+            }
+        }
+    }
+
+    /// The log ends its last write.
+    async fn end(&mut self) {
+        let _stopped = self.log.jobs.send(ToLog::Stop);
+        if let Some(task) = self.log.local.take() {
+            let _ended = task.await;
+        }
+    }
+
+    fn tell(&self, event: Event) {
+        let _stopped = self.to.send(ToVolume::Event(event));
+    }
+
+    async fn carry_out(&mut self, work: Work) {
+        match work {
+            Work::Apply(entry) => self.apply(&entry),
+            Work::ReadBlock { asked, .. } | Work::ReadExtents { asked, .. } if self.failed => {
+                // The image lacks what the reader was promised to see.
+                asked.answer(ConnAnswer::Result(OpResult::Interrupted));
+            }
+            Work::ReadBlock { asked, offset, len } => self.read_block(asked, offset, len),
+            Work::ReadExtents {
+                asked,
+                range,
+                extents_max,
+            } => self.read_extents(asked, range, extents_max),
+            Work::ReadLog {
+                asked,
+                from,
+                through,
+                bytes_max,
+            } => self.read_log(asked, from, through, bytes_max),
+            Work::Feed { plan, bytes_max } => self.feed(plan, bytes_max),
+            Work::Checkpoint { blob, at } if !self.failed => self.checkpoint(blob, at).await,
+            Work::Export {
+                parts,
+                base,
+                sessions,
+                size_bytes,
+            } if !self.failed => self.export(parts, base, sessions, size_bytes),
+            Work::Checkpoint { .. } => self.tell(Event::CheckpointFailed),
+            Work::Export { .. } => {
+                let _stopped = self.to.send(ToVolume::Exported);
+            }
+            Work::Stop { .. } => {}
+        }
+    }
+
+    fn apply(&mut self, entry: &EntryRef) {
+        let State::Block(image) = &*self.state else {
+            return;
+        };
+        if self.failed {
+            return;
+        }
+        if let Err(error) = image.apply(entry) {
+            let reason = format!(
+                "committed entry {} cannot be applied: {error}",
+                entry.header.point
+            );
+            tracing::error!(volume = %self.name, reason, "this copy steps aside");
+            self.failed = true;
+            return self.tell(Event::StorageFailed { reason });
+        }
+        self.maybe_rebuilt();
+    }
+
+    /// Has it written down that the image is consistent, once it is.
+    fn maybe_rebuilt(&mut self) {
+        let State::Block(image) = &*self.state else {
+            return;
+        };
+        let applied = image.applied().point.lsn;
+        if self.rebuilt_at.is_some_and(|at| applied >= at) {
+            self.rebuilt_at = None;
+            let _stopped = self.log.jobs.send(ToLog::Rebuilt);
+        }
+    }
+
+    fn read_block(&self, asked: Asked, offset: u64, len: u32) {
+        let state = self.state.clone();
+        tokio::task::spawn_local(async move {
+            let State::Block(image) = &*state else { return };
+            asked.answer(ConnAnswer::Block(image.read(offset, len as usize).await));
+        });
+    }
+
+    fn read_extents(&self, asked: Asked, range: Range<u64>, extents_max: usize) {
+        let state = self.state.clone();
+        tokio::task::spawn_local(async move {
+            let State::Block(image) = &*state else { return };
+            let end = range.end.min(range.start.saturating_add(EXTENTS_BYTES));
+            let range = range.start..end;
+            let found = image.extents(range.clone(), extents_max).await;
+            asked.answer(ConnAnswer::Extents(found.map(|runs| clip(runs, &range))));
+        });
+    }
+
+    fn read_log(&self, asked: Asked, from: Lsn, through: Lsn, bytes_max: usize) {
+        let (reader, lineage) = (self.reader.clone(), self.log_lineage);
+        tokio::task::spawn_local(async move {
+            let answer = match reader.read(from, bytes_max).await {
+                Ok(batch) => {
+                    let entries = batch
+                        .chunks
+                        .into_iter()
+                        .flat_map(|chunk| EntryIter::headers_only(lineage, chunk));
+                    let entries = entries
+                        .map_while(Result::ok)
+                        .filter(|entry| entry.header.point.lsn <= through);
+                    records(entries.collect(), from, through)
+                }
+                Err(error) => ConnAnswer::Unreadable(error.to_string()),
+            };
+            asked.answer(answer);
+        });
+    }
+
+    fn feed(&self, plan: AppendPlan, bytes_max: usize) {
+        let (reader, to) = (self.reader.clone(), self.to.clone());
+        tokio::task::spawn_local(async move {
+            let read = reader.read(plan.first, bytes_max).await;
+            let entries = read.ok().map(|batch| (batch.end.point.lsn, batch.chunks));
+            let _stopped = to.send(ToVolume::Event(Event::Fed { plan, entries }));
+        });
+    }
+
+    /// Begins a checkpoint of what is applied at this very moment; the rest of it runs beside.
+    async fn checkpoint(&mut self, blob: Bytes, at: LogEnd) {
+        let (state, to) = (self.state.clone(), self.to.clone());
+        let name = self.name.clone();
+        let mut work = Box::pin(async move {
+            let result = match &*state {
+                State::Block(image) => match image.checkpoint(blob).await {
+                    // The image takes nothing more in this process: the copy steps aside as after a failed log write.
+                    Err(CheckpointError::Poisoned { reason }) => {
+                        let failed = Event::StorageFailed { reason };
+                        let _stopped = to.send(ToVolume::Event(failed));
+                        return;
+                    }
+                    checkpointed => checkpointed.map_err(|error| error.to_string()),
+                },
+                State::Log(file) => {
+                    let checkpoint = Checkpoint {
+                        applied: at,
+                        rebuilding: false,
+                        blob,
+                    };
+                    let stored = file.store(&checkpoint).await;
+                    stored.map(|()| at).map_err(|error| error.to_string())
+                }
+            };
+            let event = match result {
+                Ok(at) => Event::Checkpointed { at },
+                Err(error) => {
+                    tracing::warn!(volume = %name, error, "checkpoint put off");
+                    Event::CheckpointFailed
+                }
+            };
+            let _stopped = to.send(ToVolume::Event(event));
+        });
+        // Polled once here: nothing that is applied later may be in it, as `blob` would not know of it.
+        let done = poll_fn(|context| Poll::Ready(work.as_mut().poll(context).is_ready())).await;
+        if !done {
+            tokio::task::spawn_local(work);
+        }
+    }
+
+    /// Reads the image from its first block to its last, beside everything else.
+    fn export(
+        &self,
+        parts: mpsc::Sender<ExportPart>,
+        base: LogEnd,
+        sessions: Bytes,
+        size_bytes: u64,
+    ) {
+        let (state, to) = (self.state.clone(), self.to.clone());
+        tokio::task::spawn_local(async move {
+            if let State::Block(image) = &*state {
+                export_image(image, &parts, base, sessions, size_bytes).await;
+            }
+            let _stopped = to.send(ToVolume::Exported);
+        });
+    }
+}
+
+async fn export_image(
+    image: &Image<RealDisk>,
+    parts: &mpsc::Sender<ExportPart>,
+    base: LogEnd,
+    sessions: Bytes,
+    size_bytes: u64,
+) {
+    let mut sent = parts.send(ExportPart::Begin { base, sessions }).await;
+    let count = size_bytes / u64::from(BLOCK_BYTES);
+    let mut first = 0;
+    while sent.is_ok() && first < count {
+        let blocks = BLOCKS_AT_ONCE.min(count - first);
+        let part = match image.export_block_range(first, blocks).await {
+            Ok(blocks) => ExportPart::Blocks(blocks),
+            Err(error) => {
+                let _gone = parts.send(ExportPart::Failed(error.to_string())).await;
+                return;
+            }
+        };
+        first += BLOCKS_AT_ONCE;
+        sent = parts.send(part).await;
+    }
+    if sent.is_ok() {
+        let consistent_from = image.applied().point.lsn;
+        let _gone = parts.send(ExportPart::End { consistent_from }).await;
+    }
+}
+
+/// Runs of whole blocks, cut to `range`.
+fn clip(runs: Vec<Extent>, range: &Range<u64>) -> Vec<Extent> {
+    let cut = |run: Extent| {
+        let start = run.offset.max(range.start);
+        let end = (run.offset + run.len).min(range.end);
+        Extent {
+            offset: start,
+            len: end.saturating_sub(start),
+            ..run
+        }
+    };
+    runs.into_iter().map(cut).collect()
+}
+
+/// Records among `entries`, which are contiguous from `from`.
+pub(super) fn records(entries: Vec<EntryRef>, from: Lsn, through: Lsn) -> ConnAnswer {
+    let next = entries
+        .last()
+        .map_or(from, |entry| entry.header.point.lsn.next());
+    let record = |entry: EntryRef| RecordOut {
+        lsn: entry.header.point.lsn,
+        timestamp_ns: entry.header.arg,
+        data: entry.payload(),
+    };
+    let records = entries
+        .into_iter()
+        .filter(|entry| entry.header.kind == EntryKind::Record)
+        .map(record)
+        .collect();
+    ConnAnswer::Records {
+        records,
+        next,
+        end: next > through,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_of_blocks_are_cut_to_the_bytes_asked_for() {
+        let run = |offset, len, allocated| Extent {
+            offset,
+            len,
+            allocated,
+        };
+        let runs = vec![run(4096, 4096, true), run(8192, 8192, false)];
+        assert_eq!(
+            clip(runs, &(5000..9000)),
+            [run(5000, 3192, true), run(8192, 808, false)]
+        );
+        assert_eq!(
+            clip(vec![run(0, 4096, true)], &(10..20)),
+            [run(10, 10, true)]
+        );
+    }
+}
