@@ -423,6 +423,7 @@ fn event_kind(kind: i32) -> EventKind {
         Ok(Kind::WitnessQuorumBack) => EventKind::WitnessQuorumBack,
         Ok(Kind::Flapping) => EventKind::Flapping,
         Ok(Kind::ExternalFenceFailed) => EventKind::ExternalFenceFailed,
+        Ok(Kind::RequestsOverdue) => EventKind::RequestsOverdue,
         Ok(Kind::HookFailed) => EventKind::HookFailed,
         Ok(Kind::WitnessesChanged) => EventKind::WitnessesChanged,
         Ok(Kind::PolicyChanged) => EventKind::PolicyChanged,

@@ -490,6 +490,8 @@ pub enum EventKind {
     HookFailed,
     /// There are other witnesses.
     WitnessesChanged,
+    /// Requests of clients ended in an error because nobody served their volume in time.
+    RequestsOverdue,
     /// Policy changed.
     PolicyChanged,
     /// Said by a later release.

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mainstay_client::{Client, OpenError};
@@ -67,7 +68,8 @@ pub async fn run(
         args.volume
     )?;
     out.flush()?;
-    let exports = VolumeExports::one(client, args.volume, args.park_timeout);
+    let exports = VolumeExports::one(client, args.volume, args.park_timeout)
+        .telling(Arc::new(|overdue| eprintln!("{}", overdue.describe())));
     let terms = Terms {
         limits: args.limits,
         tls,

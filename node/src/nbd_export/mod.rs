@@ -3,7 +3,8 @@
 //! Rules that hold across this module:
 //!
 //! * **Requests wait out a failover.** Each request waits for its answer for as long as `park_timeout` says, while the client
-//!   library finds the next primary and sends again what has no answer. Only past it the peer is told `EIO`.
+//!   library finds the next primary and sends again what has no answer. Only past it the peer is told `EIO`, and whoever looks
+//!   after the cluster is told of that.
 //! * **One attachment a host.** The connections of one peer address attach under one name, on whichever node they end, so that
 //!   a client may spread requests over several. A volume held by another name is refused with the holder's name.
 //! * **No attachment is left behind.** A session is closed when its connection ends, however it ends, in a task that a
@@ -13,6 +14,8 @@
 //! * **Answered means committed**, so flush and FUA on one connection cover writes answered on another: multi-conn holds.
 
 mod device;
+mod errors;
+mod overdue;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -29,6 +32,9 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use device::Device;
+use errors::Errors;
+use overdue::OverdueCount;
+pub use overdue::{Overdue, Tell};
 
 /// How long a request waits for a primary before the peer is told `EIO`, unless configured otherwise.
 pub const PARK_TIMEOUT: Duration = Duration::from_secs(60);
@@ -51,6 +57,7 @@ pub struct VolumeExports {
     /// The one volume that is exported; `None`: all.
     only: Option<String>,
     park_timeout: Duration,
+    overdue: Arc<OverdueCount>,
     /// Sessions opened and not closed yet.
     sessions: watch::Sender<usize>,
 }
@@ -58,24 +65,31 @@ pub struct VolumeExports {
 impl VolumeExports {
     /// All block volumes of the cluster.
     #[must_use]
-    pub fn all(client: Client, park_timeout: Duration) -> Arc<Self> {
-        Arc::new(Self {
+    pub fn all(client: Client, park_timeout: Duration) -> Self {
+        let log: Tell = Arc::new(|overdue| tracing::warn!("{}", overdue.describe()));
+        Self {
             client,
             only: None,
             park_timeout,
+            overdue: OverdueCount::new(park_timeout, log),
             sessions: watch::channel(0).0,
-        })
+        }
     }
 
     /// One volume, which thereby is the default export.
     #[must_use]
-    pub fn one(client: Client, volume: String, park_timeout: Duration) -> Arc<Self> {
-        Arc::new(Self {
-            client,
+    pub fn one(client: Client, volume: String, park_timeout: Duration) -> Self {
+        Self {
             only: Some(volume),
-            park_timeout,
-            sessions: watch::channel(0).0,
-        })
+            ..Self::all(client, park_timeout)
+        }
+    }
+
+    /// `tell` is told of requests that nobody served in time, instead of the log.
+    #[must_use]
+    pub fn telling(mut self, tell: Tell) -> Self {
+        self.overdue = OverdueCount::new(self.park_timeout, tell);
+        self
     }
 
     /// Waits until every session of an ended connection is closed.
@@ -125,7 +139,14 @@ impl VolumeExports {
             let counted = Counted::new(&self);
             let volume = builder.open().await.map_err(refusal)?;
             let info = export_info(&name, access, &volume);
-            Ok(Device::start(info, volume, self.park_timeout, counted))
+            let errors = Errors::new(volume_of(&name).0, &self.overdue);
+            Ok(Device::start(
+                info,
+                volume,
+                errors,
+                self.park_timeout,
+                counted,
+            ))
         });
         match opening.await {
             Ok(Ok(device)) => Ok(Arc::new(device)),
@@ -197,10 +218,11 @@ pub struct Terms {
 /// Serves `exports` on `listener` until `shutdown` resolves, then lets requests in flight finish and closes every session.
 pub async fn serve(
     listener: TcpListener,
-    exports: Arc<VolumeExports>,
+    exports: VolumeExports,
     terms: Terms,
     shutdown: impl Future<Output = ()>,
 ) {
+    let exports = Arc::new(exports);
     let shared = Arc::new(Shared(Arc::clone(&exports)));
     let server = Server::new(shared, terms.limits).with_tls(terms.tls);
     server.serve(listener, shutdown).await;
@@ -213,18 +235,6 @@ pub async fn serve(
             "stopped before every attachment could be let go; the next client of the same host takes them on"
         );
     }
-}
-
-/// Serves all block volumes of the cluster, as a node does. See [`serve`].
-pub async fn serve_exports(
-    listener: TcpListener,
-    client: Client,
-    park_timeout: Duration,
-    terms: Terms,
-    shutdown: impl Future<Output = ()>,
-) {
-    let exports = VolumeExports::all(client, park_timeout);
-    serve(listener, exports, terms, shutdown).await;
 }
 
 /// One session in the count, until it is dropped.
