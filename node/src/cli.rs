@@ -170,6 +170,7 @@ Examples:
   mainstay nbd disk --listen 127.0.0.1:10809
   nbdinfo nbd://127.0.0.1:10809/disk
   nbdcopy image.ext4 nbd://127.0.0.1:10809/disk
+  mainstay nbd disk --read-only --listen 127.0.0.1:10810
   mainstay nbd disk --listen 0.0.0.0:10809 --tls-cert server-cert.pem --tls-key server-key.pem --tls-client-ca ca-cert.pem
   nbdinfo 'nbds://host:10809/disk?tls-certificates=/etc/pki/nbd'")]
     Nbd(NbdArgs),
@@ -605,6 +606,10 @@ pub struct NbdArgs {
     /// Where to listen
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:10809", value_parser = parse_listen)]
     pub listen: ListenAddr,
+
+    /// For reading: whoever holds the volume keeps it, and what they write is seen here
+    #[arg(long)]
+    pub read_only: bool,
 
     /// TLS.
     #[command(flatten)]

@@ -233,6 +233,7 @@ async fn tail(args: TailArgs) -> anyhow::Result<()> {
 async fn nbd(args: NbdArgs) -> anyhow::Result<()> {
     let options = commands::nbd::Args {
         tls: args.tls.section(),
+        read_only: args.read_only,
         ..commands::nbd::Args::new(args.volume.as_str(), args.listen.0)
     };
     let stop = commands::nbd::until_ctrl_c();

@@ -4,10 +4,11 @@
 mod support;
 mod tools;
 
+use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 
 use mainstay_client::{AttachOptions, Client, ClientConfig};
-use mainstay_node::commands::{size, volume};
+use mainstay_node::commands::{nbd, size, volume};
 use mainstay_node::nbd_export::{Terms, VolumeExports, serve};
 use serde_json::{Value, json};
 use support::{Cluster, PATIENCE};
@@ -219,6 +220,91 @@ async fn an_export_for_reading_is_served_whoever_holds_the_volume() {
     let names: Vec<_> = names.map(|export| &export["export-name"]).collect();
     assert_eq!(names, ["disk"]);
     held.close().await.expect("closed");
+    fixture.stop().await;
+}
+
+/// `mainstay nbd disk --read-only`, while it runs.
+struct ReadOnlyGateway {
+    uri: String,
+    stop: oneshot::Sender<()>,
+    serving: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+impl ReadOnlyGateway {
+    async fn start(endpoints: Vec<String>) -> Self {
+        let (stop, stopped) = oneshot::channel();
+        let listen = "127.0.0.1:0".parse().expect("an address");
+        let args = nbd::Args {
+            read_only: true,
+            ..nbd::Args::new("disk", listen)
+        };
+        let (said, out) = std::io::pipe().expect("a pipe");
+        let serving = tokio::spawn(async move {
+            let stopped = async {
+                let _dropped = stopped.await;
+            };
+            let mut out = out;
+            nbd::run(args, endpoints, &mut out, stopped).await
+        });
+        let line = tokio::task::spawn_blocking(move || {
+            let mut line = String::new();
+            let read = BufReader::new(said).read_line(&mut line);
+            read.expect("said");
+            line
+        });
+        let line = line.await.expect("no panic");
+        assert!(line.contains("for reading"), "{line}");
+        let uri = line
+            .split_whitespace()
+            .find(|word| word.starts_with("nbd://"));
+        Self {
+            uri: uri.expect("an address").to_owned(),
+            stop,
+            serving,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_only_gateway_attaches_nothing_and_sees_what_the_holder_wrote() {
+    if !tools::require("nbdinfo") || !tools::require_run("nbdsh", &["-c", "pass"]).await {
+        return;
+    }
+    let fixture = Fixture::start(SIZE).await;
+    let endpoints = fixture.cluster.endpoints();
+    let gateway = ReadOnlyGateway::start(endpoints.clone()).await;
+    let uri = &gateway.uri;
+    let info = tools::run("nbdinfo", &["--json", uri]).await;
+    let info: Value = serde_json::from_str(&info).expect("JSON");
+    assert_eq!(info["exports"][0]["is_read_only"], true);
+    // Connected before anybody holds the volume, it is in nobody's way, and sees what is written from then on.
+    let script = format!(
+        r#"
+import errno
+h.connect_uri("{uri}")
+assert h.is_read_only()
+assert h.pread(4096, 0) == bytes(4096)
+writer = nbd.NBD()
+writer.connect_uri("{}")
+writer.pwrite(b"w" * 4096, 0)
+assert h.pread(4096, 0) == b"w" * 4096
+h.set_strict_mode(0)
+for call in (lambda: h.pwrite(b"x" * 4096, 0), lambda: h.trim(4096, 0), lambda: h.zero(4096, 0)):
+    try:
+        call()
+    except nbd.Error as error:
+        assert error.errnum == errno.EPERM, error
+    else:
+        raise AssertionError("a change was not refused")
+assert h.pread(4096, 0) == b"w" * 4096
+writer.shutdown()
+h.shutdown()
+"#,
+        fixture.uri("disk")
+    );
+    tools::run("nbdsh", &["-c", &script]).await;
+    let _running = gateway.stop.send(());
+    gateway.serving.await.expect("no panic").expect("stopped");
     fixture.stop().await;
 }
 

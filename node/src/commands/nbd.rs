@@ -22,6 +22,8 @@ pub struct Args {
     pub listen: SocketAddr,
     /// How long a request waits for a primary before the peer is told `EIO`.
     pub park_timeout: Duration,
+    /// For reading only: nothing is attached.
+    pub read_only: bool,
     /// What peers may cost.
     pub limits: Limits,
     /// TLS; none when absent.
@@ -36,6 +38,7 @@ impl Args {
             volume: volume.into(),
             listen,
             park_timeout: PARK_TIMEOUT,
+            read_only: false,
             limits: Limits::default(),
             tls: None,
         }
@@ -61,15 +64,19 @@ pub async fn run(
         .map_err(|error| explain_open(&args.volume, error))?;
     writeln!(
         out,
-        "serving `{}`, {}, at {}://{listen}/{} and as the default export; Ctrl-C stops",
+        "serving `{}`, {}{}, at {}://{listen}/{} and as the default export; Ctrl-C stops",
         args.volume,
         size::show_size(size_bytes),
+        if args.read_only { ", for reading" } else { "" },
         scheme(&tls),
         args.volume
     )?;
     out.flush()?;
-    let exports = VolumeExports::one(client, args.volume, args.park_timeout)
+    let mut exports = VolumeExports::one(client, args.volume, args.park_timeout)
         .telling(Arc::new(|overdue| eprintln!("{}", overdue.describe())));
+    if args.read_only {
+        exports = exports.read_only();
+    }
     let terms = Terms {
         limits: args.limits,
         tls,

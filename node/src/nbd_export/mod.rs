@@ -56,6 +56,8 @@ pub struct VolumeExports {
     client: Client,
     /// The one volume that is exported; `None`: all.
     only: Option<String>,
+    /// What may be done at most.
+    access: Access,
     park_timeout: Duration,
     overdue: Arc<OverdueCount>,
     /// Sessions opened and not closed yet.
@@ -70,6 +72,7 @@ impl VolumeExports {
         Self {
             client,
             only: None,
+            access: Access::ReadWrite,
             park_timeout,
             overdue: OverdueCount::new(park_timeout, log),
             sessions: watch::channel(0).0,
@@ -83,6 +86,13 @@ impl VolumeExports {
             only: Some(volume),
             ..Self::all(client, park_timeout)
         }
+    }
+
+    /// Every export is for reading, whatever its name: nothing is attached.
+    #[must_use]
+    pub fn read_only(mut self) -> Self {
+        self.access = Access::ReadOnly;
+        self
     }
 
     /// `tell` is told of requests that nobody served in time, instead of the log.
@@ -101,6 +111,14 @@ impl VolumeExports {
 
     fn exports(&self, name: &str) -> bool {
         self.only.as_deref().is_none_or(|only| only == name)
+    }
+
+    /// The volume behind an export's name, and what may be done with it here.
+    fn volume_of<'a>(&self, name: &'a str) -> (&'a str, Access) {
+        match (volume_of(name), self.access) {
+            ((volume, _), Access::ReadOnly) => (volume, Access::ReadOnly),
+            (asked, Access::ReadWrite) => asked,
+        }
     }
 
     async fn names(&self) -> Vec<String> {
@@ -127,7 +145,7 @@ impl VolumeExports {
         name: String,
         peer: IpAddr,
     ) -> Result<Arc<dyn BlockDevice>, NbdOpenError> {
-        let (volume, access) = volume_of(&name);
+        let (volume, access) = self.volume_of(&name);
         if !self.exports(volume) {
             return Err(NbdOpenError::Unknown);
         }
@@ -139,7 +157,7 @@ impl VolumeExports {
             let counted = Counted::new(&self);
             let volume = builder.open().await.map_err(refusal)?;
             let info = export_info(&name, access, &volume);
-            let errors = Errors::new(volume_of(&name).0, &self.overdue);
+            let errors = Errors::new(self.volume_of(&name).0, &self.overdue);
             Ok(Device::start(
                 info,
                 volume,
@@ -160,7 +178,7 @@ impl VolumeExports {
     }
 
     async fn look(self: Arc<Self>, name: String) -> Result<ExportInfo, NbdOpenError> {
-        let (volume, access) = volume_of(&name);
+        let (volume, access) = self.volume_of(&name);
         if !self.exports(volume) {
             return Err(NbdOpenError::Unknown);
         }
@@ -169,7 +187,7 @@ impl VolumeExports {
     }
 }
 
-/// The volume behind an export's name, and what may be done with it.
+/// The volume behind an export's name, and what the name asks for.
 fn volume_of(name: &str) -> (&str, Access) {
     match name.strip_suffix(READ_ONLY_SUFFIX) {
         Some(volume) => (volume, Access::ReadOnly),
