@@ -257,6 +257,7 @@ pub(crate) fn refusal(refused: pb::Refused) -> Verdict {
             return Verdict::SessionOver(Refusal::Fenced { current: m.current });
         }
         Reason::UnknownSession(_) => return Verdict::SessionOver(Refusal::UnknownSession),
+        Reason::AttachmentEnded(_) => return Verdict::SessionOver(Refusal::AttachmentEnded),
         Reason::AttachedElsewhere(m) => {
             return Verdict::SessionOver(Refusal::AttachedElsewhere {
                 name: m.name,

@@ -60,6 +60,9 @@ pub enum Refusal {
         /// The holder's session.
         session: SessionId,
     },
+    /// The attachment of this handle is over: somebody took the volume over, or it was let go. Open the volume again.
+    #[error("the attachment of this handle has ended")]
+    AttachmentEnded,
     /// A block volume is written only by who is attached.
     #[error("not attached")]
     NotAttached,

@@ -223,21 +223,21 @@ async fn an_export_for_reading_is_served_whoever_holds_the_volume() {
     fixture.stop().await;
 }
 
-/// `mainstay nbd disk --read-only`, while it runs.
-struct ReadOnlyGateway {
+/// `mainstay nbd disk`, while it runs.
+struct Gateway {
     uri: String,
     stop: oneshot::Sender<()>,
     serving: tokio::task::JoinHandle<anyhow::Result<()>>,
 }
 
-impl ReadOnlyGateway {
-    async fn start(endpoints: Vec<String>) -> Self {
+impl Gateway {
+    async fn start(fixture: &Fixture, with: impl FnOnce(&mut nbd::Args)) -> Self {
+        let endpoints = fixture.cluster.endpoints();
         let (stop, stopped) = oneshot::channel();
         let listen = "127.0.0.1:0".parse().expect("an address");
-        let args = nbd::Args {
-            read_only: true,
-            ..nbd::Args::new("disk", listen)
-        };
+        let mut args = nbd::Args::new("disk", listen);
+        with(&mut args);
+        let reads = args.read_only;
         let (said, out) = std::io::pipe().expect("a pipe");
         let serving = tokio::spawn(async move {
             let stopped = async {
@@ -253,7 +253,7 @@ impl ReadOnlyGateway {
             line
         });
         let line = line.await.expect("no panic");
-        assert!(line.contains("for reading"), "{line}");
+        assert_eq!(line.contains("for reading"), reads, "{line}");
         let uri = line
             .split_whitespace()
             .find(|word| word.starts_with("nbd://"));
@@ -263,6 +263,11 @@ impl ReadOnlyGateway {
             serving,
         }
     }
+
+    async fn stop(self) {
+        let _running = self.stop.send(());
+        self.serving.await.expect("no panic").expect("stopped");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -271,8 +276,7 @@ async fn a_read_only_gateway_attaches_nothing_and_sees_what_the_holder_wrote() {
         return;
     }
     let fixture = Fixture::start(SIZE).await;
-    let endpoints = fixture.cluster.endpoints();
-    let gateway = ReadOnlyGateway::start(endpoints.clone()).await;
+    let gateway = Gateway::start(&fixture, |args| args.read_only = true).await;
     let uri = &gateway.uri;
     let info = tools::run("nbdinfo", &["--json", uri]).await;
     let info: Value = serde_json::from_str(&info).expect("JSON");
@@ -303,8 +307,46 @@ h.shutdown()
         fixture.uri("disk")
     );
     tools::run("nbdsh", &["-c", &script]).await;
-    let _running = gateway.stop.send(());
-    gateway.serving.await.expect("no panic").expect("stopped");
+    gateway.stop().await;
+    fixture.stop().await;
+}
+
+/// The first client of a gateway that was told so takes the volume over. After that it is as any other: when somebody took it over
+/// from there, its host is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_takes_over_does_so_once() {
+    if !["nbdcopy", "qemu-io"].into_iter().all(tools::require) {
+        return;
+    }
+    let fixture = Fixture::start(SIZE).await;
+    let client = Client::connect(ClientConfig::new(fixture.cluster.endpoints())).await;
+    let client = client.expect("connected");
+    let hold = async |takeover| {
+        let options = AttachOptions {
+            name: "lost".to_owned(),
+            takeover,
+        };
+        let held = client.block("disk").attach(options).open().await;
+        held.expect("attached")
+    };
+    let lost = hold(false).await;
+    lost.write(0, vec![1; 4096]).await.expect("committed");
+    let gateway = Gateway::start(&fixture, |args| args.takeover = true).await;
+    let said = qemu_io(&gateway.uri, &["read -P 1 0 4096", "write -P 2 0 4096"]).await;
+    let said = said.expect("taken over");
+    assert!(!said.contains("failed"), "{said}");
+    lost.write(0, vec![3; 4096]).await.expect_err("fenced");
+    let copy = fixture.cluster.scratch().join("copy");
+    let copy = copy.to_str().expect("text");
+    tools::run("nbdcopy", &["--connections=4", &gateway.uri, copy]).await;
+    assert_eq!(std::fs::read(copy).expect("read")[..4096], [2; 4096]);
+
+    let back = hold(true).await;
+    let refused = qemu_io(&gateway.uri, &["read 0 4096"]).await;
+    let refused = refused.expect_err("it took over once");
+    assert!(refused.contains("lost"), "{refused}");
+    back.close().await.expect("closed");
+    gateway.stop().await;
     fixture.stop().await;
 }
 

@@ -117,6 +117,7 @@ fn register() -> pb::Register {
             min_copies: 1,
             placement: vec![2, 4],
             prefer: vec![4],
+            shared: false,
         }),
         cut: Some(point()),
         spec: Some(pb::VolumeSpec {
@@ -569,6 +570,7 @@ fn refusals(golden: &mut Golden) {
         Reason::Unreadable(pb::Unreadable {}),
         Reason::RefusedBefore(pb::RefusedBefore {}),
         Reason::ResultForgotten(pb::ResultForgotten {}),
+        Reason::AttachmentEnded(pb::AttachmentEnded {}),
     ];
     for (at, reason) in reasons.into_iter().enumerate() {
         golden.refused(&format!("refused_{}", at + 2), reason);

@@ -24,6 +24,8 @@ pub struct Args {
     pub park_timeout: Duration,
     /// For reading only: nothing is attached.
     pub read_only: bool,
+    /// The first client takes the volume over from whoever holds it.
+    pub takeover: bool,
     /// What peers may cost.
     pub limits: Limits,
     /// TLS; none when absent.
@@ -39,6 +41,7 @@ impl Args {
             listen,
             park_timeout: PARK_TIMEOUT,
             read_only: false,
+            takeover: false,
             limits: Limits::default(),
             tls: None,
         }
@@ -76,6 +79,9 @@ pub async fn run(
         .telling(Arc::new(|overdue| eprintln!("{}", overdue.describe())));
     if args.read_only {
         exports = exports.read_only();
+    }
+    if args.takeover {
+        exports = exports.taking_over();
     }
     let terms = Terms {
         limits: args.limits,

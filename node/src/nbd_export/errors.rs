@@ -61,6 +61,7 @@ fn refused(refusal: &Refusal) -> BlockError {
         // Somebody took the volume over, or it was deleted: nothing that this client sends matters any more.
         Refusal::Fenced { .. }
         | Refusal::AttachedElsewhere { .. }
+        | Refusal::AttachmentEnded
         | Refusal::NotAttached
         | Refusal::ReadOnly
         | Refusal::UnknownSession => BlockError::NotPermitted,

@@ -15,6 +15,7 @@
 
 mod device;
 mod errors;
+mod holder;
 mod overdue;
 
 use std::net::{IpAddr, SocketAddr};
@@ -22,17 +23,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use mainstay_client::{AttachOptions, BlockInfo, BlockVolume, Client, OpenError, Refusal};
+use mainstay_client::{
+    AttachOptions, BlockBuilder, BlockInfo, BlockVolume, Client, OpenError, Refusal,
+};
 use mainstay_nbd::{
     Access, BlockDevice, ExportInfo, Exports, Limits, MultiConn, OpenError as NbdOpenError, Server,
     Tls,
 };
 use mainstay_types::VolumeKind;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
 use device::Device;
 use errors::Errors;
+use holder::attachment_name;
+pub use holder::local_name;
 use overdue::OverdueCount;
 pub use overdue::{Overdue, Tell};
 
@@ -58,6 +63,9 @@ pub struct VolumeExports {
     only: Option<String>,
     /// What may be done at most.
     access: Access,
+    /// The next client takes the volume over from another host. One does: one that came back would else take it from the host
+    /// that took it from there.
+    takeover: Mutex<bool>,
     park_timeout: Duration,
     overdue: Arc<OverdueCount>,
     /// Sessions opened and not closed yet.
@@ -73,6 +81,7 @@ impl VolumeExports {
             client,
             only: None,
             access: Access::ReadWrite,
+            takeover: Mutex::new(false),
             park_timeout,
             overdue: OverdueCount::new(park_timeout, log),
             sessions: watch::channel(0).0,
@@ -92,6 +101,13 @@ impl VolumeExports {
     #[must_use]
     pub fn read_only(mut self) -> Self {
         self.access = Access::ReadOnly;
+        self
+    }
+
+    /// The first client takes the volume over from whoever holds it.
+    #[must_use]
+    pub fn taking_over(mut self) -> Self {
+        self.takeover = Mutex::new(true);
         self
     }
 
@@ -149,13 +165,14 @@ impl VolumeExports {
         if !self.exports(volume) {
             return Err(NbdOpenError::Unknown);
         }
-        let mut builder = self.client.block(volume).deadline(self.park_timeout);
-        if access == Access::ReadWrite {
-            builder = builder.attach(AttachOptions::named(attachment_name(peer)));
-        }
+        let builder = self.client.block(volume).deadline(self.park_timeout);
         let opening = tokio::spawn(async move {
             let counted = Counted::new(&self);
-            let volume = builder.open().await.map_err(refusal)?;
+            let opened = match access {
+                Access::ReadOnly => builder.open().await,
+                Access::ReadWrite => self.take(builder, attachment_name(peer)).await,
+            };
+            let volume = opened.map_err(refusal)?;
             let info = export_info(&name, access, &volume);
             let errors = Errors::new(self.volume_of(&name).0, &self.overdue);
             Ok(Device::start(
@@ -175,6 +192,22 @@ impl VolumeExports {
             // The runtime stops.
             Err(_) => Err(NbdOpenError::ShuttingDown),
         }
+    }
+
+    async fn take(&self, builder: BlockBuilder, name: String) -> Result<BlockVolume, OpenError> {
+        let mut takeover = self.takeover.lock().await;
+        if !*takeover {
+            // Nobody waits for somebody else's opening.
+            drop(takeover);
+            return builder.attach(AttachOptions::named(name)).open().await;
+        }
+        let options = AttachOptions {
+            name,
+            takeover: true,
+        };
+        let opened = builder.attach(options).open().await;
+        *takeover = opened.is_err();
+        opened
     }
 
     async fn look(self: Arc<Self>, name: String) -> Result<ExportInfo, NbdOpenError> {
@@ -272,11 +305,6 @@ impl Drop for Counted {
     }
 }
 
-/// All connections of one host share it. An IPv4 address is the same one when it comes wrapped in an IPv6 one.
-fn attachment_name(peer: IpAddr) -> String {
-    format!("nbd:{}", peer.to_canonical())
-}
-
 fn export_info(name: &str, access: Access, volume: &BlockVolume) -> ExportInfo {
     let BlockInfo { size_bytes, .. } = volume.info();
     let description = match access {
@@ -319,14 +347,6 @@ mod tests {
         assert_eq!(volume_of("disk:ro"), ("disk", Access::ReadOnly));
         assert_eq!(volume_of("disk-ro"), ("disk-ro", Access::ReadWrite));
         assert_eq!(volume_of(":ro"), ("", Access::ReadOnly));
-    }
-
-    #[test]
-    fn connections_of_one_host_share_a_name() {
-        let name = |ip: &str| attachment_name(ip.parse().expect("an address"));
-        assert_eq!(name("10.0.0.1"), "nbd:10.0.0.1");
-        assert_eq!(name("::ffff:10.0.0.1"), "nbd:10.0.0.1");
-        assert_eq!(name("fe80::1"), "nbd:fe80::1");
     }
 
     #[test]
