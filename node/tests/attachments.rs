@@ -54,6 +54,7 @@ struct Opening {
     name: &'static str,
     create: bool,
     takeover: bool,
+    silence_ms: u32,
 }
 
 /// The first opening of session 1 by the host `first`.
@@ -62,6 +63,7 @@ const FIRST: Opening = Opening {
     name: "first",
     create: true,
     takeover: false,
+    silence_ms: 0,
 };
 
 /// Session 1 on its way back.
@@ -110,6 +112,7 @@ impl Raw {
             first_unanswered: 1,
             patience_ms: 1000,
             create: opening.create,
+            silence_ms: opening.silence_ms,
             ..pb::Open::default()
         };
         let request = pb::ClientRequest {
@@ -141,8 +144,13 @@ impl Raw {
             data: vec![byte; 4096].into(),
         };
         self.ask(self.seq, Ask::Write(write));
-        let answer = self.next().await.expect("an answer");
-        answer.expect("no failure")
+        loop {
+            let answer = self.next().await.expect("an answer");
+            match answer.expect("no failure") {
+                Body::Ping(_) => {}
+                answer => return answer,
+            }
+        }
     }
 
     fn ask(&self, tag: u64, body: Ask) {
@@ -319,5 +327,44 @@ async fn the_commands_attach_take_over_and_detach_and_name_the_holder() {
         .await
         .expect("free");
     next.close().await.expect("closed");
+    cluster.shut_down().await;
+}
+
+/// H11. Pings are answered in line with requests; once they are not, nothing that comes on the stream is taken any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forwarder_that_was_silent_is_not_listened_to() {
+    let (cluster, client) = cluster(false).await;
+    let opening = Opening {
+        silence_ms: 1000,
+        ..FIRST
+    };
+    let mut forwarder = Raw::open(&cluster, opening).await.expect("free");
+    // Twice the silence, at four pings in it.
+    for _ in 0..8 {
+        let Some(Ok(Body::Ping(ping))) = forwarder.next().await else {
+            panic!("no ping");
+        };
+        let number = ping.number;
+        forwarder.ask(0, Ask::Pong(pb::Pong { number }));
+    }
+    assert!(matches!(forwarder.write(1).await, Body::Committed(_)));
+    let end = loop {
+        match forwarder.next().await {
+            Some(Ok(Body::Ping(_))) => {}
+            Some(Ok(other)) => panic!("{other:?}"),
+            Some(Err(status)) => break status,
+            None => panic!("ended without a word"),
+        }
+    };
+    assert_eq!(end.code(), tonic::Code::Aborted, "{end}");
+    // What it may still forward it sends on a new stream.
+    let again = Opening {
+        create: false,
+        ..opening
+    };
+    let mut again = Raw::open(&cluster, again).await.expect("its own session");
+    assert!(matches!(again.write(2).await, Body::Committed(_)));
+    let seen = client.block(DISK).open().await.expect("opens");
+    assert_eq!(seen.read(0, 4096).await.expect("reads")[..], [2; 4096]);
     cluster.shut_down().await;
 }

@@ -15,11 +15,11 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use mainstay_client::{BlockExtent, BlockVolume, PendingWrite, Refusal, WriteError};
-use mainstay_nbd::{Allocation, BlockDevice, BlockError, ExportInfo, Extent, Holes};
+use mainstay_nbd::{Allocation, BlockDevice, BlockError, Ended, ExportInfo, Extent, Holes};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Counted;
-use super::errors::Errors;
+use super::errors::{self, Errors, Failure};
 
 /// Longest range of one trim or zeroing; more goes in pieces.
 const RANGE_BYTES_MAX: u64 = 64 << 20;
@@ -110,7 +110,7 @@ impl Iterator for Pieces {
 #[derive(Debug)]
 struct Waiting {
     pieces: Peekable<Pieces>,
-    in_line: oneshot::Sender<Result<Vec<PendingWrite>, BlockError>>,
+    in_line: oneshot::Sender<Result<Vec<PendingWrite>, Failure>>,
 }
 
 /// A volume, attached for one NBD connection. Its session is closed when this is dropped.
@@ -137,7 +137,6 @@ impl Device {
         let queued = Arc::new(Mutex::new(0));
         let line = Line {
             volume: volume.clone(),
-            errors: errors.clone(),
             park_timeout,
         };
         let runner = run_queue(line, waiting, Arc::clone(&queued));
@@ -175,7 +174,7 @@ impl Device {
         if pieces.peek().is_none() {
             drop(queued);
             let errors = self.errors.clone();
-            return Box::pin(async move { committed(sent, &errors).await });
+            return Box::pin(async move { told(committed(sent).await, &errors).await });
         }
         let (in_line, later) = oneshot::channel();
         *queued += 1;
@@ -184,8 +183,11 @@ impl Device {
         drop(queued);
         let errors = self.errors.clone();
         Box::pin(async move {
-            sent.extend(later.await.map_err(|_| BlockError::ShuttingDown)??);
-            committed(sent, &errors).await
+            let done = async {
+                sent.extend(later.await.map_err(|_| Failure::Gone)??);
+                committed(sent).await
+            };
+            told(done.await, &errors).await
         })
     }
 }
@@ -193,7 +195,6 @@ impl Device {
 /// What puts changes in line.
 struct Line {
     volume: BlockVolume,
-    errors: Errors,
     park_timeout: Duration,
 }
 
@@ -219,22 +220,22 @@ impl Line {
         &self,
         pieces: Peekable<Pieces>,
         wanted: impl Fn() -> bool,
-    ) -> Result<Vec<PendingWrite>, BlockError> {
+    ) -> Result<Vec<PendingWrite>, Failure> {
         let mut sent = VecDeque::new();
         for piece in pieces.take_while(|_| wanted()) {
             if sent.len() == PIECES_IN_LINE_MAX
                 && let Some(oldest) = sent.pop_front()
             {
-                committed(vec![oldest], &self.errors).await?;
+                committed(vec![oldest]).await?;
             }
             let put = tokio::time::timeout(self.park_timeout, self.put_one(&piece));
-            let put = put.await.unwrap_or_else(|_| Err(self.errors.overdue()));
-            sent.push_back(put?);
+            let put = put.await.map_err(|_| Failure::NoRoom)?;
+            sent.push_back(put.map_err(Failure::Ended)?);
         }
         Ok(sent.into())
     }
 
-    async fn put_one(&self, piece: &Change) -> Result<PendingWrite, BlockError> {
+    async fn put_one(&self, piece: &Change) -> Result<PendingWrite, WriteError> {
         loop {
             let pending = piece.put(&self.volume);
             if pending.op().seq != 0 {
@@ -245,18 +246,26 @@ impl Line {
                 Err(WriteError::Refused(Refusal::Overloaded)) => {
                     self.volume.ready(piece.payload_bytes()).await;
                 }
-                Err(error) => return Err(self.errors.write(&error)),
-                Ok(_) => return Err(BlockError::Io),
+                Err(error) => return Err(error),
+                // A change without a number was never sent.
+                Ok(_) => return Err(WriteError::Refused(Refusal::Closed)),
             }
         }
     }
 }
 
-async fn committed(sent: Vec<PendingWrite>, errors: &Errors) -> Result<(), BlockError> {
+async fn committed(sent: Vec<PendingWrite>) -> Result<(), Failure> {
     for pending in sent {
-        pending.await.map_err(|error| errors.write(&error))?;
+        pending.await.map_err(Failure::Ended)?;
     }
     Ok(())
+}
+
+async fn told(done: Result<(), Failure>, errors: &Errors) -> Result<(), BlockError> {
+    match done {
+        Ok(()) => Ok(()),
+        Err(failure) => Err(errors.failed(failure).await),
+    }
 }
 
 async fn read(
@@ -268,8 +277,10 @@ async fn read(
     let most = volume.info().payload_bytes_max;
     let (volume, errors) = (&volume, &errors);
     let get = |offset, len| async move {
-        let read = volume.read(offset, len).await;
-        read.map_err(|error| errors.read(&error))
+        match volume.read(offset, len).await {
+            Ok(data) => Ok(data),
+            Err(error) => Err(errors.read(&error).await),
+        }
     };
     if len <= most {
         return get(offset, len).await;
@@ -299,7 +310,11 @@ async fn allocation(
         // Whatever comes first may join the last one that is there.
         let more = u32::try_from(extents_max - extents.len() + 1).unwrap_or(u32::MAX);
         let told = volume.allocation(offset + done, len - done, more).await;
-        for told in told.map_err(|error| errors.read(&error))? {
+        let told = match told {
+            Ok(told) => told,
+            Err(error) => return Err(errors.read(&error).await),
+        };
+        for told in told {
             if !append(&mut extents, told, extents_max) {
                 return Ok(extents);
             }
@@ -378,12 +393,24 @@ impl BlockDevice for Device {
         ))
     }
 
+    fn ended(&self) -> BoxFuture<'static, Ended> {
+        let volume = self.volume.clone();
+        Box::pin(async move {
+            match errors::ended(&volume.ended().await) {
+                Some(ended) => ended,
+                None => std::future::pending().await,
+            }
+        })
+    }
+
     /// What was answered is committed. The round trip proves that this connection still has the volume.
     fn flush(&self) -> BoxFuture<'static, Result<(), BlockError>> {
         let (volume, errors) = (self.volume.clone(), self.errors.clone());
         Box::pin(async move {
-            let flushed = volume.flush().await;
-            flushed.map(|_| ()).map_err(|error| errors.read(&error))
+            match volume.flush().await {
+                Ok(_) => Ok(()),
+                Err(error) => Err(errors.read(&error).await),
+            }
         })
     }
 }

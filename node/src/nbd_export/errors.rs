@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mainstay_client::{ReadError, Refusal, UnknownCause, WriteError};
-use mainstay_nbd::BlockError;
+use mainstay_nbd::{BlockError, Ended};
 
 use super::overdue::OverdueCount;
 
@@ -23,14 +23,28 @@ impl Errors {
     }
 
     /// Nobody served the volume in time.
-    pub(super) fn overdue(&self) -> BlockError {
+    fn overdue(&self) -> BlockError {
         self.overdue.add(&self.volume);
         BlockError::Io
     }
 
-    pub(super) fn write(&self, error: &WriteError) -> BlockError {
+    /// What became of a change; never resolves where the client is told nothing.
+    pub(super) async fn failed(&self, failure: Failure) -> BlockError {
+        match failure {
+            Failure::NoRoom => self.overdue(),
+            Failure::Ended(error) => self.write(&error).await,
+            Failure::Gone => BlockError::ShuttingDown,
+        }
+    }
+
+    async fn write(&self, error: &WriteError) -> BlockError {
         match error {
-            WriteError::Refused(refusal) => refused(refusal),
+            WriteError::Refused(refusal)
+            | WriteError::Unknown {
+                cause:
+                    UnknownCause::SessionEnded(refusal @ (Refusal::StoodStill | Refusal::NotServed)),
+                ..
+            } => self.refused(refusal).await,
             WriteError::Unknown {
                 cause: UnknownCause::Deadline { .. },
                 ..
@@ -43,15 +57,47 @@ impl Errors {
         }
     }
 
-    pub(super) fn read(&self, error: &ReadError) -> BlockError {
+    /// What became of a question; never resolves where the client is told nothing.
+    pub(super) async fn read(&self, error: &ReadError) -> BlockError {
         match error {
-            ReadError::Refused(refusal) => refused(refusal),
+            ReadError::Refused(refusal) => self.refused(refusal).await,
             ReadError::Deadline { .. } => self.overdue(),
             ReadError::Misfit => {
                 tracing::warn!(%error, "an NBD request ends in EIO");
                 BlockError::Io
             }
         }
+    }
+
+    async fn refused(&self, refusal: &Refusal) -> BlockError {
+        match refusal {
+            // The connection is cut without an answer: see `ended`.
+            Refusal::StoodStill => std::future::pending().await,
+            Refusal::NotServed => self.overdue(),
+            other => refused(other),
+        }
+    }
+}
+
+/// Why a change was not made, or nobody knows whether it was.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// It found no place in line in time.
+    NoRoom,
+    /// It was in line.
+    Ended(WriteError),
+    /// The device went away first.
+    Gone,
+}
+
+/// How an NBD connection ends whose session ended for `refusal`; `None`: it goes on, and every request is told why.
+pub(super) fn ended(refusal: &Refusal) -> Option<Ended> {
+    match refusal {
+        // What its client sent may have been sent to another node since. An error would be taken for a broken disk.
+        Refusal::StoodStill => Some(Ended::Cut),
+        // Its requests got `EIO`. On a new connection the client can go on when there is a primary again.
+        Refusal::NotServed => Some(Ended::Finished),
+        _ => None,
     }
 }
 

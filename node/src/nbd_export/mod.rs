@@ -11,6 +11,9 @@
 //!   cancelled connection does not take along; [`serve`] returns when these tasks have ended.
 //! * **A name with `:ro` behind it is the volume for reading.** No volume's name has a colon. Such a connection attaches nothing:
 //!   it is served whoever holds the volume, and sees what that one's writes were answered.
+//! * **What is too old goes nowhere (H11).** A client with connections to several nodes may give one up, repeat its write through
+//!   another, and write newer data. Sessions are therefore opened as forwarding ([`FORWARDER_SILENCE`]): where one ends, its
+//!   connection ends, and what was read from it is dropped.
 //! * **Answered means committed**, so flush and FUA on one connection cover writes answered on another: multi-conn holds.
 
 mod device;
@@ -43,6 +46,10 @@ pub use overdue::{Overdue, Tell};
 
 /// How long a request waits for a primary before the peer is told `EIO`, unless configured otherwise.
 pub const PARK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// T of H11: what the primary has not heard of for so long it does not take from here, and what a client sent before this process
+/// stood still for half as long goes nowhere. A change of a client takes effect within the park timeout and twice this, or never.
+pub const FORWARDER_SILENCE: Duration = Duration::from_secs(5);
 
 /// How long a stop waits for the sessions of ended connections to be closed.
 const CLOSING_MAX: Duration = Duration::from_secs(5);
@@ -195,6 +202,7 @@ impl VolumeExports {
     }
 
     async fn take(&self, builder: BlockBuilder, name: String) -> Result<BlockVolume, OpenError> {
+        let builder = builder.forwarding(FORWARDER_SILENCE);
         let mut takeover = self.takeover.lock().await;
         if !*takeover {
             // Nobody waits for somebody else's opening.

@@ -25,6 +25,7 @@ pub mod peers;
 pub mod places;
 pub mod rounds;
 pub mod serve;
+mod silence;
 pub mod status;
 pub mod store_marks;
 pub mod volumes;
