@@ -53,6 +53,7 @@ impl BlockBuilder {
             attachment: None,
             read_only: true,
             deadline,
+            silence: None,
         };
         Self { cluster, wanted }
     }
@@ -67,6 +68,16 @@ impl BlockBuilder {
     /// How long each request waits for its answer, instead of the configured default.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.wanted.deadline = deadline;
+        self
+    }
+
+    /// For a handle that forwards for somebody who may send the same requests again elsewhere, as an NBD client with connections
+    /// to several nodes may. The handle ends, with [`Refusal::StoodStill`], once this process stood still for more than half of
+    /// `silence`, and with [`Refusal::NotServed`] once a change was not answered within the deadline; after that nothing of what it
+    /// was given takes effect, if it has not by then. The primary takes nothing from it that was under way for longer than
+    /// `silence`. So a change takes effect within deadline and twice `silence`, or never.
+    pub fn forwarding(mut self, silence: Duration) -> Self {
+        self.wanted.silence = Some(silence);
         self
     }
 
@@ -218,6 +229,11 @@ impl BlockVolume {
         self.session.close().await
     }
 
+    /// Waits until the handle is over, and says why. A handle that reads only is over when it is dropped.
+    pub async fn ended(&self) -> Refusal {
+        self.session.ended().await
+    }
+
     fn change(&self, offset: u64, len: u64, payload: bool, mutation: Mutation) -> PendingWrite {
         if let Err(refusal) = self.check(offset, len, payload) {
             return PendingWrite::refused(self.session.op(0), refusal);
@@ -228,7 +244,7 @@ impl BlockVolume {
         let Some(permit) = self.session.room.try_acquire(mutation.payload_bytes()) else {
             return PendingWrite::refused(self.session.op(0), Refusal::Overloaded);
         };
-        let deadline = Instant::now() + self.session.deadline;
+        let deadline = Instant::now() + self.session.patience();
         let sent = self.session.submit(mutation, permit, deadline);
         PendingWrite {
             op: sent.op,

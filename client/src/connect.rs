@@ -38,6 +38,8 @@ pub(crate) struct Opening {
     pub(crate) create: bool,
     /// No older epoch is ever followed.
     pub(crate) epoch_floor: Epoch,
+    /// Zero unless the handle forwards.
+    pub(crate) silence_ms: u32,
 }
 
 impl Opening {
@@ -52,6 +54,7 @@ impl Opening {
             first_unanswered: 1,
             create: false,
             epoch_floor: Epoch::ZERO,
+            silence_ms: 0,
         }
     }
 
@@ -68,6 +71,7 @@ impl Opening {
             first_unanswered: self.first_unanswered,
             patience_ms: PATIENCE_MS,
             create: self.create,
+            silence_ms: self.silence_ms,
         };
         pb::ClientRequest {
             tag: 0,
@@ -257,6 +261,7 @@ pub(crate) fn refusal(refused: pb::Refused) -> Verdict {
             return Verdict::SessionOver(Refusal::Fenced { current: m.current });
         }
         Reason::UnknownSession(_) => return Verdict::SessionOver(Refusal::UnknownSession),
+        Reason::AttachmentEnded(_) => return Verdict::SessionOver(Refusal::AttachmentEnded),
         Reason::AttachedElsewhere(m) => {
             return Verdict::SessionOver(Refusal::AttachedElsewhere {
                 name: m.name,

@@ -11,14 +11,16 @@ use mainstay_proto::v1 as pb;
 use mainstay_proto::v1::client_reply::Body;
 use mainstay_proto::v1::client_request;
 use mainstay_types::Lsn;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::cluster::{Candidate, Cluster};
 use crate::connect::{Opening, Verdict, VolumeStream, connect, redirect, refusal};
 use crate::event::ClientEvent;
+use crate::forwarding::Forwarding;
 use crate::inflight::{Failed, Inflight, Known, Mutation, MutationResult, seq_of_tag};
 use crate::room::Permit;
+use crate::session::let_go;
 use crate::{Committed, Outcome, Refusal};
 
 /// Commands taken in before replies are looked at again.
@@ -96,6 +98,10 @@ pub(crate) struct Driver {
     /// When something was last heard of a primary.
     last_reply: Instant,
     close_tag: Option<u64>,
+    /// Of a handle that forwards, with the age beyond which it sends no mutation.
+    forwarding: Option<(Forwarding, Duration)>,
+    /// Why the session is over.
+    over: watch::Sender<Option<Refusal>>,
 }
 
 impl Driver {
@@ -103,6 +109,7 @@ impl Driver {
         cluster: Arc<Cluster>,
         opening: Opening,
         commands: mpsc::UnboundedReceiver<Command>,
+        over: watch::Sender<Option<Refusal>>,
     ) -> Self {
         Self {
             cluster,
@@ -113,7 +120,15 @@ impl Driver {
             next_query: 1,
             last_reply: Instant::now(),
             close_tag: None,
+            forwarding: None,
+            over,
         }
+    }
+
+    /// For somebody who may send the same requests elsewhere.
+    pub(crate) fn forwarding(mut self, forwarding: Forwarding, age_max: Duration) -> Self {
+        self.forwarding = Some((forwarding, age_max));
+        self
     }
 
     /// Serves until the last handle is gone, or the session is over and the last handle is gone.
@@ -136,6 +151,7 @@ impl Driver {
             }
         };
         drop(stream);
+        self.give_up(&over).await;
         self.refuse_all(over).await;
     }
 
@@ -144,7 +160,7 @@ impl Driver {
         let volume = self.opening.volume.clone();
         let epoch = stream.epoch;
         let stall = cluster.config.stall_check;
-        let mut tick = tokio::time::interval((stall / 3).max(Duration::from_millis(1)));
+        let mut tick = tokio::time::interval(self.look_every());
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let search = cluster.newer_than(&volume, epoch);
         tokio::pin!(search);
@@ -152,7 +168,7 @@ impl Driver {
         loop {
             let exit = tokio::select! {
                 reply = stream.replies.message() => match reply {
-                    Ok(Some(reply)) => self.handle_reply(reply),
+                    Ok(Some(reply)) => self.handle_reply(reply, stream),
                     Ok(None) => Some(lost("the server ended the stream")),
                     Err(status) => Some(lost(status.message())),
                 },
@@ -162,7 +178,7 @@ impl Driver {
                 },
                 _ = tick.tick() => {
                     stalled = self.oldest_sent().is_some_and(|sent| sent.elapsed() >= stall);
-                    None
+                    self.too_old().or_else(|| self.silent())
                 }
                 newer = &mut search, if stalled => {
                     Some(Exit::Lost { reason: format!("epoch {} began", newer.epoch), hint: Some(newer) })
@@ -205,19 +221,29 @@ impl Driver {
             },
         );
         tokio::pin!(search);
+        let mut tick = tokio::time::interval(self.look_every());
         let found = loop {
             tokio::select! {
                 found = &mut search => break found,
+                _ = tick.tick() => {
+                    if let Some(Exit::Over(refusal)) = self.too_old() {
+                        return Some(Err(refusal));
+                    }
+                }
                 command = self.commands.recv() => {
                     let _never = self.handle_command(command?, None);
                 }
             }
         };
-        Some(found.map(|(opening, stream)| {
+        let found = found.map(|(opening, stream)| {
             self.opening = opening;
-            self.resume(before, &stream, gap_from);
             stream
-        }))
+        });
+        // Looked at once more: the search may be over because this process stood still.
+        if let Some(Exit::Over(refusal)) = self.too_old() {
+            return Some(Err(refusal));
+        }
+        Some(found.inspect(|stream| self.resume(before, stream, gap_from)))
     }
 
     fn resume(&mut self, before: &VolumeStream, stream: &VolumeStream, gap_from: Instant) {
@@ -252,6 +278,11 @@ impl Driver {
 
     /// Takes in `first` and what was queued behind it meanwhile: what is sent together travels together.
     fn handle_commands(&mut self, first: Command, stream: &VolumeStream) -> Option<Exit> {
+        if let Some(exit) = self.too_old() {
+            // Taken in all the same: it is answered with the rest.
+            let _never = self.handle_command(first, None);
+            return Some(exit);
+        }
         let mut exit = self.handle_command(first, Some(stream));
         for _ in 1..COMMANDS_AT_ONCE {
             if exit.is_some() {
@@ -339,7 +370,7 @@ impl Driver {
         tag
     }
 
-    fn handle_reply(&mut self, reply: pb::ClientReply) -> Option<Exit> {
+    fn handle_reply(&mut self, reply: pb::ClientReply, stream: &VolumeStream) -> Option<Exit> {
         self.last_reply = Instant::now();
         let Some(body) = reply.body else {
             return Some(lost("a reply of an unknown kind"));
@@ -349,6 +380,13 @@ impl Driver {
                 reason: "no longer the primary".to_owned(),
                 hint: redirect(&not),
             }),
+            Body::Ping(ping) => {
+                let pong = pb::Pong {
+                    number: ping.number,
+                };
+                send(stream, query_request(0, &client_request::Body::Pong(pong)));
+                None
+            }
             Body::CommittedBatch(batch) => {
                 for result in batch.results {
                     self.committed(result.tag, result.lsn, result.timestamp_us);
@@ -418,6 +456,48 @@ impl Driver {
         }
     }
 
+    /// How often to look at the clock.
+    fn look_every(&self) -> Duration {
+        let stall = self.cluster.config.stall_check / 3;
+        let every = match &self.forwarding {
+            Some((forwarding, _)) => stall.min(forwarding.look_every()),
+            None => stall,
+        };
+        every.max(Duration::from_millis(1))
+    }
+
+    /// Whether a handle that forwards may send nothing of what it holds any more. To be asked before anything is sent.
+    fn too_old(&mut self) -> Option<Exit> {
+        let (forwarding, age_max) = self.forwarding.as_mut()?;
+        if !forwarding.ran() {
+            return Some(Exit::Over(Refusal::StoodStill));
+        }
+        let oldest = self.inflight.oldest_queued()?;
+        (oldest.elapsed() >= *age_max).then_some(Exit::Over(Refusal::NotServed))
+    }
+
+    /// Whether the primary was silent for so long that it takes nothing from this stream any more.
+    fn silent(&self) -> Option<Exit> {
+        let (forwarding, _) = self.forwarding.as_ref()?;
+        (self.last_reply.elapsed() >= forwarding.silence).then(|| lost("the primary was silent"))
+    }
+
+    /// A handle that forwards ended by itself. What was sent may be under way for as long as the primary takes it; only then it is
+    /// told how it ended.
+    async fn give_up(&mut self, refusal: &Refusal) {
+        let Some((silence, waited)) = self.forwarding.as_ref().map(|(f, max)| (f.silence, *max))
+        else {
+            return;
+        };
+        match (refusal, self.inflight.last_sent()) {
+            (Refusal::NotServed, Some(sent)) => tokio::time::sleep_until(sent + silence).await,
+            (Refusal::NotServed | Refusal::StoodStill, _) => {}
+            _ => return,
+        }
+        let (cluster, opening) = (Arc::clone(&self.cluster), self.opening.clone());
+        tokio::spawn(let_go(cluster, opening, waited));
+    }
+
     /// The session is over: answers everything with that until no handle is left.
     async fn refuse_all(mut self, refusal: Refusal) {
         if refusal != Refusal::Closed {
@@ -426,6 +506,7 @@ impl Driver {
                 reason: refusal.to_string(),
             });
         }
+        self.over.send_replace(Some(refusal.clone()));
         self.inflight.end(&refusal);
         for (_, query) in std::mem::take(&mut self.queries) {
             let _gone = query.reply.send(Err(refusal.clone()));

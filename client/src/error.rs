@@ -60,6 +60,9 @@ pub enum Refusal {
         /// The holder's session.
         session: SessionId,
     },
+    /// The attachment of this handle is over: somebody took the volume over, or it was let go. Open the volume again.
+    #[error("the attachment of this handle has ended")]
+    AttachmentEnded,
     /// A block volume is written only by who is attached.
     #[error("not attached")]
     NotAttached,
@@ -117,6 +120,12 @@ pub enum Refusal {
         /// The server's words.
         message: String,
     },
+    /// This process stood still, so that what the handle held may have been sent elsewhere since. The handle forwards nothing more.
+    #[error("this process stood still for too long to go on with what it held")]
+    StoodStill,
+    /// No primary served the volume until a request of a forwarding handle was too old to be sent. The handle is over.
+    #[error("no primary served the volume in time")]
+    NotServed,
     /// The handle was closed.
     #[error("the handle is closed")]
     Closed,

@@ -102,6 +102,8 @@ struct Slot {
     reply: oneshot::Sender<MutationResult>,
     /// Callers of `outcome` that came meanwhile.
     waiters: Vec<oneshot::Sender<MutationResult>>,
+    /// When its caller handed it over.
+    queued: Instant,
     /// When it was last handed to a stream; `None`: never.
     sent: Option<Instant>,
     result: Option<MutationResult>,
@@ -157,6 +159,7 @@ impl Inflight {
             mutation,
             reply,
             waiters: Vec::new(),
+            queued: Instant::now(),
             sent: None,
             result: None,
             _permit: permit,
@@ -185,6 +188,16 @@ impl Inflight {
     /// When the oldest unanswered mutation was sent.
     pub(crate) fn oldest_sent(&self) -> Option<Instant> {
         self.slots.front().and_then(|slot| slot.sent)
+    }
+
+    /// When the oldest unanswered mutation was taken in.
+    pub(crate) fn oldest_queued(&self) -> Option<Instant> {
+        self.slots.front().map(|slot| slot.queued)
+    }
+
+    /// When anything unanswered was last sent.
+    pub(crate) fn last_sent(&self) -> Option<Instant> {
+        self.slots.iter().filter_map(|slot| slot.sent).max()
     }
 
     /// The requests for what was not sent on the present stream, in order, to be sent now.

@@ -36,6 +36,7 @@ mod connect;
 mod driver;
 mod error;
 mod event;
+mod forwarding;
 mod inflight;
 mod log;
 mod room;

@@ -33,6 +33,7 @@ impl LogBuilder {
         let wanted = Wanted {
             volume,
             attachment: None,
+            silence: None,
             read_only: false,
             deadline,
         };

@@ -9,12 +9,13 @@ use mainstay_proto::v1::client_request;
 use mainstay_types::{Epoch, Lsn, SessionId};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::cluster::{Backoff, Cluster};
 use crate::connect::{Opening, VolumeStream, connect};
 use crate::driver::{Command, Driver, OutcomeAnswer};
+use crate::forwarding::Forwarding;
 use crate::inflight::{Failed, Mutation, MutationResult};
 use crate::room::{Permit, Room};
 use crate::{
@@ -31,6 +32,9 @@ pub(crate) struct Session {
     pub(crate) deadline: Duration,
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) room: Room,
+    silence: Option<Duration>,
+    /// Why the session is over, once it is.
+    ended: watch::Receiver<Option<Refusal>>,
     commands: mpsc::UnboundedSender<Command>,
     /// Next number; the lock is held while the command is queued, so that both orders are one.
     next_seq: Mutex<u64>,
@@ -78,6 +82,8 @@ pub(crate) struct Wanted {
     pub(crate) attachment: Option<AttachOptions>,
     pub(crate) read_only: bool,
     pub(crate) deadline: Duration,
+    /// Of a handle that forwards.
+    pub(crate) silence: Option<Duration>,
 }
 
 impl Session {
@@ -96,11 +102,16 @@ impl Session {
                 first_unanswered: 1,
                 create: true,
                 epoch_floor: Epoch::ZERO,
+                silence_ms: wanted.silence.map_or(0, silence_ms),
             }
         };
+        // From before the first request: a process that stands still while it opens has held nothing yet.
+        let silence = wanted.silence.filter(|_| !wanted.read_only);
+        let forwarding = silence.map(Forwarding::new);
         let waited = cluster.config.open_deadline;
         let (opening, stream) = open_within(&cluster, opening, waited).await?;
         let (commands, received) = mpsc::unbounded_channel();
+        let (over, ended) = watch::channel(None);
         let session = Self {
             id: opening.session,
             volume: wanted.volume,
@@ -111,11 +122,32 @@ impl Session {
                 cluster.config.in_flight_bytes_max,
             ),
             cluster: Arc::clone(&cluster),
+            silence,
             commands,
+            ended,
             next_seq: Mutex::new(1),
         };
-        tokio::spawn(Driver::new(cluster, opening, received).run(stream));
+        let mut driver = Driver::new(cluster, opening, received, over);
+        if let Some(forwarding) = forwarding {
+            driver = driver.forwarding(forwarding, wanted.deadline);
+        }
+        tokio::spawn(driver.run(stream));
         Ok(session)
+    }
+
+    /// How long a caller waits for a mutation. The driver of a handle that forwards says itself when it gave up, so its callers wait
+    /// for that.
+    pub(crate) fn patience(&self) -> Duration {
+        self.deadline + self.silence.map_or(Duration::ZERO, |silence| 2 * silence)
+    }
+
+    pub(crate) async fn ended(&self) -> Refusal {
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await {
+            Ok(refusal) => refusal.clone().unwrap_or(Refusal::Closed),
+            // The driver has gone without a word, with the runtime.
+            Err(_) => Refusal::Closed,
+        }
     }
 
     /// Queues a mutation behind all queued before. It is on its way when this returns.
@@ -137,7 +169,7 @@ impl Session {
             op: self.op(seq),
             result,
             deadline,
-            waited: self.deadline,
+            waited: self.patience(),
         }
     }
 
@@ -288,6 +320,43 @@ async fn ask_outcome(stream: &mut VolumeStream, seq: u64) -> Result<Option<Outco
             crate::connect::Verdict::GoElsewhere => Ok(None),
         },
         _ => Ok(None),
+    }
+}
+
+fn silence_ms(silence: Duration) -> u32 {
+    u32::try_from(silence.as_millis()).unwrap_or(u32::MAX)
+}
+
+/// Ends a session whose handle ended by itself, so that it does not hold the volume for ever. Nothing else of it is sent.
+pub(crate) async fn let_go(cluster: Arc<Cluster>, opening: Opening, waited: Duration) {
+    let opening = Opening {
+        create: false,
+        // Above whatever the last search reached.
+        generation: None,
+        ..opening
+    };
+    let closing = async {
+        loop {
+            let Ok((_, mut stream)) = open_within(&cluster, opening.clone(), waited).await else {
+                return;
+            };
+            let close = pb::ClientRequest {
+                tag: 2,
+                body: Some(client_request::Body::Close(pb::Close {})),
+            };
+            let _ended = stream.requests.send(close);
+            while let Ok(Some(reply)) = stream.replies.message().await {
+                if matches!(reply.body, Some(Body::Closed(_) | Body::Refused(_))) {
+                    return;
+                }
+            }
+        }
+    };
+    if tokio::time::timeout(waited, closing).await.is_err() {
+        tracing::warn!(
+            volume = opening.volume,
+            "a session that is over still holds the volume"
+        );
     }
 }
 

@@ -345,6 +345,45 @@ async fn a_takeover_ends_the_attachment_before_it() {
     assert_eq!(cluster.records(), ["z"]);
 }
 
+/// H11. Its caller is told that nobody served the volume only when nothing of it can be on its way any more; nothing is sent again.
+#[tokio::test]
+async fn a_forwarding_handle_sends_nothing_that_is_too_old() {
+    let cluster = Cluster::start(1, true).await;
+    let client = cluster.client(&[0]).await;
+    let disk = client
+        .block("disk0")
+        .attach(AttachOptions::named("host"))
+        .deadline(Duration::from_secs(2))
+        .forwarding(Duration::from_secs(4));
+    let disk = disk.open().await.expect("attached");
+    disk.write(0, "a").await.expect("committed");
+    cluster.mood(0, Mood::Silent);
+    let sent = tokio::time::Instant::now();
+    let error = disk.write(0, "b").await.expect_err("nobody answers");
+    assert!(sent.elapsed() >= Duration::from_secs(4), "too early");
+    assert!(
+        matches!(
+            error,
+            WriteError::Unknown {
+                cause: UnknownCause::SessionEnded(Refusal::NotServed),
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+    assert_eq!(disk.ended().await, Refusal::NotServed);
+    cluster.mood(0, Mood::Well);
+    let error = disk.write(0, "c").await.expect_err("it is over");
+    assert_eq!(error, WriteError::Refused(Refusal::NotServed));
+    let next = client.block("disk0").attach(AttachOptions {
+        name: "host".to_owned(),
+        takeover: true,
+    });
+    let next = next.open().await.expect("attached");
+    next.write(0, "d").await.expect("committed");
+    assert_eq!(cluster.records(), ["a", "d"]);
+}
+
 #[tokio::test]
 async fn operators_get_plain_types_from_any_node_that_can_answer() {
     let cluster = Cluster::start(2, false).await;

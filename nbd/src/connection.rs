@@ -19,7 +19,7 @@ use tokio::time::{timeout, timeout_at};
 
 use crate::budget::{Claim, ConnectionBudget, ServerBudget};
 use crate::codec::{CodecError, ReplyStyle, ReplyTo, Request};
-use crate::export::{BlockDevice, Exports};
+use crate::export::{BlockDevice, Ended, Exports};
 use crate::extents::EXTENT_BYTES;
 use crate::handshake::{Chosen, Negotiated, Negotiation, Upgrade};
 use crate::input::Input;
@@ -42,6 +42,8 @@ pub enum ConnectionEnd {
     NoExport,
     /// The server was told to stop. Requests in flight were finished.
     Stopped,
+    /// The device ended ([`Ended::Finished`]). Requests in flight were finished.
+    DeviceEnded,
 }
 
 /// Why a connection was cut.
@@ -83,6 +85,9 @@ pub enum ConnectionError {
     /// Requests in flight did not finish, or their replies were not taken, before the time to drain was over.
     #[error("requests in flight did not finish in time")]
     DrainTimeout,
+    /// The device ended, and nothing was to be answered ([`Ended::Cut`]).
+    #[error("the device ended")]
+    DeviceEnded,
     /// The server has no room for the connection.
     #[error("too many connections")]
     TooMany,
@@ -196,6 +201,10 @@ impl Context {
         // nothing of it to the replies.
         let end = tokio::select! {
             () = stop => ConnectionEnd::Stopped,
+            ended = device.ended() => match ended {
+                Ended::Finished => ConnectionEnd::DeviceEnded,
+                Ended::Cut => return Err(ConnectionError::DeviceEnded),
+            },
             end = requests.read() => end?,
             failed = replies.run() => {
                 // Replies only end by themselves when no call can come, and `requests` still lives.

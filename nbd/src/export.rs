@@ -66,8 +66,24 @@ pub trait BlockDevice: Send + Sync + 'static {
         Box::pin(std::future::ready(Ok(vec![Extent { len, state }])))
     }
 
+    /// Resolves when this handle is of no use to its connection any more; says how that ends. Never by default.
+    ///
+    /// Polled beside the requests, for as long as the connection lasts.
+    fn ended(&self) -> BoxFuture<'static, Ended> {
+        Box::pin(std::future::pending())
+    }
+
     /// Makes every write that was answered before this call durable, on whichever connection it arrived.
     fn flush(&self) -> BoxFuture<'static, Result<(), BlockError>>;
+}
+
+/// How a connection ends whose device has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ended {
+    /// Nothing more is read; requests in flight are finished and answered.
+    Finished,
+    /// At once, without an answer to anything: the client shall try elsewhere, and not take an error for a broken disk.
+    Cut,
 }
 
 /// A range in one state.

@@ -11,11 +11,12 @@ use mainstay_nbd::codec::Chunk;
 use mainstay_nbd::memory::MemoryDevice;
 use mainstay_nbd::protocol::{Errno, chunk, command, command_flag};
 use mainstay_nbd::{
-    Access, BlockDevice, BlockError, ConnectionEnd, ConnectionError, ExportInfo, Holes, Limits,
-    MultiConn,
+    Access, BlockDevice, BlockError, ConnectionEnd, ConnectionError, Ended, ExportInfo, Holes,
+    Limits, MultiConn,
 };
 use support::{HeldDevice, ready, ready_extended, server, until};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt};
+use tokio::sync::Semaphore;
 
 const SIZE: usize = 1 << 20;
 
@@ -318,6 +319,75 @@ async fn a_slow_request_does_not_hold_up_the_others() {
     assert_eq!(client.simple().await, (4, Errno::Io.code()));
     held.answers.add_permits(1);
     assert_eq!(client.simple().await, (1, 0));
+}
+
+/// Ends when it is told to.
+struct Ending {
+    held: HeldDevice,
+    end: Arc<Semaphore>,
+    how: Ended,
+}
+
+impl BlockDevice for Ending {
+    fn info(&self) -> ExportInfo {
+        self.held.info()
+    }
+    fn read(&self, offset: u64, len: u32) -> BoxFuture<'static, Result<Bytes, BlockError>> {
+        self.held.read(offset, len)
+    }
+    fn write(&self, offset: u64, data: Bytes) -> BoxFuture<'static, Result<(), BlockError>> {
+        self.held.write(offset, data)
+    }
+    fn trim(&self, offset: u64, len: u64) -> BoxFuture<'static, Result<(), BlockError>> {
+        self.held.trim(offset, len)
+    }
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        len: u64,
+        holes: Holes,
+    ) -> BoxFuture<'static, Result<(), BlockError>> {
+        self.held.write_zeroes(offset, len, holes)
+    }
+    fn flush(&self) -> BoxFuture<'static, Result<(), BlockError>> {
+        self.held.flush()
+    }
+    fn ended(&self) -> BoxFuture<'static, Ended> {
+        let (end, how) = (Arc::clone(&self.end), self.how);
+        Box::pin(async move {
+            end.acquire().await.expect("open").forget();
+            how
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_device_that_ends_ends_its_connection_with_or_without_answers() {
+    for how in [Ended::Finished, Ended::Cut] {
+        let held = HeldDevice::new(SIZE);
+        let end = Arc::new(Semaphore::new(0));
+        let device = Ending {
+            held: held.clone(),
+            end: end.clone(),
+            how,
+        };
+        let (mut client, served) = ready(&server(device, Limits::default()), false).await;
+        client.request(command::FLUSH, 0, 1, 0, 0).await;
+        until("the flush is called", || held.calls() == ["flush"]).await;
+        end.add_permits(1);
+        if how == Ended::Finished {
+            held.answers.add_permits(1);
+            assert_eq!(client.simple().await, (1, 0));
+        }
+        let mut rest = Vec::new();
+        client.stream.read_to_end(&mut rest).await.expect("closed");
+        assert_eq!(rest, [], "{how:?}");
+        let served = served.await.expect("no panic");
+        match how {
+            Ended::Finished => assert!(matches!(served, Ok(ConnectionEnd::DeviceEnded))),
+            Ended::Cut => assert!(matches!(served, Err(ConnectionError::DeviceEnded))),
+        }
+    }
 }
 
 /// Fails everything with one error.

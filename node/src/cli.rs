@@ -180,6 +180,7 @@ Examples:
   mainstay nbd disk --listen 127.0.0.1:10809
   nbdinfo nbd://127.0.0.1:10809/disk
   nbdcopy image.ext4 nbd://127.0.0.1:10809/disk
+  mainstay nbd disk --read-only --listen 127.0.0.1:10810
   mainstay nbd disk --listen 0.0.0.0:10809 --tls-cert server-cert.pem --tls-key server-key.pem --tls-client-ca ca-cert.pem
   nbdinfo 'nbds://host:10809/disk?tls-certificates=/etc/pki/nbd'")]
     Nbd(NbdArgs),
@@ -332,6 +333,53 @@ Examples:
     Show(ShowArgs),
     /// Delete a volume and everything in it
     Delete(DeleteArgs),
+    /// Attach a block volume to a host, and keep it attached
+    #[command(
+        long_about = "\
+Attach a block volume to a host, and keep it attached.
+
+NBD clients attach by themselves when they connect, and let the volume go with their last connection. This command does it \
+by hand: with --takeover, to end the attachment of a host that is lost or is to stop. Nothing of that host that is not \
+committed yet takes effect from then on, whatever it sends.",
+        after_long_help = "\
+Examples:
+  mainstay volume attach disk --takeover
+  mainstay volume attach disk --name nbd:10.0.0.2 --takeover
+  mainstay volume detach disk"
+    )]
+    Attach(AttachArgs),
+    /// End the attachment of a block volume, whoever holds it
+    Detach(DetachArgs),
+}
+
+/// Of `volume attach`.
+#[derive(Debug, Clone, Args)]
+pub struct AttachArgs {
+    /// The block volume
+    pub volume: VolumeName,
+
+    /// Whom, as `mainstay status` names holders: nbd:ADDRESS for NBD clients [default: those on this machine]
+    #[arg(long)]
+    pub name: Option<String>,
+
+    /// End the attachment of whoever holds it
+    #[arg(long)]
+    pub takeover: bool,
+
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// Of `volume detach`.
+#[derive(Debug, Clone, Args)]
+pub struct DetachArgs {
+    /// The block volume
+    pub volume: VolumeName,
+
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
 }
 
 /// Of `volume create`.
@@ -355,6 +403,10 @@ pub struct CreateArgs {
     /// Among equally good copies, the nodes that shall become primary first, in this order
     #[arg(long, value_name = "ID,...", value_delimiter = ',')]
     pub prefer: Vec<u32>,
+
+    /// A block volume that several hosts may attach at a time: a cluster file system has to say who writes where
+    #[arg(long)]
+    pub shared: bool,
 
     /// The cluster.
     #[command(flatten)]
@@ -615,6 +667,14 @@ pub struct NbdArgs {
     /// Where to listen
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:10809", value_parser = parse_listen)]
     pub listen: ListenAddr,
+
+    /// For reading: whoever holds the volume keeps it, and what they write is seen here
+    #[arg(long)]
+    pub read_only: bool,
+
+    /// The first client takes the volume over from the host that holds it: what that one has not been answered is void
+    #[arg(long, conflicts_with = "read_only")]
+    pub takeover: bool,
 
     /// TLS.
     #[command(flatten)]

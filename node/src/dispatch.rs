@@ -61,6 +61,17 @@ async fn volume(command: VolumeCommand) -> anyhow::Result<()> {
             .await
         }
         VolumeCommand::Delete(args) => delete(args).await,
+        VolumeCommand::Attach(args) => {
+            let attach = commands::attach::Attach {
+                volume: args.volume.to_string(),
+                name: args.name,
+                takeover: args.takeover,
+            };
+            commands::attach::attach(&attach, endpoints(&args.cluster)?, out).await
+        }
+        VolumeCommand::Detach(args) => {
+            commands::attach::detach(args.volume.as_str(), endpoints(&args.cluster)?, out).await
+        }
     }
 }
 
@@ -75,6 +86,7 @@ async fn create(args: CreateArgs) -> anyhow::Result<()> {
     let mut create = commands::volume::Create::new(args.volume.as_str(), kind);
     create.placement = args.on.iter().copied().map(NodeId).collect();
     create.prefer = args.prefer.iter().copied().map(NodeId).collect();
+    create.shared = args.shared;
     commands::volume::create(&create, endpoints(&args.cluster)?, &mut io::stdout()).await
 }
 
@@ -234,6 +246,8 @@ async fn tail(args: TailArgs) -> anyhow::Result<()> {
 async fn nbd(args: NbdArgs) -> anyhow::Result<()> {
     let options = commands::nbd::Args {
         tls: args.tls.section(),
+        read_only: args.read_only,
+        takeover: args.takeover,
         ..commands::nbd::Args::new(args.volume.as_str(), args.listen.0)
     };
     let stop = commands::nbd::until_ctrl_c();

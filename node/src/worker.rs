@@ -16,8 +16,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, EngineChoice, Role};
 use crate::http;
-use crate::nbd_export::{Terms, serve_exports};
+use crate::nbd_export::{self, Overdue, Terms, VolumeExports};
 use crate::processes;
+use crate::runtime::events::{Event, EventKind, Severity, warning};
 use crate::runtime::serve::{self, bind};
 use crate::runtime::witness_store::StoreError as WitnessStoreError;
 use crate::runtime::{Node, PeerSettings, Settings};
@@ -189,5 +190,17 @@ async fn serve_nbd(node: Arc<Node>, listener: TcpListener, terms: Terms, park_ti
         }
     };
     let stopped = node.until_stopped();
-    serve_exports(listener, client, park_timeout, terms, stopped).await;
+    let teller = Arc::clone(&node);
+    let exports = VolumeExports::all(client, park_timeout)
+        .telling(Arc::new(move |overdue| add_event(&teller, &overdue)));
+    nbd_export::serve(listener, exports, terms, stopped).await;
+}
+
+/// An application was told that its disk is broken: that is for somebody to hear of.
+fn add_event(node: &Node, overdue: &Overdue) {
+    node.events.add(Event {
+        severity: Severity::Alarm,
+        volume: overdue.volume.parse().ok(),
+        ..warning(EventKind::RequestsOverdue, overdue.describe())
+    });
 }

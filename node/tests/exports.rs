@@ -4,10 +4,11 @@
 mod support;
 mod tools;
 
+use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 
 use mainstay_client::{AttachOptions, Client, ClientConfig};
-use mainstay_node::commands::{size, volume};
+use mainstay_node::commands::{nbd, size, volume};
 use mainstay_node::nbd_export::{Terms, VolumeExports, serve};
 use serde_json::{Value, json};
 use support::{Cluster, PATIENCE};
@@ -219,6 +220,133 @@ async fn an_export_for_reading_is_served_whoever_holds_the_volume() {
     let names: Vec<_> = names.map(|export| &export["export-name"]).collect();
     assert_eq!(names, ["disk"]);
     held.close().await.expect("closed");
+    fixture.stop().await;
+}
+
+/// `mainstay nbd disk`, while it runs.
+struct Gateway {
+    uri: String,
+    stop: oneshot::Sender<()>,
+    serving: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+impl Gateway {
+    async fn start(fixture: &Fixture, with: impl FnOnce(&mut nbd::Args)) -> Self {
+        let endpoints = fixture.cluster.endpoints();
+        let (stop, stopped) = oneshot::channel();
+        let listen = "127.0.0.1:0".parse().expect("an address");
+        let mut args = nbd::Args::new("disk", listen);
+        with(&mut args);
+        let reads = args.read_only;
+        let (said, out) = std::io::pipe().expect("a pipe");
+        let serving = tokio::spawn(async move {
+            let stopped = async {
+                let _dropped = stopped.await;
+            };
+            let mut out = out;
+            nbd::run(args, endpoints, &mut out, stopped).await
+        });
+        let line = tokio::task::spawn_blocking(move || {
+            let mut line = String::new();
+            let read = BufReader::new(said).read_line(&mut line);
+            read.expect("said");
+            line
+        });
+        let line = line.await.expect("no panic");
+        assert_eq!(line.contains("for reading"), reads, "{line}");
+        let uri = line
+            .split_whitespace()
+            .find(|word| word.starts_with("nbd://"));
+        Self {
+            uri: uri.expect("an address").to_owned(),
+            stop,
+            serving,
+        }
+    }
+
+    async fn stop(self) {
+        let _running = self.stop.send(());
+        self.serving.await.expect("no panic").expect("stopped");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_only_gateway_attaches_nothing_and_sees_what_the_holder_wrote() {
+    if !tools::require("nbdinfo") || !tools::require_run("nbdsh", &["-c", "pass"]).await {
+        return;
+    }
+    let fixture = Fixture::start(SIZE).await;
+    let gateway = Gateway::start(&fixture, |args| args.read_only = true).await;
+    let uri = &gateway.uri;
+    let info = tools::run("nbdinfo", &["--json", uri]).await;
+    let info: Value = serde_json::from_str(&info).expect("JSON");
+    assert_eq!(info["exports"][0]["is_read_only"], true);
+    // Connected before anybody holds the volume, it is in nobody's way, and sees what is written from then on.
+    let script = format!(
+        r#"
+import errno
+h.connect_uri("{uri}")
+assert h.is_read_only()
+assert h.pread(4096, 0) == bytes(4096)
+writer = nbd.NBD()
+writer.connect_uri("{}")
+writer.pwrite(b"w" * 4096, 0)
+assert h.pread(4096, 0) == b"w" * 4096
+h.set_strict_mode(0)
+for call in (lambda: h.pwrite(b"x" * 4096, 0), lambda: h.trim(4096, 0), lambda: h.zero(4096, 0)):
+    try:
+        call()
+    except nbd.Error as error:
+        assert error.errnum == errno.EPERM, error
+    else:
+        raise AssertionError("a change was not refused")
+assert h.pread(4096, 0) == b"w" * 4096
+writer.shutdown()
+h.shutdown()
+"#,
+        fixture.uri("disk")
+    );
+    tools::run("nbdsh", &["-c", &script]).await;
+    gateway.stop().await;
+    fixture.stop().await;
+}
+
+/// The first client of a gateway that was told so takes the volume over. After that it is as any other: when somebody took it over
+/// from there, its host is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_takes_over_does_so_once() {
+    if !["nbdcopy", "qemu-io"].into_iter().all(tools::require) {
+        return;
+    }
+    let fixture = Fixture::start(SIZE).await;
+    let client = Client::connect(ClientConfig::new(fixture.cluster.endpoints())).await;
+    let client = client.expect("connected");
+    let hold = async |takeover| {
+        let options = AttachOptions {
+            name: "lost".to_owned(),
+            takeover,
+        };
+        let held = client.block("disk").attach(options).open().await;
+        held.expect("attached")
+    };
+    let lost = hold(false).await;
+    lost.write(0, vec![1; 4096]).await.expect("committed");
+    let gateway = Gateway::start(&fixture, |args| args.takeover = true).await;
+    let said = qemu_io(&gateway.uri, &["read -P 1 0 4096", "write -P 2 0 4096"]).await;
+    let said = said.expect("taken over");
+    assert!(!said.contains("failed"), "{said}");
+    lost.write(0, vec![3; 4096]).await.expect_err("fenced");
+    let copy = fixture.cluster.scratch().join("copy");
+    let copy = copy.to_str().expect("text");
+    tools::run("nbdcopy", &["--connections=4", &gateway.uri, copy]).await;
+    assert_eq!(std::fs::read(copy).expect("read")[..4096], [2; 4096]);
+
+    let back = hold(true).await;
+    let refused = qemu_io(&gateway.uri, &["read 0 4096"]).await;
+    let refused = refused.expect_err("it took over once");
+    assert!(refused.contains("lost"), "{refused}");
+    back.close().await.expect("closed");
+    gateway.stop().await;
     fixture.stop().await;
 }
 

@@ -117,6 +117,7 @@ fn register() -> pb::Register {
             min_copies: 1,
             placement: vec![2, 4],
             prefer: vec![4],
+            shared: false,
         }),
         cut: Some(point()),
         spec: Some(pb::VolumeSpec {
@@ -413,6 +414,7 @@ fn requests(golden: &mut Golden) {
         first_unanswered: 5,
         patience_ms: 1500,
         create: true,
+        silence_ms: 0,
     };
     golden.ask("open", Body::Open(open));
     let record = Bytes::from_static(b"record");
@@ -467,6 +469,13 @@ fn requests(golden: &mut Golden) {
     golden.ask("flush", Body::Flush(pb::Flush {}));
     golden.ask("position", Body::Position(pb::Position {}));
     golden.ask("close", Body::Close(pb::Close {}));
+    golden.ask("pong", Body::Pong(pb::Pong { number: 7 }));
+    let forwarding = pb::Open {
+        volume: "disk0".to_owned(),
+        silence_ms: 5000,
+        ..pb::Open::default()
+    };
+    golden.ask("open_forwarding", Body::Open(forwarding));
 }
 
 fn replies(golden: &mut Golden) {
@@ -569,6 +578,7 @@ fn refusals(golden: &mut Golden) {
         Reason::Unreadable(pb::Unreadable {}),
         Reason::RefusedBefore(pb::RefusedBefore {}),
         Reason::ResultForgotten(pb::ResultForgotten {}),
+        Reason::AttachmentEnded(pb::AttachmentEnded {}),
     ];
     for (at, reason) in reasons.into_iter().enumerate() {
         golden.refused(&format!("refused_{}", at + 2), reason);

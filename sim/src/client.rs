@@ -277,6 +277,15 @@ impl Client {
         self.act_at = now + 1 + pause / 2 + self.rng.below(pause / 2 + 1);
     }
 
+    /// What had no answer stays unknown, and is never sent again.
+    fn begin_session(&mut self) {
+        self.session = SessionId(self.rng.id());
+        self.generation = 0;
+        self.known = false;
+        self.next_seq = 1;
+        self.open_ops.clear();
+    }
+
     /// Acts on a refusal. True if the connection is of no use any more.
     pub fn refused(&mut self, now: u64, refusal: &Refusal) {
         match refusal {
@@ -289,6 +298,11 @@ impl Client {
             }
             Refusal::UnknownSession => {
                 self.reconnect(now, None, 40_000_000);
+            }
+            Refusal::AttachmentEnded => {
+                self.begin_session();
+                let node = self.node;
+                self.reconnect(now, Some(node), 40_000_000);
             }
             Refusal::Attached { .. } => {
                 let node = self.node;

@@ -56,6 +56,9 @@ pub struct Policy {
     /// Among copies that are equally good as primary, these first, in this order. May be empty.
     #[serde(default)]
     pub prefer: Vec<NodeId>,
+    /// Block volumes: several hosts may attach at a time, and agree among themselves who writes where.
+    #[serde(default)]
+    pub shared: bool,
 }
 
 impl Policy {
@@ -78,6 +81,7 @@ impl Policy {
             min_copies: if copies <= 2 { 1 } else { 2 },
             placement,
             prefer: Vec::new(),
+            shared: false,
         }
     }
 }

@@ -19,6 +19,8 @@ pub struct CreateVolume {
     pub placement: Vec<NodeId>,
     /// Among copies that are equally good as primary, these first, in this order: at most 16 of the nodes that hold one.
     pub prefer: Vec<NodeId>,
+    /// Block volumes: several hosts may attach at a time.
+    pub shared: bool,
     /// How many durable copies commit; `None` is the default for that many copies.
     pub ack: Option<AckRule>,
     /// Full copies below which the membership never shrinks; zero is the default.
@@ -169,6 +171,8 @@ pub struct VolumeStatus {
     pub placement: Vec<NodeId>,
     /// Among copies that are equally good as primary, these first, in this order.
     pub prefer: Vec<NodeId>,
+    /// Several hosts may attach at a time.
+    pub shared: bool,
     /// End of the log that the last promotion chose.
     pub cut: LogPoint,
     /// The node whose view the rest is.
@@ -490,6 +494,8 @@ pub enum EventKind {
     HookFailed,
     /// There are other witnesses.
     WitnessesChanged,
+    /// Requests of clients ended in an error because nobody served their volume in time.
+    RequestsOverdue,
     /// Policy changed.
     PolicyChanged,
     /// Said by a later release.
@@ -651,6 +657,7 @@ impl CreateVolume {
             copies: 0,
             placement: Vec::new(),
             prefer: Vec::new(),
+            shared: false,
             ack: None,
             min_copies: 0,
         }

@@ -7,6 +7,7 @@
 //! * A reader that closes the pipe early ends a command, and is not an error: see [`unless_pipe_closed`].
 //! * Nothing here knows `clap`: the command line is read elsewhere.
 
+pub mod attach;
 pub mod events;
 pub mod explain;
 pub mod log;

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mainstay_client::{Client, OpenError};
@@ -21,6 +22,10 @@ pub struct Args {
     pub listen: SocketAddr,
     /// How long a request waits for a primary before the peer is told `EIO`.
     pub park_timeout: Duration,
+    /// For reading only: nothing is attached.
+    pub read_only: bool,
+    /// The first client takes the volume over from whoever holds it.
+    pub takeover: bool,
     /// What peers may cost.
     pub limits: Limits,
     /// TLS; none when absent.
@@ -35,6 +40,8 @@ impl Args {
             volume: volume.into(),
             listen,
             park_timeout: PARK_TIMEOUT,
+            read_only: false,
+            takeover: false,
             limits: Limits::default(),
             tls: None,
         }
@@ -60,14 +67,22 @@ pub async fn run(
         .map_err(|error| explain_open(&args.volume, error))?;
     writeln!(
         out,
-        "serving `{}`, {}, at {}://{listen}/{} and as the default export; Ctrl-C stops",
+        "serving `{}`, {}{}, at {}://{listen}/{} and as the default export; Ctrl-C stops",
         args.volume,
         size::show_size(size_bytes),
+        if args.read_only { ", for reading" } else { "" },
         scheme(&tls),
         args.volume
     )?;
     out.flush()?;
-    let exports = VolumeExports::one(client, args.volume, args.park_timeout);
+    let mut exports = VolumeExports::one(client, args.volume, args.park_timeout)
+        .telling(Arc::new(|overdue| eprintln!("{}", overdue.describe())));
+    if args.read_only {
+        exports = exports.read_only();
+    }
+    if args.takeover {
+        exports = exports.taking_over();
+    }
     let terms = Terms {
         limits: args.limits,
         tls,

@@ -26,6 +26,8 @@ pub struct Create {
     pub placement: Vec<NodeId>,
     /// Among copies that are equally good as primary, these first, in this order.
     pub prefer: Vec<NodeId>,
+    /// A block volume that several hosts may attach at a time.
+    pub shared: bool,
     /// How many durable copies commit; `None` is the default for that many copies.
     pub ack: Option<AckRule>,
     /// Full copies below which the membership never shrinks; zero is the default.
@@ -46,6 +48,7 @@ impl Create {
             copies: 0,
             placement: Vec::new(),
             prefer: Vec::new(),
+            shared: false,
             ack: None,
             min_copies: 0,
             wait: Duration::from_secs(10),
@@ -54,6 +57,9 @@ impl Create {
     }
 
     fn request(&self) -> anyhow::Result<CreateVolume> {
+        if self.shared && self.kind == VolumeKind::Log {
+            bail!("a log is open to every writer as it is: --shared is for block volumes");
+        }
         if let VolumeKind::Block { size_bytes } = self.kind {
             size::block_kind(size_bytes)?;
         }
@@ -66,6 +72,7 @@ impl Create {
             copies: self.copies,
             placement: self.placement.clone(),
             prefer: self.prefer.clone(),
+            shared: self.shared,
             ack: self.ack,
             min_copies: self.min_copies,
         })
@@ -200,7 +207,7 @@ pub async fn show(
     Ok(())
 }
 
-async fn find(admin: &Admin, volume: &str) -> anyhow::Result<VolumeStatus> {
+pub(super) async fn find(admin: &Admin, volume: &str) -> anyhow::Result<VolumeStatus> {
     admin
         .show_volume(volume)
         .await
@@ -267,6 +274,9 @@ fn describe(volume: &VolumeStatus) -> String {
         ("sessions", volume.sessions.to_string()),
         ("lineage", volume.lineage.to_string()),
     ];
+    if volume.shared {
+        lines.push(("shared", "several hosts may attach at a time".to_owned()));
+    }
     if !volume.attachments.is_empty() {
         let names = volume.attachments.iter().map(|held| &held.name);
         lines.push(("attached by", text::list(names)));
@@ -371,6 +381,10 @@ mod tests {
         let error = args.request().expect_err("no multiple").to_string();
         assert!(error.contains("4096 or 8192"), "{error}");
         args.kind = VolumeKind::Log;
+        args.shared = true;
+        let error = args.request().expect_err("a log").to_string();
+        assert!(error.contains("--shared is for block volumes"), "{error}");
+        args.shared = false;
         args.copies = 2;
         args.placement = vec![NodeId(1)];
         assert!(args.request().is_err());

@@ -14,11 +14,12 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use mainstay_client::{BlockExtent, BlockVolume, PendingWrite, ReadError, Refusal, WriteError};
-use mainstay_nbd::{Allocation, BlockDevice, BlockError, ExportInfo, Extent, Holes};
+use mainstay_client::{BlockExtent, BlockVolume, PendingWrite, Refusal, WriteError};
+use mainstay_nbd::{Allocation, BlockDevice, BlockError, Ended, ExportInfo, Extent, Holes};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Counted;
+use super::errors::{self, Errors, Failure};
 
 /// Longest range of one trim or zeroing; more goes in pieces.
 const RANGE_BYTES_MAX: u64 = 64 << 20;
@@ -109,7 +110,7 @@ impl Iterator for Pieces {
 #[derive(Debug)]
 struct Waiting {
     pieces: Peekable<Pieces>,
-    in_line: oneshot::Sender<Result<Vec<PendingWrite>, BlockError>>,
+    in_line: oneshot::Sender<Result<Vec<PendingWrite>, Failure>>,
 }
 
 /// A volume, attached for one NBD connection. Its session is closed when this is dropped.
@@ -117,6 +118,7 @@ struct Waiting {
 pub(super) struct Device {
     info: ExportInfo,
     volume: BlockVolume,
+    errors: Errors,
     queue: mpsc::UnboundedSender<Waiting>,
     /// Changes handed to the queue and not in line yet. While there is one, every later change has to follow it; the lock is
     /// held while a change is put in line or queued, so that both orders are one.
@@ -127,12 +129,17 @@ impl Device {
     pub(super) fn start(
         info: ExportInfo,
         volume: BlockVolume,
+        errors: Errors,
         park_timeout: Duration,
         counted: Counted,
     ) -> Self {
         let (queue, waiting) = mpsc::unbounded_channel();
         let queued = Arc::new(Mutex::new(0));
-        let runner = run_queue(volume.clone(), waiting, Arc::clone(&queued), park_timeout);
+        let line = Line {
+            volume: volume.clone(),
+            park_timeout,
+        };
+        let runner = run_queue(line, waiting, Arc::clone(&queued));
         tokio::spawn(async move {
             runner.await;
             drop(counted);
@@ -140,6 +147,7 @@ impl Device {
         Self {
             info,
             volume,
+            errors,
             queue,
             queued,
         }
@@ -165,88 +173,114 @@ impl Device {
         }
         if pieces.peek().is_none() {
             drop(queued);
-            return Box::pin(committed(sent));
+            let errors = self.errors.clone();
+            return Box::pin(async move { told(committed(sent).await, &errors).await });
         }
         let (in_line, later) = oneshot::channel();
         *queued += 1;
         // The task lives as long as this device.
         let _sent = self.queue.send(Waiting { pieces, in_line });
         drop(queued);
+        let errors = self.errors.clone();
         Box::pin(async move {
-            sent.extend(later.await.map_err(|_| BlockError::ShuttingDown)??);
-            committed(sent).await
+            let done = async {
+                sent.extend(later.await.map_err(|_| Failure::Gone)??);
+                committed(sent).await
+            };
+            told(done.await, &errors).await
         })
     }
 }
 
+/// What puts changes in line.
+struct Line {
+    volume: BlockVolume,
+    park_timeout: Duration,
+}
+
 /// Puts queued changes in line as room comes. When the device is gone, drops what nobody waits for and lets the volume go.
 async fn run_queue(
-    volume: BlockVolume,
+    line: Line,
     mut waiting: mpsc::UnboundedReceiver<Waiting>,
     queued: Arc<Mutex<usize>>,
-    park_timeout: Duration,
 ) {
     while let Some(Waiting { pieces, in_line }) = waiting.recv().await {
-        let wanted = || !in_line.is_closed();
-        let put = put_in_line(&volume, pieces, park_timeout, wanted).await;
+        let put = line.put(pieces, || !in_line.is_closed()).await;
         let _gone = in_line.send(put);
         *queued.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
     }
-    if let Err(error) = volume.close().await {
+    if let Err(error) = line.volume.close().await {
         tracing::debug!(%error, "attachment not let go");
     }
 }
 
-/// Puts all pieces in line and answers with those whose commit is still to be waited for, which are few.
-async fn put_in_line(
-    volume: &BlockVolume,
-    pieces: Peekable<Pieces>,
-    park_timeout: Duration,
-    wanted: impl Fn() -> bool,
-) -> Result<Vec<PendingWrite>, BlockError> {
-    let mut sent = VecDeque::new();
-    for piece in pieces.take_while(|_| wanted()) {
-        if sent.len() == PIECES_IN_LINE_MAX
-            && let Some(oldest) = sent.pop_front()
-        {
-            committed(vec![oldest]).await?;
-        }
-        let put = tokio::time::timeout(park_timeout, put_one(volume, &piece));
-        sent.push_back(put.await.unwrap_or(Err(BlockError::Io))?);
-    }
-    Ok(sent.into())
-}
-
-async fn put_one(volume: &BlockVolume, piece: &Change) -> Result<PendingWrite, BlockError> {
-    loop {
-        let pending = piece.put(volume);
-        if pending.op().seq != 0 {
-            return Ok(pending);
-        }
-        // Refused at once: answered without a wait.
-        match pending.await {
-            Err(WriteError::Refused(Refusal::Overloaded)) => {
-                volume.ready(piece.payload_bytes()).await;
+impl Line {
+    /// Puts all pieces in line and answers with those whose commit is still to be waited for, which are few.
+    async fn put(
+        &self,
+        pieces: Peekable<Pieces>,
+        wanted: impl Fn() -> bool,
+    ) -> Result<Vec<PendingWrite>, Failure> {
+        let mut sent = VecDeque::new();
+        for piece in pieces.take_while(|_| wanted()) {
+            if sent.len() == PIECES_IN_LINE_MAX
+                && let Some(oldest) = sent.pop_front()
+            {
+                committed(vec![oldest]).await?;
             }
-            Err(error) => return Err(write_error(&error)),
-            Ok(_) => return Err(BlockError::Io),
+            let put = tokio::time::timeout(self.park_timeout, self.put_one(&piece));
+            let put = put.await.map_err(|_| Failure::NoRoom)?;
+            sent.push_back(put.map_err(Failure::Ended)?);
+        }
+        Ok(sent.into())
+    }
+
+    async fn put_one(&self, piece: &Change) -> Result<PendingWrite, WriteError> {
+        loop {
+            let pending = piece.put(&self.volume);
+            if pending.op().seq != 0 {
+                return Ok(pending);
+            }
+            // Refused at once: answered without a wait.
+            match pending.await {
+                Err(WriteError::Refused(Refusal::Overloaded)) => {
+                    self.volume.ready(piece.payload_bytes()).await;
+                }
+                Err(error) => return Err(error),
+                // A change without a number was never sent.
+                Ok(_) => return Err(WriteError::Refused(Refusal::Closed)),
+            }
         }
     }
 }
 
-async fn committed(sent: Vec<PendingWrite>) -> Result<(), BlockError> {
+async fn committed(sent: Vec<PendingWrite>) -> Result<(), Failure> {
     for pending in sent {
-        pending.await.map_err(|error| write_error(&error))?;
+        pending.await.map_err(Failure::Ended)?;
     }
     Ok(())
 }
 
-async fn read(volume: BlockVolume, offset: u64, len: u32) -> Result<Bytes, BlockError> {
+async fn told(done: Result<(), Failure>, errors: &Errors) -> Result<(), BlockError> {
+    match done {
+        Ok(()) => Ok(()),
+        Err(failure) => Err(errors.failed(failure).await),
+    }
+}
+
+async fn read(
+    volume: BlockVolume,
+    errors: Errors,
+    offset: u64,
+    len: u32,
+) -> Result<Bytes, BlockError> {
     let most = volume.info().payload_bytes_max;
-    let volume = &volume;
+    let (volume, errors) = (&volume, &errors);
     let get = |offset, len| async move {
-        let read = volume.read(offset, len).await;
-        read.map_err(|error| read_error(&error))
+        match volume.read(offset, len).await {
+            Ok(data) => Ok(data),
+            Err(error) => Err(errors.read(&error).await),
+        }
     };
     if len <= most {
         return get(offset, len).await;
@@ -265,6 +299,7 @@ async fn read(volume: BlockVolume, offset: u64, len: u32) -> Result<Bytes, Block
 /// What is stored from `offset` on, as far as `ALLOCATION_ROUNDS` and `extents_max` reach.
 async fn allocation(
     volume: BlockVolume,
+    errors: Errors,
     offset: u64,
     len: u64,
     extents_max: usize,
@@ -275,7 +310,11 @@ async fn allocation(
         // Whatever comes first may join the last one that is there.
         let more = u32::try_from(extents_max - extents.len() + 1).unwrap_or(u32::MAX);
         let told = volume.allocation(offset + done, len - done, more).await;
-        for told in told.map_err(|error| read_error(&error))? {
+        let told = match told {
+            Ok(told) => told,
+            Err(error) => return Err(errors.read(&error).await),
+        };
+        for told in told {
             if !append(&mut extents, told, extents_max) {
                 return Ok(extents);
             }
@@ -311,7 +350,7 @@ impl BlockDevice for Device {
     }
 
     fn read(&self, offset: u64, len: u32) -> BoxFuture<'static, Result<Bytes, BlockError>> {
-        Box::pin(read(self.volume.clone(), offset, len))
+        Box::pin(read(self.volume.clone(), self.errors.clone(), offset, len))
     }
 
     fn write(&self, offset: u64, data: Bytes) -> BoxFuture<'static, Result<(), BlockError>> {
@@ -347,59 +386,32 @@ impl BlockDevice for Device {
     ) -> BoxFuture<'static, Result<Vec<Extent>, BlockError>> {
         Box::pin(allocation(
             self.volume.clone(),
+            self.errors.clone(),
             offset,
             len,
             extents_max.max(1),
         ))
     }
 
-    /// What was answered is committed. The round trip proves that this connection still has the volume.
-    fn flush(&self) -> BoxFuture<'static, Result<(), BlockError>> {
+    fn ended(&self) -> BoxFuture<'static, Ended> {
         let volume = self.volume.clone();
         Box::pin(async move {
-            let flushed = volume.flush().await;
-            flushed.map(|_| ()).map_err(|error| read_error(&error))
+            match errors::ended(&volume.ended().await) {
+                Some(ended) => ended,
+                None => std::future::pending().await,
+            }
         })
     }
-}
 
-fn write_error(error: &WriteError) -> BlockError {
-    match error {
-        WriteError::Refused(refusal) => refused(refusal),
-        WriteError::Unknown { .. } | WriteError::NoRoom { .. } => {
-            tracing::warn!(%error, "an NBD write ends in EIO");
-            BlockError::Io
-        }
-    }
-}
-
-fn read_error(error: &ReadError) -> BlockError {
-    match error {
-        ReadError::Refused(refusal) => refused(refusal),
-        ReadError::Deadline { .. } | ReadError::Misfit => {
-            tracing::warn!(%error, "an NBD request ends in EIO");
-            BlockError::Io
-        }
-    }
-}
-
-fn refused(refusal: &Refusal) -> BlockError {
-    match refusal {
-        Refusal::NoSpace => BlockError::NoSpace,
-        // Somebody took the volume over, or it was deleted: nothing that this client sends matters any more.
-        Refusal::Fenced { .. }
-        | Refusal::AttachedElsewhere { .. }
-        | Refusal::NotAttached
-        | Refusal::ReadOnly
-        | Refusal::UnknownSession => BlockError::NotPermitted,
-        Refusal::OutOfRange { .. } | Refusal::BadRequest { .. } => BlockError::Invalid,
-        Refusal::TooLarge { .. } => BlockError::TooLarge,
-        Refusal::Unsupported => BlockError::NotSupported,
-        Refusal::Closed => BlockError::ShuttingDown,
-        other => {
-            tracing::warn!(refusal = %other, "an NBD request ends in EIO");
-            BlockError::Io
-        }
+    /// What was answered is committed. The round trip proves that this connection still has the volume.
+    fn flush(&self) -> BoxFuture<'static, Result<(), BlockError>> {
+        let (volume, errors) = (self.volume.clone(), self.errors.clone());
+        Box::pin(async move {
+            match volume.flush().await {
+                Ok(_) => Ok(()),
+                Err(error) => Err(errors.read(&error).await),
+            }
+        })
     }
 }
 
@@ -456,14 +468,5 @@ mod tests {
         let extent = |len, state| Extent { len, state };
         let expected = [extent(3, Allocation::Data), extent(12, Allocation::Hole)];
         assert_eq!(extents, expected);
-    }
-
-    #[test]
-    fn refusals_have_the_error_that_an_nbd_client_understands() {
-        assert_eq!(refused(&Refusal::NoSpace), BlockError::NoSpace);
-        assert_eq!(refused(&Refusal::NotAttached), BlockError::NotPermitted);
-        let beyond = Refusal::OutOfRange { size_bytes: 1 };
-        assert_eq!(refused(&beyond), BlockError::Invalid);
-        assert_eq!(refused(&Refusal::Unreadable), BlockError::Io);
     }
 }

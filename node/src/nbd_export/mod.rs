@@ -3,35 +3,53 @@
 //! Rules that hold across this module:
 //!
 //! * **Requests wait out a failover.** Each request waits for its answer for as long as `park_timeout` says, while the client
-//!   library finds the next primary and sends again what has no answer. Only past it the peer is told `EIO`.
+//!   library finds the next primary and sends again what has no answer. Only past it the peer is told `EIO`, and whoever looks
+//!   after the cluster is told of that.
 //! * **One attachment a host.** The connections of one peer address attach under one name, on whichever node they end, so that
 //!   a client may spread requests over several. A volume held by another name is refused with the holder's name.
 //! * **No attachment is left behind.** A session is closed when its connection ends, however it ends, in a task that a
 //!   cancelled connection does not take along; [`serve`] returns when these tasks have ended.
 //! * **A name with `:ro` behind it is the volume for reading.** No volume's name has a colon. Such a connection attaches nothing:
 //!   it is served whoever holds the volume, and sees what that one's writes were answered.
+//! * **What is too old goes nowhere (H11).** A client with connections to several nodes may give one up, repeat its write through
+//!   another, and write newer data. Sessions are therefore opened as forwarding ([`FORWARDER_SILENCE`]): where one ends, its
+//!   connection ends, and what was read from it is dropped.
 //! * **Answered means committed**, so flush and FUA on one connection cover writes answered on another: multi-conn holds.
 
 mod device;
+mod errors;
+mod holder;
+mod overdue;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use mainstay_client::{AttachOptions, BlockInfo, BlockVolume, Client, OpenError, Refusal};
+use mainstay_client::{
+    AttachOptions, BlockBuilder, BlockInfo, BlockVolume, Client, OpenError, Refusal,
+};
 use mainstay_nbd::{
     Access, BlockDevice, ExportInfo, Exports, Limits, MultiConn, OpenError as NbdOpenError, Server,
     Tls,
 };
 use mainstay_types::VolumeKind;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
 use device::Device;
+use errors::Errors;
+use holder::attachment_name;
+pub use holder::local_name;
+use overdue::OverdueCount;
+pub use overdue::{Overdue, Tell};
 
 /// How long a request waits for a primary before the peer is told `EIO`, unless configured otherwise.
 pub const PARK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// T of H11: what the primary has not heard of for so long it does not take from here, and what a client sent before this process
+/// stood still for half as long goes nowhere. A change of a client takes effect within the park timeout and twice this, or never.
+pub const FORWARDER_SILENCE: Duration = Duration::from_secs(5);
 
 /// How long a stop waits for the sessions of ended connections to be closed.
 const CLOSING_MAX: Duration = Duration::from_secs(5);
@@ -50,7 +68,13 @@ pub struct VolumeExports {
     client: Client,
     /// The one volume that is exported; `None`: all.
     only: Option<String>,
+    /// What may be done at most.
+    access: Access,
+    /// The next client takes the volume over from another host. One does: one that came back would else take it from the host
+    /// that took it from there.
+    takeover: Mutex<bool>,
     park_timeout: Duration,
+    overdue: Arc<OverdueCount>,
     /// Sessions opened and not closed yet.
     sessions: watch::Sender<usize>,
 }
@@ -58,24 +82,47 @@ pub struct VolumeExports {
 impl VolumeExports {
     /// All block volumes of the cluster.
     #[must_use]
-    pub fn all(client: Client, park_timeout: Duration) -> Arc<Self> {
-        Arc::new(Self {
+    pub fn all(client: Client, park_timeout: Duration) -> Self {
+        let log: Tell = Arc::new(|overdue| tracing::warn!("{}", overdue.describe()));
+        Self {
             client,
             only: None,
+            access: Access::ReadWrite,
+            takeover: Mutex::new(false),
             park_timeout,
+            overdue: OverdueCount::new(park_timeout, log),
             sessions: watch::channel(0).0,
-        })
+        }
     }
 
     /// One volume, which thereby is the default export.
     #[must_use]
-    pub fn one(client: Client, volume: String, park_timeout: Duration) -> Arc<Self> {
-        Arc::new(Self {
-            client,
+    pub fn one(client: Client, volume: String, park_timeout: Duration) -> Self {
+        Self {
             only: Some(volume),
-            park_timeout,
-            sessions: watch::channel(0).0,
-        })
+            ..Self::all(client, park_timeout)
+        }
+    }
+
+    /// Every export is for reading, whatever its name: nothing is attached.
+    #[must_use]
+    pub fn read_only(mut self) -> Self {
+        self.access = Access::ReadOnly;
+        self
+    }
+
+    /// The first client takes the volume over from whoever holds it.
+    #[must_use]
+    pub fn taking_over(mut self) -> Self {
+        self.takeover = Mutex::new(true);
+        self
+    }
+
+    /// `tell` is told of requests that nobody served in time, instead of the log.
+    #[must_use]
+    pub fn telling(mut self, tell: Tell) -> Self {
+        self.overdue = OverdueCount::new(self.park_timeout, tell);
+        self
     }
 
     /// Waits until every session of an ended connection is closed.
@@ -87,6 +134,14 @@ impl VolumeExports {
 
     fn exports(&self, name: &str) -> bool {
         self.only.as_deref().is_none_or(|only| only == name)
+    }
+
+    /// The volume behind an export's name, and what may be done with it here.
+    fn volume_of<'a>(&self, name: &'a str) -> (&'a str, Access) {
+        match (volume_of(name), self.access) {
+            ((volume, _), Access::ReadOnly) => (volume, Access::ReadOnly),
+            (asked, Access::ReadWrite) => asked,
+        }
     }
 
     async fn names(&self) -> Vec<String> {
@@ -113,19 +168,27 @@ impl VolumeExports {
         name: String,
         peer: IpAddr,
     ) -> Result<Arc<dyn BlockDevice>, NbdOpenError> {
-        let (volume, access) = volume_of(&name);
+        let (volume, access) = self.volume_of(&name);
         if !self.exports(volume) {
             return Err(NbdOpenError::Unknown);
         }
-        let mut builder = self.client.block(volume).deadline(self.park_timeout);
-        if access == Access::ReadWrite {
-            builder = builder.attach(AttachOptions::named(attachment_name(peer)));
-        }
+        let builder = self.client.block(volume).deadline(self.park_timeout);
         let opening = tokio::spawn(async move {
             let counted = Counted::new(&self);
-            let volume = builder.open().await.map_err(refusal)?;
+            let opened = match access {
+                Access::ReadOnly => builder.open().await,
+                Access::ReadWrite => self.take(builder, attachment_name(peer)).await,
+            };
+            let volume = opened.map_err(refusal)?;
             let info = export_info(&name, access, &volume);
-            Ok(Device::start(info, volume, self.park_timeout, counted))
+            let errors = Errors::new(self.volume_of(&name).0, &self.overdue);
+            Ok(Device::start(
+                info,
+                volume,
+                errors,
+                self.park_timeout,
+                counted,
+            ))
         });
         match opening.await {
             Ok(Ok(device)) => Ok(Arc::new(device)),
@@ -138,8 +201,25 @@ impl VolumeExports {
         }
     }
 
+    async fn take(&self, builder: BlockBuilder, name: String) -> Result<BlockVolume, OpenError> {
+        let builder = builder.forwarding(FORWARDER_SILENCE);
+        let mut takeover = self.takeover.lock().await;
+        if !*takeover {
+            // Nobody waits for somebody else's opening.
+            drop(takeover);
+            return builder.attach(AttachOptions::named(name)).open().await;
+        }
+        let options = AttachOptions {
+            name,
+            takeover: true,
+        };
+        let opened = builder.attach(options).open().await;
+        *takeover = opened.is_err();
+        opened
+    }
+
     async fn look(self: Arc<Self>, name: String) -> Result<ExportInfo, NbdOpenError> {
-        let (volume, access) = volume_of(&name);
+        let (volume, access) = self.volume_of(&name);
         if !self.exports(volume) {
             return Err(NbdOpenError::Unknown);
         }
@@ -148,7 +228,7 @@ impl VolumeExports {
     }
 }
 
-/// The volume behind an export's name, and what may be done with it.
+/// The volume behind an export's name, and what the name asks for.
 fn volume_of(name: &str) -> (&str, Access) {
     match name.strip_suffix(READ_ONLY_SUFFIX) {
         Some(volume) => (volume, Access::ReadOnly),
@@ -197,10 +277,11 @@ pub struct Terms {
 /// Serves `exports` on `listener` until `shutdown` resolves, then lets requests in flight finish and closes every session.
 pub async fn serve(
     listener: TcpListener,
-    exports: Arc<VolumeExports>,
+    exports: VolumeExports,
     terms: Terms,
     shutdown: impl Future<Output = ()>,
 ) {
+    let exports = Arc::new(exports);
     let shared = Arc::new(Shared(Arc::clone(&exports)));
     let server = Server::new(shared, terms.limits).with_tls(terms.tls);
     server.serve(listener, shutdown).await;
@@ -213,18 +294,6 @@ pub async fn serve(
             "stopped before every attachment could be let go; the next client of the same host takes them on"
         );
     }
-}
-
-/// Serves all block volumes of the cluster, as a node does. See [`serve`].
-pub async fn serve_exports(
-    listener: TcpListener,
-    client: Client,
-    park_timeout: Duration,
-    terms: Terms,
-    shutdown: impl Future<Output = ()>,
-) {
-    let exports = VolumeExports::all(client, park_timeout);
-    serve(listener, exports, terms, shutdown).await;
 }
 
 /// One session in the count, until it is dropped.
@@ -242,11 +311,6 @@ impl Drop for Counted {
     fn drop(&mut self) {
         self.0.send_modify(|open| *open -= 1);
     }
-}
-
-/// All connections of one host share it. An IPv4 address is the same one when it comes wrapped in an IPv6 one.
-fn attachment_name(peer: IpAddr) -> String {
-    format!("nbd:{}", peer.to_canonical())
 }
 
 fn export_info(name: &str, access: Access, volume: &BlockVolume) -> ExportInfo {
@@ -291,14 +355,6 @@ mod tests {
         assert_eq!(volume_of("disk:ro"), ("disk", Access::ReadOnly));
         assert_eq!(volume_of("disk-ro"), ("disk-ro", Access::ReadWrite));
         assert_eq!(volume_of(":ro"), ("", Access::ReadOnly));
-    }
-
-    #[test]
-    fn connections_of_one_host_share_a_name() {
-        let name = |ip: &str| attachment_name(ip.parse().expect("an address"));
-        assert_eq!(name("10.0.0.1"), "nbd:10.0.0.1");
-        assert_eq!(name("::ffff:10.0.0.1"), "nbd:10.0.0.1");
-        assert_eq!(name("fe80::1"), "nbd:fe80::1");
     }
 
     #[test]

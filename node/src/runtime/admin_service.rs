@@ -80,6 +80,7 @@ impl AdminService {
         }
         let mut policy = Policy {
             prefer,
+            shared: request.shared,
             ..Policy::for_placement(placement)
         };
         match pb::AckRule::try_from(request.ack) {

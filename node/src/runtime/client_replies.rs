@@ -117,6 +117,7 @@ pub(super) fn refused(refused: &Refusal) -> Reply {
             name: by.clone(),
             session: 0,
         }),
+        Refusal::AttachmentEnded => Reason::AttachmentEnded(pb::AttachmentEnded {}),
         Refusal::RefusedBefore { .. } => Reason::RefusedBefore(pb::RefusedBefore {}),
         Refusal::NotAttached => Reason::NotAttached(pb::NotAttached {}),
         Refusal::UnexpectedLsn { next, .. } => {
@@ -230,6 +231,7 @@ pub(super) fn ends_stream(reply: &Reply) -> bool {
                 Reason::ShuttingDown(_)
                     | Reason::FencedGeneration(_)
                     | Reason::AttachedElsewhere(_)
+                    | Reason::AttachmentEnded(_)
                     | Reason::UnknownSession(_)
                     | Reason::NoSuchVolume(_)
             )

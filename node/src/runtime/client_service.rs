@@ -1,6 +1,7 @@
 //! The server's end of client streams: requests to the volume's task, answers back. One task a stream.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,12 +16,14 @@ use mainstay_storage::image::RANGE_BYTES_MAX;
 use mainstay_types::{Lsn, SessionId, VolumeKind, VolumeName};
 use mainstay_volume::{Attachment, ClientOp, ConnId, Event, OpResult};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::handle::{ConnAnswer, ConnReply, ToVolume, VolumeHandle};
 use super::places::Places;
-use super::{Node, client_replies as replies, rounds};
+use super::silence::Silence;
+use super::{Node, client_replies as replies, clock, rounds};
 
 /// Operations of one stream under way; more wait in the stream.
 const IN_FLIGHT_MAX: usize = 8192;
@@ -95,12 +98,25 @@ struct Opened {
     /// Flushes that wait for every mutation before a place.
     flushes: VecDeque<(u64, u64)>,
     in_flight: usize,
+    /// Of a forwarder's stream.
+    silence: Option<Silence>,
 }
 
 impl Opened {
     /// Whether no more is taken from the stream for now.
     fn is_full(&self, bytes_max: u64) -> bool {
         self.in_flight >= IN_FLIGHT_MAX || (self.pending_bytes >= bytes_max && self.in_flight > 0)
+    }
+
+    /// Nothing is taken from a forwarder that was silent for too long. It opens another stream, if it may still forward what it
+    /// holds.
+    fn check_silence(&self) -> Result<(), Status> {
+        match &self.silence {
+            Some(silence) if silence.is_over(clock::mono()) => Err(Status::aborted(
+                "nothing was heard on this stream for too long; open another",
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Hands what was taken to the volume, as one message.
@@ -139,10 +155,19 @@ impl Stream {
         let node = self.node.clone();
         let stopped = node.until_stopped();
         tokio::pin!(stopped);
+        let every = opened
+            .silence
+            .as_ref()
+            .map_or(Duration::MAX, Silence::ping_every);
+        let mut tick = pin!(tokio::time::sleep(Duration::ZERO));
         loop {
             let full = opened.is_full(node.settings.client_bytes_max);
             tokio::select! {
                 biased;
+                () = &mut tick, if opened.silence.is_some() => {
+                    self.ping(&mut opened).await?;
+                    tick.as_mut().reset(Instant::now() + every);
+                }
                 replies = opened.answers.recv() => {
                     let Some(replies) = replies else {
                         return Err(Status::unavailable("the volume has stopped on this node"));
@@ -162,6 +187,16 @@ impl Stream {
                 () = &mut stopped => return Err(Status::unavailable("this node is stopping")),
             }
         }
+    }
+
+    /// Asks a forwarder whether it is there, or ends a stream on which it was not.
+    async fn ping(&self, opened: &mut Opened) -> Result<(), Status> {
+        opened.check_silence()?;
+        let Some(silence) = &mut opened.silence else {
+            return Ok(());
+        };
+        let number = silence.ping(clock::mono());
+        self.send(0, Reply::Ping(pb::Ping { number })).await
     }
 
     /// Takes `request` and whatever has arrived behind it. False at the end of the stream.
@@ -230,6 +265,7 @@ impl Stream {
             pending_bytes: 0,
             flushes: VecDeque::new(),
             in_flight: 0,
+            silence: None,
         };
         let _stopped = opened.handle.to.send(ToVolume::Connect {
             conn,
@@ -287,6 +323,11 @@ impl Stream {
             }
             _ => (replies::not_primary(&self.node, None, report.sealed), false),
         };
+        if open.silence_ms > 0 {
+            // From before the answer: whatever the client sends behind it was sent later.
+            let limit = u64::from(open.silence_ms.clamp(100, 600_000));
+            opened.silence = Some(Silence::new(Duration::from_millis(limit), clock::mono()));
+        }
         self.send(tag, body).await?;
         Ok(stays.then_some(opened))
     }
@@ -331,6 +372,12 @@ impl Stream {
                 // Every write is answered when committed, so a flush only waits for the answers before it.
                 opened.flushes.push_back((tag, opened.places.next()));
                 return self.answer_flushes(opened).await;
+            }
+            Body::Pong(pong) => {
+                if let Some(silence) = &mut opened.silence {
+                    silence.pong(pong.number);
+                }
+                return Ok(());
             }
             Body::Position(_) => ClientOp::Position,
             Body::Close(_) => ClientOp::Close,
@@ -396,6 +443,7 @@ impl Stream {
         tag: u64,
         made: Result<(ClientOp, u64), Reply>,
     ) -> Result<(), Status> {
+        opened.check_silence()?;
         if opened.read_only {
             return self.send(tag, replies::read_only()).await;
         }

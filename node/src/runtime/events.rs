@@ -46,6 +46,8 @@ pub enum EventKind {
     HookFailed,
     /// There are other witnesses.
     WitnessesChanged,
+    /// Requests of clients ended in an error because nobody served their volume in time.
+    RequestsOverdue,
     /// A primary on this node stopped serving.
     SteppedDown,
     /// A copy became a member.
@@ -407,6 +409,7 @@ fn encode(node: NodeId, number: u64, event: Event) -> pb::Event {
         EventKind::ExternalFenceFailed => pb::EventKind::ExternalFenceFailed,
         EventKind::HookFailed => pb::EventKind::HookFailed,
         EventKind::WitnessesChanged => pb::EventKind::WitnessesChanged,
+        EventKind::RequestsOverdue => pb::EventKind::RequestsOverdue,
         EventKind::SteppedDown => pb::EventKind::SteppedDown,
         EventKind::MemberAdded => pb::EventKind::MemberAdded,
         EventKind::MemberRemoved => pb::EventKind::MemberRemoved,

@@ -30,6 +30,7 @@ pub mod places;
 pub mod report;
 pub mod rounds;
 pub mod serve;
+mod silence;
 pub mod status;
 pub mod store_marks;
 pub mod volumes;

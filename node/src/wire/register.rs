@@ -115,6 +115,7 @@ pub fn encode_register(register: &Register) -> pb::Register {
             min_copies: register.policy.min_copies,
             placement: encode_nodes(&register.policy.placement),
             prefer: encode_nodes(&register.policy.prefer),
+            shared: register.policy.shared,
         }),
         cut: Some(encode_point(register.cut)),
         spec: Some(pb::VolumeSpec {
@@ -228,6 +229,7 @@ fn decode_policy(policy: Option<pb::Policy>) -> Result<Policy, WireError> {
         min_copies: policy.min_copies,
         placement: decode_nodes(policy.placement),
         prefer: decode_nodes(policy.prefer),
+        shared: policy.shared,
     })
 }
 

@@ -73,11 +73,13 @@ fn member() -> impl Strategy<Value = Member> {
 fn policy() -> impl Strategy<Value = Policy> {
     let ack = prop_oneof![Just(AckRule::All), Just(AckRule::Majority)];
     let lists = (nodes(), nodes());
-    (ack, any::<u32>(), lists).prop_map(|(ack, min_copies, (placement, prefer))| Policy {
+    let numbers = (any::<u32>(), any::<bool>());
+    (ack, numbers, lists).prop_map(|(ack, (min_copies, shared), (placement, prefer))| Policy {
         ack,
         min_copies,
         placement,
         prefer,
+        shared,
     })
 }
 

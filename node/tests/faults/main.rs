@@ -17,6 +17,7 @@ mod full_disks;
 mod hooks;
 mod image;
 mod kills;
+mod nbd_clients;
 mod network;
 mod pauses;
 mod rig;

@@ -1,6 +1,6 @@
 //! Clients of a primary: sessions, duplicates, and answers at the commit point (R9).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::BytesMut;
 use mainstay_replication::Role;
@@ -9,7 +9,7 @@ use mainstay_storage::format::{ENTRY_HEADER_BYTES, encode_unstamped, range_of};
 use mainstay_types::{Epoch, Lsn, NodeId, SessionId, VolumeKind};
 
 use crate::event::{Action, Attachment, ClientOp, ConnId, Now, OpResult, Outcome, Refusal, Token};
-use crate::sessions::{FLAG_ATTACHED, Sessions};
+use crate::sessions::{Attached, FLAG_ATTACHED, Sessions};
 use crate::volume::{Read, Volume};
 
 /// Entries up to this size share one buffer, so that they go to the disk and to the wire without another copy.
@@ -27,8 +27,10 @@ struct Conn {
 
 /// A session as it will be once everything proposed is committed.
 #[derive(Debug, Default)]
-struct Proposed {
+pub(crate) struct Proposed {
     generation: u32,
+    /// LSN of the attachment that it writes under; zero for none.
+    pub(crate) attachment: Lsn,
     last_seq: u64,
     /// Mutations that are not committed yet, with their places; both rise.
     lsns: VecDeque<(u64, Lsn)>,
@@ -51,7 +53,7 @@ impl Proposed {
 #[derive(Debug)]
 enum Wanted {
     Opened { session: SessionId, generation: u32 },
-    Closed,
+    Closed { session: SessionId },
     Committed { session: SessionId, seq: u64 },
 }
 
@@ -66,11 +68,11 @@ struct Waiter {
 #[derive(Debug, Default)]
 pub(crate) struct Clients {
     conns: BTreeMap<ConnId, Conn>,
-    proposed: BTreeMap<SessionId, Proposed>,
+    pub(crate) proposed: BTreeMap<SessionId, Proposed>,
     /// Who will hold the volume once everything proposed is committed.
-    attached: Option<String>,
-    /// The last `Attach` that was proposed.
-    attach_lsn: Lsn,
+    pub(crate) attached: Option<Attached>,
+    /// Sessions whose end is proposed.
+    pub(crate) closing: BTreeSet<SessionId>,
     /// By place, which rises.
     waiting: VecDeque<(Lsn, Waiter)>,
     parked: VecDeque<(ConnId, Token, ClientOp)>,
@@ -92,7 +94,7 @@ impl Clients {
     pub(crate) fn begin_epoch(&mut self, epoch: Epoch, table: &Sessions) {
         if self.epoch != epoch {
             self.epoch = epoch;
-            self.attached = table.attached_by().map(str::to_owned);
+            self.attached = table.attached.clone();
             self.last_timestamp = table.last_timestamp;
         }
     }
@@ -105,7 +107,15 @@ impl Clients {
         Some(std::mem::take(&mut self.staged))
     }
 
-    fn stage(&mut self, entry: BytesMut) {
+    /// Nothing that comes on a connection of before is taken any more.
+    pub(crate) fn fence_all(&mut self) {
+        for conn in self.conns.values_mut() {
+            conn.ready = false;
+            conn.generation = 0;
+        }
+    }
+
+    pub(crate) fn stage(&mut self, entry: BytesMut) {
         self.staged_count += 1;
         match self.staged.last_mut() {
             Some(chunk) if chunk.len() + entry.len() <= CHUNK_BYTES => {
@@ -230,7 +240,7 @@ impl Volume {
     }
 
     /// Entries staged and not yet proposed get the LSNs right behind the log's end.
-    fn next_lsn(&self) -> Lsn {
+    pub(crate) fn next_lsn(&self) -> Lsn {
         Lsn(self.member.last().lsn.0 + self.clients.staged_count + 1)
     }
 
@@ -245,18 +255,14 @@ impl Volume {
     ) -> Result<Option<OpResult>, Refusal> {
         let generation = self.next_generation(session, generation, create)?;
         let attached = attachment.is_some();
-        if let Some(wanted) = attachment {
-            match &self.clients.attached {
-                Some(by) if *by != wanted.name && !wanted.takeover => {
-                    return Err(Refusal::Attached { by: by.clone() });
-                }
-                Some(by) if *by == wanted.name => {}
-                _ => self.attach(session, &wanted.name),
-            }
-        }
+        let attachment = match attachment {
+            Some(wanted) => self.take_attachment(session, wanted)?,
+            None => Lsn::ZERO,
+        };
         let last_seq = self.sessions.get(session).map_or(0, |s| s.last_seq);
         let proposed = self.clients.proposed.entry(session).or_default();
         proposed.generation = generation;
+        proposed.attachment = attachment;
         proposed.last_seq = proposed.last_seq.max(last_seq);
         let mut entry = encode_unstamped(EntryKind::SessionOpen, session, generation, 0, 0, &[]);
         if attached {
@@ -301,18 +307,6 @@ impl Volume {
         }
     }
 
-    /// From this entry on, whoever was attached before writes nothing any more: their sessions end here.
-    fn attach(&mut self, session: SessionId, name: &str) {
-        let entry = encode_unstamped(EntryKind::Attach, session, 0, 0, 0, name.as_bytes());
-        self.clients.attach_lsn = self.next_lsn();
-        self.clients.stage(entry);
-        self.clients.attached = Some(name.to_owned());
-        for conn in self.clients.conns.values_mut() {
-            conn.ready = false;
-            conn.generation = 0;
-        }
-    }
-
     fn close_session(&mut self, conn: ConnId, token: Token) -> Result<Option<OpResult>, Refusal> {
         let Conn {
             session,
@@ -320,9 +314,10 @@ impl Volume {
             ..
         } = self.current(conn)?;
         let entry = encode_unstamped(EntryKind::SessionClose, session, generation, 0, 0, &[]);
-        self.wait(conn, token, Wanted::Closed);
+        self.wait(conn, token, Wanted::Closed { session });
         self.clients.stage(entry);
         self.clients.conns.remove(&conn);
+        self.leave_attachment(session);
         Ok(None)
     }
 
@@ -336,8 +331,10 @@ impl Volume {
             .map(|p| p.generation);
         let table = self.sessions.get(conn.session).map(|s| s.generation);
         if conn.generation == 0 {
-            let by = self.clients.attached.clone().unwrap_or_default();
-            return Err(Refusal::Attached { by });
+            let by = self.clients.attached.as_ref();
+            return Err(by.map_or(Refusal::AttachmentEnded, |by| Refusal::Attached {
+                by: by.name.clone(),
+            }));
         }
         match proposed.or(table) {
             Some(present) if present == conn.generation && conn.ready => Ok(conn),
@@ -393,7 +390,12 @@ impl Volume {
         entry[GENERATION..GENERATION + 4].copy_from_slice(&generation.to_le_bytes());
         entry[SESSION..SESSION + 8].copy_from_slice(&session.0.to_le_bytes());
         entry[SEQ..SEQ + 8].copy_from_slice(&seq.to_le_bytes());
-        let proposed = self.clients.proposed.entry(session).or_default();
+        let known = self.sessions.get(session);
+        let proposed = self.clients.proposed.entry(session);
+        let proposed = proposed.or_insert_with(|| Proposed {
+            attachment: known.map_or(Lsn::ZERO, |known| known.attachment),
+            ..Proposed::default()
+        });
         (proposed.generation, proposed.last_seq) = (generation, seq);
         proposed.lsns.push_back((seq, lsn));
         self.wait(conn, token, Wanted::Committed { session, seq });
@@ -553,10 +555,8 @@ impl Volume {
                         commit: lsn,
                     }
                 }
-                Wanted::Closed => {
-                    if self.clients.attach_lsn <= lsn {
-                        self.clients.attached = self.sessions.attached_by().map(str::to_owned);
-                    }
+                Wanted::Closed { session } => {
+                    self.clients.closing.remove(&session);
                     OpResult::Closed
                 }
             };

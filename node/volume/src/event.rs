@@ -279,6 +279,9 @@ pub enum Refusal {
         /// Who.
         by: String,
     },
+    /// The attachment that the session wrote under is over: somebody took the volume over, or it was let go.
+    #[error("the attachment of this session has ended; attach with a new session")]
+    AttachmentEnded,
     /// This number was refused before, and is never used again.
     #[error("sequence number {seq} was refused before")]
     RefusedBefore {

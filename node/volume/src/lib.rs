@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+mod attach;
 mod clients;
 mod event;
 mod sessions;

@@ -96,6 +96,10 @@ impl Sessions {
         self.sessions.get(&session)
     }
 
+    pub(crate) fn ids(&self) -> impl Iterator<Item = &SessionId> {
+        self.sessions.keys()
+    }
+
     /// How many sessions are known.
     #[must_use]
     pub fn len(&self) -> usize {

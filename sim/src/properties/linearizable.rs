@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use mainstay_storage::EntryKind;
 use mainstay_types::{Lsn, SessionId, VolumeKind};
 
+use super::attachments::Attachments;
 use super::{Check, EntryInfo, Oracle, Property, broken};
 
 /// Bytes that carry one value in the model of a block volume.
@@ -56,6 +57,7 @@ pub struct Ops {
     /// Values of each sector: (LSN, tag), rising.
     sectors: BTreeMap<u64, Vec<(Lsn, u64)>>,
     last_timestamp: u64,
+    attachments: Attachments,
     /// Everything up to here was answered to somebody.
     pub floor: Lsn,
     /// Mutations answered.
@@ -72,6 +74,7 @@ impl Ops {
             committed: BTreeMap::new(),
             sectors: BTreeMap::new(),
             last_timestamp: 0,
+            attachments: Attachments::default(),
             floor: Lsn::ZERO,
             answered: 0,
             reads: 0,
@@ -102,6 +105,9 @@ impl Ops {
 
     /// An entry commits.
     pub(super) fn committed(&mut self, info: &EntryInfo) -> Check {
+        if matches!(self.kind, VolumeKind::Block { .. }) {
+            self.attachments.committed(info)?;
+        }
         let mutation = matches!(
             info.kind,
             EntryKind::Record | EntryKind::Write | EntryKind::Trim | EntryKind::Zeroes

@@ -11,10 +11,12 @@
 //! | 7 | monotonic: seal, commit point, register version never fall | `monotonic.rs` | R1, M8 |
 //! | 8 | damage is not absence: what was durable is held, or reported lost | `damage.rs` | R6.3, C5, H12 |
 //! | 9 | liveness: once faults stop, writes resume and all copies become equal | `liveness.rs` | R6.1, H4 |
+//! | 10 | attachments: nothing of a session commits once its attachment is over | `attachments.rs` | R9.3 |
 //!
 //! An entry is known by its position, its epoch and its header CRC; that CRC covers the CRC of the entry before it,
 //! so that equal entries at one LSN mean equal logs up to there.
 
+mod attachments;
 mod copy;
 pub mod damage;
 mod durability;
@@ -59,6 +61,8 @@ pub enum Property {
     DamageIsNotAbsence,
     /// 9
     Liveness,
+    /// 10
+    Attachments,
     /// An assertion of the code under test, or a state that it says cannot be.
     Assertion,
 }
@@ -75,6 +79,7 @@ impl fmt::Display for Property {
             Self::Monotonic => "7 monotonic",
             Self::DamageIsNotAbsence => "8 damage is not absence",
             Self::Liveness => "9 liveness",
+            Self::Attachments => "10 attachments",
             Self::Assertion => "assertion in the code under test",
         })
     }

@@ -77,6 +77,7 @@ pub(in super::super) fn volume() -> VolumeStatus {
         ack_quorum: 2,
         min_copies: 2,
         prefer: vec![NodeId(2), NodeId(1)],
+        shared: false,
         placement: vec![NodeId(1), NodeId(2), NodeId(3)],
         cut: LogPoint::ZERO,
         seen_by: NodeId(1),
