@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use mainstay_benches::report::{Load, Row};
+
 use crate::fio::{Job, Measured};
 
 /// One comparison.
@@ -22,6 +24,8 @@ pub(crate) struct Case {
 pub(crate) enum Goal {
     AtLeast(f64),
     AtMost(f64),
+    /// For comparison only.
+    None,
 }
 
 /// What of a job's results is compared.
@@ -50,7 +54,7 @@ pub(crate) enum Reference {
     Disk,
 }
 
-pub(crate) const CASES: [Case; 6] = [
+pub(crate) const CASES: [Case; 7] = [
     Case {
         letter: 'a',
         what: "4 KiB random writes, depth 32",
@@ -99,13 +103,24 @@ pub(crate) const CASES: [Case; 6] = [
         reference: Reference::Disk,
         goal: Goal::AtLeast(0.25),
     },
+    // Three copies on one disk cost that disk three times the bytes: this is what is left of it at best.
+    Case {
+        letter: 'e',
+        what: "1 MiB sequential writes, depth 8",
+        job: Job::WriteLarge,
+        figure: Figure::Bandwidth,
+        reference: Reference::Floor,
+        goal: Goal::None,
+    },
 ];
 
 impl Case {
-    pub(crate) fn met(&self, ratio: f64) -> bool {
+    /// `None` where there is no target.
+    pub(crate) fn met(&self, ratio: f64) -> Option<bool> {
         match self.goal {
-            Goal::AtLeast(least) => ratio >= least,
-            Goal::AtMost(most) => ratio <= most,
+            Goal::AtLeast(least) => Some(ratio >= least),
+            Goal::AtMost(most) => Some(ratio <= most),
+            Goal::None => None,
         }
     }
 
@@ -113,6 +128,7 @@ impl Case {
         match self.goal {
             Goal::AtLeast(least) => format!(">= {least}"),
             Goal::AtMost(most) => format!("<= {most}"),
+            Goal::None => "-".to_owned(),
         }
     }
 }
@@ -123,6 +139,15 @@ impl Figure {
             Self::Ops => measured.ops_per_second,
             Self::P50 => measured.p50_us,
             Self::Bandwidth => measured.bytes_per_second / 1e6,
+        }
+    }
+
+    /// The same of what the floor came to.
+    pub(crate) fn of_floor(self, row: &Row) -> f64 {
+        match self {
+            Self::Ops => row.ops_per_second,
+            Self::P50 => row.latency.p50_us,
+            Self::Bandwidth => row.ops_per_second * bytes(row.load) / 1e6,
         }
     }
 
@@ -145,6 +170,10 @@ impl Reference {
             Self::Disk => "the disk, direct I/O",
         }
     }
+}
+
+fn bytes(load: Load) -> f64 {
+    u32::try_from(load.record_bytes).map_or(f64::INFINITY, f64::from)
 }
 
 /// For `--list`.
@@ -171,9 +200,16 @@ mod tests {
     #[test]
     fn a_target_is_met_at_its_bound_and_missed_beyond_it() {
         let at_least = &CASES[0];
-        assert!(at_least.met(1.5) && !at_least.met(1.49));
+        assert_eq!(
+            [1.5, 1.49].map(|ratio| at_least.met(ratio)),
+            [Some(true), Some(false)]
+        );
         let at_most = &CASES[4];
-        assert!(at_most.met(1.5) && !at_most.met(1.51));
+        assert_eq!(
+            [1.5, 1.51].map(|ratio| at_most.met(ratio)),
+            [Some(true), Some(false)]
+        );
+        assert_eq!(CASES[6].met(0.1), None);
         assert!(list(&CASES.iter().collect::<Vec<_>>()).contains("<= 1.5"));
     }
 }

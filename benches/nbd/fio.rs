@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
+use mainstay_benches::report::Load;
 use serde_json::Value;
 
 /// A file of `benches/nbd/jobs`.
@@ -26,6 +27,20 @@ impl Job {
             Self::ReadDepth32 => "read-4k-depth-32",
             Self::WriteDepth1 => "write-4k-depth-1",
             Self::WriteLarge => "write-1m-depth-8",
+        }
+    }
+
+    /// The same load for the floor, as far as it knows such loads.
+    pub(crate) fn on_floor(self) -> Option<Load> {
+        let load = |record_bytes, in_flight| Load {
+            record_bytes,
+            in_flight,
+        };
+        match self {
+            Self::WriteDepth32 => Some(load(4096, 32)),
+            Self::WriteDepth1 => Some(load(4096, 1)),
+            Self::WriteLarge => Some(load(1 << 20, 8)),
+            Self::Fill | Self::FlushJobs8 | Self::ReadDepth32 => None,
         }
     }
 

@@ -18,7 +18,7 @@ use anyhow::{Context, ensure};
 use clap::Parser;
 use mainstay_benches::disk::{self, Method};
 use mainstay_benches::floor::{self, Floor};
-use mainstay_benches::report::{Load, Quantiles};
+use mainstay_benches::report::Quantiles;
 use serde::Serialize;
 
 use cases::{CASES, Case, Reference};
@@ -99,7 +99,8 @@ struct Row {
     ratio_lowest: f64,
     ratio_highest: f64,
     target: String,
-    met: bool,
+    /// `None` without a target.
+    met: Option<bool>,
 }
 
 #[derive(Debug, Serialize)]
@@ -200,12 +201,10 @@ fn one(
     let ours = case.figure.of(&run(servers.ours())?);
     let reference = match case.reference {
         Reference::Floor => {
-            let load = Load {
-                record_bytes: 4096,
-                in_flight: 1,
-            };
+            let load = case.job.on_floor();
+            let load = load.context("the floor knows no such load")?;
             let row = floor.run(load, Duration::from_secs(cli.seconds.into()))?;
-            row.latency.p50_us
+            case.figure.of_floor(&row)
         }
         other => case.figure.of(&run(servers.reference(other)?)?),
     };
@@ -257,7 +256,11 @@ fn print(results: &Results) {
             row.ratio_lowest,
             row.ratio_highest,
             row.target,
-            if row.met { "met" } else { "MISSED" }
+            match row.met {
+                Some(true) => "met",
+                Some(false) => "MISSED",
+                None => "",
+            }
         );
     }
     for probe in &results.probes {
