@@ -9,9 +9,7 @@ mod run;
 mod table;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use mainstay_node::demo::faults::FaultKind;
 
@@ -72,7 +70,7 @@ impl Mode {
 pub(crate) fn failover(options: &Options, root: &Path) -> anyhow::Result<bool> {
     let program = match &options.program {
         Some(program) => program.clone(),
-        None => build(root)?,
+        None => crate::product::build(root)?,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -92,26 +90,4 @@ pub(crate) fn failover(options: &Options, root: &Path) -> anyhow::Result<bool> {
         print!("{}", table::summary(&measured));
     }
     Ok(measured.iter().all(Measured::nothing_lost))
-}
-
-/// Builds the program as users run it.
-fn build(root: &Path) -> anyhow::Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let args = [
-        "build",
-        "--release",
-        "--package",
-        "mainstay-node",
-        "--bin",
-        "mainstay",
-    ];
-    let status = Command::new(cargo)
-        .args(args)
-        .current_dir(root)
-        .status()
-        .context("start cargo")?;
-    ensure!(status.success(), "the release build failed");
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    Ok(target.join("release").join("mainstay"))
 }

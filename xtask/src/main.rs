@@ -4,7 +4,9 @@
 
 mod failover;
 mod gate;
+mod product;
 mod report;
+mod soak;
 mod tools;
 
 use std::process::ExitCode;
@@ -26,6 +28,8 @@ enum Command {
     Fix,
     /// Measures how long clients wait when a primary is lost, and that nothing acknowledged is lost with it
     Failover(failover::Options),
+    /// Real programs on a cluster over NBD while its primaries are killed: fio, ext4, PostgreSQL, the NBD tools
+    Soak(soak::Options),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +39,7 @@ fn main() -> ExitCode {
         Command::Failover(options) => {
             gate::root().and_then(|root| failover::failover(&options, &root))
         }
+        Command::Soak(options) => gate::root().and_then(|root| soak::soak(&options, &root)),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

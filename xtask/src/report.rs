@@ -1,4 +1,4 @@
-//! The table at the end of the gate.
+//! The table at the end of the gate, and of the soak.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,8 +8,10 @@ use std::time::Duration;
 pub(crate) enum Outcome {
     Passed,
     Failed,
-    /// It passed, but something is less than it could be; says what.
+    /// It passed; says what was seen, or what is less than it could be.
     PassedWith(String),
+    /// It did not run; says what is missing.
+    Skipped(String),
 }
 
 /// All steps so far.
@@ -34,8 +36,16 @@ impl Report {
     }
 
     fn failed(&self) -> usize {
+        self.count(|outcome| *outcome == Outcome::Failed)
+    }
+
+    fn skipped(&self) -> usize {
+        self.count(|outcome| matches!(outcome, Outcome::Skipped(_)))
+    }
+
+    fn count(&self, wanted: impl Fn(&Outcome) -> bool) -> usize {
         let outcomes = self.rows.iter().map(|(_, outcome, _)| outcome);
-        outcomes.filter(|o| **o == Outcome::Failed).count()
+        outcomes.filter(|outcome| wanted(outcome)).count()
     }
 }
 
@@ -47,13 +57,19 @@ impl fmt::Display for Report {
                 Outcome::Passed => "passed".to_owned(),
                 Outcome::Failed => "FAILED".to_owned(),
                 Outcome::PassedWith(what) => format!("passed, {what}"),
+                Outcome::Skipped(why) => format!("skipped: {why}"),
             };
             writeln!(f, "{step:<12} {:>9.1}  {result}", took.as_secs_f64())?;
         }
         let total: Duration = self.rows.iter().map(|(_, _, took)| *took).sum();
         writeln!(f, "{:<12} {:>9.1}\n", "all", total.as_secs_f64())?;
-        let failed = self.failed();
-        writeln!(f, "{} passed, {failed} failed", self.rows.len() - failed)
+        let (failed, skipped) = (self.failed(), self.skipped());
+        let passed = self.rows.len() - failed - skipped;
+        write!(f, "{passed} passed, {failed} failed")?;
+        if skipped > 0 {
+            write!(f, ", {skipped} skipped")?;
+        }
+        writeln!(f)
     }
 }
 
@@ -76,5 +92,15 @@ mod tests {
         let text = report.to_string();
         assert!(text.contains("tests             61.0  FAILED\n"), "{text}");
         assert!(text.ends_with("\n2 passed, 1 failed\n"), "{text}");
+        report.add(
+            "mount",
+            Outcome::Skipped("no loop devices".to_owned()),
+            Duration::ZERO,
+        );
+        let text = report.to_string();
+        assert!(
+            text.ends_with("\n2 passed, 1 failed, 1 skipped\n"),
+            "{text}"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! The programs that interoperability tests drive: installs what is missing where that is allowed.
+//! The programs that interoperability tests and the soak drive: installs what is missing where that is allowed.
 //!
 //! Without them those tests have nothing to talk to. On a developer's machine that is said plainly and the gate goes
 //! on; where `CI` is set it fails, because there a test that did not run must not look like one that passed.
@@ -9,9 +9,10 @@ use std::process::Command;
 use crate::report::Outcome;
 
 /// A Debian package, and a file that is there when it is installed.
-struct Tool {
-    package: &'static str,
-    proof: &'static str,
+#[derive(Debug)]
+pub(crate) struct Tool {
+    pub(crate) package: &'static str,
+    pub(crate) proof: &'static str,
 }
 
 const TOOLS: [Tool; 10] = [
@@ -59,17 +60,9 @@ const TOOLS: [Tool; 10] = [
 
 /// Makes sure of all of them.
 pub(crate) fn install() -> anyhow::Result<Outcome> {
-    let wanted = missing();
-    if wanted.is_empty() {
-        eprintln!("all tools are there");
-        return Ok(Outcome::Passed);
-    }
-    match why_not() {
-        Some(reason) => eprintln!("cannot install {}: {reason}", wanted.join(" ")),
-        None => apt_get(&wanted),
-    }
-    let still = missing();
+    let still = install_of(TOOLS.iter());
     if still.is_empty() {
+        eprintln!("all tools are there");
         return Ok(Outcome::Passed);
     }
     let still = still.join(" ");
@@ -82,8 +75,21 @@ pub(crate) fn install() -> anyhow::Result<Outcome> {
     Ok(Outcome::PassedWith(format!("without {still}")))
 }
 
-fn missing() -> Vec<&'static str> {
-    let absent = TOOLS.iter().filter(|tool| !is_there(tool.proof));
+/// Makes sure of `tools` as far as that is allowed; answers with the packages that are still missing.
+pub(crate) fn install_of<'a>(tools: impl Iterator<Item = &'a Tool> + Clone) -> Vec<&'static str> {
+    let wanted = missing(tools.clone());
+    if wanted.is_empty() {
+        return wanted;
+    }
+    match why_not() {
+        Some(reason) => eprintln!("cannot install {}: {reason}", wanted.join(" ")),
+        None => apt_get(&wanted),
+    }
+    missing(tools)
+}
+
+pub(crate) fn missing<'a>(tools: impl Iterator<Item = &'a Tool>) -> Vec<&'static str> {
+    let absent = tools.filter(|tool| !is_there(tool.proof));
     absent.map(|tool| tool.package).collect()
 }
 
@@ -125,6 +131,6 @@ fn apt_get(packages: &[&str]) {
     }
 }
 
-fn in_ci() -> bool {
+pub(crate) fn in_ci() -> bool {
     std::env::var("CI").is_ok_and(|value| value == "true" || value == "1")
 }
