@@ -39,6 +39,7 @@ async fn bytes_come_back<D: Disk>(disk: &D, dir: &Path, caching: Caching) -> io:
     );
     file.write_durable(pattern(4096, 2), 2 * PAGE).await.0?;
     file.sync().await?;
+    file.sync_beside().await?;
     assert_eq!(file.len().await?, 4 * PAGE);
 
     let again = disk.open(&path, OpenMode::Read, caching).await?;

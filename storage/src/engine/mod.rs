@@ -129,6 +129,10 @@ pub trait DiskFile: 'static {
     /// Makes everything written before durable, with the file's length.
     fn sync(&self) -> impl Future<Output = io::Result<()>>;
 
+    /// As [`DiskFile::sync`], for large amounts that nobody waits for: slower where the cores are busy, and the thread goes on with
+    /// other work meanwhile, if the engine can do that.
+    fn sync_beside(&self) -> impl Future<Output = io::Result<()>>;
+
     /// Makes a range read as zeroes and gives its space back where the file system can. The length stays.
     fn punch_hole(&self, offset: u64, len: u64) -> impl Future<Output = io::Result<()>>;
 

@@ -167,6 +167,10 @@ impl DiskFile for RealFile {
         both!(Self, self, file => file.sync().await)
     }
 
+    async fn sync_beside(&self) -> io::Result<()> {
+        both!(Self, self, file => file.sync_beside().await)
+    }
+
     async fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
         both!(Self, self, file => file.punch_hole(offset, len).await)
     }

@@ -98,6 +98,10 @@ impl DiskFile for ThreadsFile {
         syscall::fdatasync(self.0.as_raw_fd())
     }
 
+    async fn sync_beside(&self) -> io::Result<()> {
+        self.sync().await
+    }
+
     async fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
         syscall::punch_hole(self.0.as_raw_fd(), offset, len)
     }

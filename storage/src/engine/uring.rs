@@ -1,8 +1,8 @@
 //! Data through io_uring, syncs and metadata by blocking system calls on the same thread.
 //!
 //! Rules: a ring submits only when its thread parks, so nothing that keeps the thread busy may share it. The ring's
-//! own sync is not used: on busy cores it and `O_DSYNC` wait for a kernel worker of ordinary priority, while a
-//! blocking `fdatasync(2)` sleeps in the caller and is woken directly. Futures are finished or dropped inside the
+//! own sync is not used where somebody waits: on busy cores it and `O_DSYNC` wait for a kernel worker of ordinary priority,
+//! while a blocking `fdatasync(2)` sleeps in the caller and is woken directly. Futures are finished or dropped inside the
 //! runtime. This is the only file that names a type of `tokio_uring`.
 
 use std::io;
@@ -155,6 +155,10 @@ impl DiskFile for UringFile {
 
     async fn sync(&self) -> io::Result<()> {
         self.sync_now()
+    }
+
+    async fn sync_beside(&self) -> io::Result<()> {
+        self.0.sync_data().await
     }
 
     async fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {

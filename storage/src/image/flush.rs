@@ -236,9 +236,10 @@ impl<D: Disk> Image<D> {
             items: blocks.chain(sums).collect(),
         };
         let file = &self.intents[usize::from(!sequence.is_multiple_of(2))];
-        file.write_durable(intent.encode(self.config.lineage), 0)
+        file.write_at(intent.encode(self.config.lineage), 0)
             .await
             .0?;
+        file.sync_beside().await?;
         self.sequence.set(sequence);
         Ok(())
     }
@@ -255,8 +256,9 @@ impl<D: Disk> Image<D> {
                 .await
                 .0?;
         }
-        self.image.sync().await?;
-        self.sums.sync().await
+        // Megabytes: the log is written on the same thread, and must not wait for them.
+        self.image.sync_beside().await?;
+        self.sums.sync_beside().await
     }
 
     /// Writes blocks in ascending order, neighbours together.

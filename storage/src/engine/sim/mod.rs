@@ -665,6 +665,10 @@ impl DiskFile for SimFile {
         Ok(())
     }
 
+    async fn sync_beside(&self) -> io::Result<()> {
+        self.sync().await
+    }
+
     async fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
         self.resize(Change::Zero { offset, len }).await
     }
