@@ -5,13 +5,13 @@ use std::time::Instant;
 use mainstay_client::{AppendError, LogVolume, Outcome};
 use mainstay_node::demo::cluster::LEDGER;
 use mainstay_node::devcluster::Signal;
-use mainstay_proto::tuning::client_endpoint;
 use mainstay_proto::v1 as pb;
 use mainstay_proto::v1::client_client::ClientClient;
 use mainstay_proto::v1::client_reply::Body;
 use mainstay_proto::v1::client_request;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::transport::Endpoint;
 
 use crate::rig::{NOTHING_FOR, ONE, PATIENCE, Rig, THREE, WITNESSES, progress, wait_for};
 
@@ -65,8 +65,9 @@ struct OldStream {
 
 impl OldStream {
     async fn open(address: &str) -> Self {
-        let channel = client_endpoint(address).expect("an address");
-        let channel = channel.connect().await.expect("connected");
+        // Without the pings of our own client, which would close the stream long before the node runs again.
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
+        let channel = endpoint.connect().await.expect("connected");
         let (requests, queue) = mpsc::unbounded_channel();
         let open = pb::Open {
             volume: LEDGER.to_owned(),

@@ -135,10 +135,16 @@ impl Rig {
         assert!(gone, "node {id} survived SIGKILL");
     }
 
-    /// A signal to worker and supervisor.
+    /// A signal to worker and supervisor. After SIGSTOP both stand still when this returns.
     pub(crate) async fn signal(&self, id: NodeId, signal: Signal) {
         let sent = self.stage.dev.kill(id, signal, Target::Both).await;
         sent.expect("its processes are there");
+        if signal == Signal::STOP {
+            let node = self.stage.node(id).expect("known");
+            let pids = [node.worker_pid, node.supervisor_pid];
+            let frozen = async || pids.into_iter().flatten().all(stands_still).then_some(());
+            wait_for("both processes to stand still", PATIENCE, frozen).await;
+        }
     }
 
     pub(crate) async fn restart(&self, id: NodeId) {
@@ -206,6 +212,19 @@ impl Rig {
     pub(crate) async fn stop(self) {
         self.stage.dev.stop().await;
     }
+}
+
+/// Whether no thread of a process runs. On a busy machine they all run on after a SIGSTOP, for milliseconds, until the one that takes
+/// the signal has had its turn.
+fn stands_still(pid: u32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return false;
+    };
+    threads.flatten().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+        state.is_some_and(|state| state.starts_with('T'))
+    })
 }
 
 impl Drop for Rig {
