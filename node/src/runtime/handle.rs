@@ -133,7 +133,7 @@ impl VolumeHandle {
     }
 }
 
-/// When the thread of a volume's disk was last awake. It looks up often (see [`super::disk_thread`]): a time that is long past
+/// When the thread of a volume's disk was last awake. It looks up often (see `disk_thread.rs`): a time that is long past
 /// means a disk that hangs.
 #[derive(Debug)]
 pub struct DiskAwake(AtomicU64);

@@ -2,7 +2,7 @@
 //! taken here; those are the core's.
 //!
 //! * a task for each volume ([`actor`]), beside those that bring it messages;
-//! * one thread for the files of each volume ([`disk_thread`]), its log among them; without io_uring the log has a thread of its own
+//! * one thread for the files of each volume (`disk_thread`), its log among them; without io_uring the log has a thread of its own
 //!   ([`wal_thread`]);
 //! * one thread for the witness ([`witness`]), if the node is one;
 //! * tasks for the links to the other nodes ([`peers`]), the heartbeats ([`beats`]) and the clients.
