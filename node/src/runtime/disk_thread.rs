@@ -1,7 +1,6 @@
 //! The thread of one volume's disk: its log is written here (see [`super::wal_thread`]), and what else touches its files is
 //! carried out in the order in which the volume's task asks for it. No decision is taken here.
 
-use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -216,7 +215,7 @@ impl Worker {
             self.awake.set(now);
             let Ok(work) = next else { continue };
             let Some(work) = work else { return };
-            for work in VecDeque::from(work) {
+            for work in work {
                 if let Work::Stop { ended } = work {
                     self.end().await;
                     let _gone = ended.send(());
