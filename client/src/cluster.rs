@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tonic::transport::Channel;
 
 use crate::event::{ClientEvent, ClientEvents};
+use crate::local::{Local, LocalNode};
 use crate::{ClientConfig, ConnectError};
 
 /// After the first useful answer, the others get this much longer. A frozen node must not cost its whole timeout.
@@ -31,6 +32,8 @@ pub(crate) struct Cluster {
     /// `host:port` of every node that may be asked; only grows.
     nodes: Mutex<BTreeSet<String>>,
     channels: Mutex<HashMap<String, Channel>>,
+    /// The node of this process, if it is one.
+    local: Option<Local>,
     events: broadcast::Sender<ClientEvent>,
 }
 
@@ -68,9 +71,22 @@ impl Cluster {
         Ok(Self {
             nodes: Mutex::new(config.endpoints.iter().cloned().collect()),
             channels: Mutex::default(),
+            local: None,
             events: broadcast::channel(1024).0,
             config,
         })
+    }
+
+    /// For a process that is a node itself.
+    pub(crate) fn beside(mut self, local: Local) -> Self {
+        self.local = Some(local);
+        self
+    }
+
+    /// The node at `address`, if it is this process.
+    pub(crate) fn local(&self, address: &str) -> Option<&dyn LocalNode> {
+        let local = self.local.as_ref()?;
+        (local.address == address).then(|| local.node.as_ref())
     }
 
     pub(crate) fn subscribe(&self) -> ClientEvents {

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::cluster::{Backoff, Candidate, Cluster, Located};
+use crate::local::Replies;
 use crate::{AttachOptions, Refusal};
 
 /// How long one node may take to open a volume while no newer primary is in sight. It may have to commit its `EpochStart`.
@@ -88,7 +89,7 @@ pub(crate) struct VolumeStream {
     pub(crate) epoch: Epoch,
     pub(crate) opened: pb::Opened,
     pub(crate) requests: mpsc::UnboundedSender<pb::ClientRequest>,
-    pub(crate) replies: tonic::Streaming<pb::ClientReply>,
+    pub(crate) replies: Replies,
 }
 
 /// Why one node did not open the volume.
@@ -195,20 +196,15 @@ async fn open_at(
     address: &str,
     opening: &Opening,
 ) -> Result<VolumeStream, Failure> {
-    let channel = cluster
-        .channel(address)
-        .ok_or_else(|| Failure::Lost("not an address".to_owned()))?;
     let (requests, outgoing) = mpsc::unbounded_channel();
     requests
         .send(opening.request())
         .map_err(|_| Failure::Lost("stream closed".to_owned()))?;
-    let mut client = ClientClient::new(channel)
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let lost = |status: tonic::Status| Failure::Lost(status.message().to_owned());
-    let reply = client.volume(UnboundedReceiverStream::new(outgoing)).await;
-    let mut replies = reply.map_err(lost)?.into_inner();
-    let first = replies.message().await.map_err(lost)?;
+    let mut replies = match cluster.local(address) {
+        Some(node) => Replies::Local(node.volume(outgoing)),
+        None => dial(cluster, address, outgoing).await?,
+    };
+    let first = replies.message().await.map_err(lost_stream)?;
     match first.and_then(|reply| reply.body) {
         Some(Body::Opened(opened)) => Ok(VolumeStream {
             address: address.to_owned(),
@@ -228,6 +224,26 @@ async fn open_at(
         },
         Some(_) | None => Err(Failure::Lost("an answer that is none".to_owned())),
     }
+}
+
+async fn dial(
+    cluster: &Cluster,
+    address: &str,
+    outgoing: mpsc::UnboundedReceiver<pb::ClientRequest>,
+) -> Result<Replies, Failure> {
+    let channel = cluster
+        .channel(address)
+        .ok_or_else(|| Failure::Lost("not an address".to_owned()))?;
+    let mut client = ClientClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let reply = client.volume(UnboundedReceiverStream::new(outgoing)).await;
+    let replies = reply.map_err(lost_stream)?.into_inner();
+    Ok(Replies::Wire(Box::new(replies)))
+}
+
+fn lost_stream(status: tonic::Status) -> Failure {
+    Failure::Lost(status.message().to_owned())
 }
 
 /// Where a node that is not the primary points.

@@ -38,6 +38,7 @@ mod error;
 mod event;
 mod forwarding;
 mod inflight;
+mod local;
 mod log;
 mod room;
 mod session;
@@ -59,6 +60,7 @@ pub use crate::error::{
     UnknownCause, WriteError,
 };
 pub use crate::event::{ClientEvent, ClientEvents};
+pub use crate::local::{LocalNode, LocalReplies, LocalRequests};
 pub use crate::log::{
     LogBuilder, LogPage, LogPosition, LogRecord, LogVolume, PendingAppend, ReadLimits,
 };
@@ -121,8 +123,26 @@ impl Client {
     /// # Errors
     /// No endpoint is given or one is malformed, or none answered in time.
     pub async fn connect(config: ClientConfig) -> Result<Self, ConnectError> {
-        let deadline = config.open_deadline;
-        let cluster = Arc::new(cluster::Cluster::new(config)?);
+        Self::greet(cluster::Cluster::new(config)?).await
+    }
+
+    /// The same for a process that is a node itself: streams of volumes whose primary is at `address` go to `node` directly.
+    /// `address` is the one by which the cluster knows the node.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub async fn connect_beside(
+        config: ClientConfig,
+        address: String,
+        node: Arc<dyn LocalNode>,
+    ) -> Result<Self, ConnectError> {
+        let local = local::Local { address, node };
+        Self::greet(cluster::Cluster::new(config)?.beside(local)).await
+    }
+
+    async fn greet(cluster: cluster::Cluster) -> Result<Self, ConnectError> {
+        let deadline = cluster.config.open_deadline;
+        let cluster = Arc::new(cluster);
         match tokio::time::timeout(deadline, cluster.greet()).await {
             Ok(()) => Ok(Self { cluster }),
             Err(_) => Err(ConnectError::Unreachable {

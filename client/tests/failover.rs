@@ -38,6 +38,22 @@ async fn any_endpoint_leads_to_the_primary() {
     assert_eq!(client.admin().nodes().len(), 3, "the others were learned");
 }
 
+/// A node's own client goes over the wire only while the primary is elsewhere.
+#[tokio::test]
+async fn a_node_reaches_itself_without_a_socket() {
+    let cluster = Cluster::start(2, false).await;
+    let log = cluster.client_beside(0).await.log("ledger");
+    let log = log.open().await.expect("open");
+    log.append("here").await.expect("committed");
+    cluster.promote(1, None);
+    log.append("there").await.expect("committed");
+    cluster.promote(0, None);
+    log.append("here again").await.expect("committed");
+    assert_eq!(cluster.records(), ["here", "there", "here again"]);
+    let world = cluster.lock();
+    assert_eq!((world.opens.len(), world.local_streams), (3, 2));
+}
+
 async fn lost_in_mid_stream(mood: Mood) {
     let cluster = Cluster::start(2, false).await;
     let client = cluster.client(&[0, 1]).await;

@@ -18,6 +18,7 @@ use crate::config::{Config, EngineChoice, Role};
 use crate::http;
 use crate::nbd_export::{self, Overdue, Terms, VolumeExports};
 use crate::processes;
+use crate::runtime::client_service::ClientService;
 use crate::runtime::events::{Event, EventKind, Severity, warning};
 use crate::runtime::serve::{self, bind};
 use crate::runtime::witness_store::StoreError as WitnessStoreError;
@@ -167,7 +168,8 @@ fn settings(config: &Config, port: u16) -> Settings {
     }
 }
 
-/// Exports every block volume of the cluster, through the client library: any node serves any volume.
+/// Exports every block volume of the cluster, through the client library: any node serves any volume. Those whose primary is
+/// here are reached without a socket.
 async fn serve_nbd(node: Arc<Node>, listener: TcpListener, terms: Terms, park_timeout: Duration) {
     let own = node.settings.address.clone();
     let others = node.settings.peers.iter().filter(|peer| peer.data);
@@ -175,13 +177,17 @@ async fn serve_nbd(node: Arc<Node>, listener: TcpListener, terms: Terms, park_ti
     let endpoints: Vec<String> = node
         .settings
         .data
-        .then_some(own)
+        .then_some(own.clone())
         .into_iter()
         .chain(endpoints)
         .collect();
     let client = loop {
         let connected = tokio::select! {
-            connected = Client::connect(ClientConfig::new(endpoints.clone())) => connected,
+            connected = Client::connect_beside(
+                ClientConfig::new(endpoints.clone()),
+                own.clone(),
+                Arc::new(ClientService(Arc::clone(&node))),
+            ) => connected,
             () = node.until_stopped() => return,
         };
         match connected {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
-use mainstay_client::{Client, ClientConfig};
+use mainstay_client::{Client, ClientConfig, LocalNode, LocalReplies, LocalRequests};
 use mainstay_proto::tuning;
 use mainstay_proto::v1 as pb;
 use mainstay_proto::v1::admin_server::{Admin, AdminServer};
@@ -17,6 +17,7 @@ use mainstay_proto::v1::client_server::{Client as ClientService, ClientServer};
 use mainstay_proto::v1::refused::Reason;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, UnboundedReceiverStream};
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
 /// What the primary does with mutations.
@@ -57,6 +58,8 @@ pub(crate) struct World {
     pub(crate) holder: Option<(u64, String)>,
     pub(crate) mutations_seen: usize,
     pub(crate) opens: Vec<pb::Open>,
+    /// Streams opened without a socket.
+    pub(crate) local_streams: usize,
 }
 
 pub(crate) struct Cluster {
@@ -81,6 +84,7 @@ impl Cluster {
             holder: None,
             mutations_seen: 0,
             opens: Vec::new(),
+            local_streams: 0,
         };
         let world = Arc::new(Mutex::new(world));
         let changed = watch::Sender::new(0);
@@ -131,6 +135,20 @@ impl Cluster {
     /// A client that was told of the nodes `known`.
     pub(crate) async fn client(&self, known: &[usize]) -> Client {
         Client::connect(self.config(known))
+            .await
+            .expect("a node lives")
+    }
+
+    /// The client within the process of `node`.
+    pub(crate) async fn client_beside(&self, node: usize) -> Client {
+        let local = Node {
+            me: node,
+            world: Arc::clone(&self.world),
+            changed: self.changed.clone(),
+            addresses: self.addresses.clone(),
+        };
+        let address = self.addresses[node].to_string();
+        Client::connect_beside(self.config(&[node]), address, Arc::new(local))
             .await
             .expect("a node lives")
     }
@@ -194,7 +212,7 @@ impl Cluster {
     }
 }
 
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 struct Node {
     me: usize,
     world: Arc<Mutex<World>>,
@@ -539,14 +557,40 @@ impl ClientService for Node {
         &self,
         request: Request<Streaming<pb::ClientRequest>>,
     ) -> Result<Response<Replies>, Status> {
-        let mut asked = request.into_inner();
+        let replies = self.begin(request.into_inner());
+        Ok(Response::new(UnboundedReceiverStream::new(replies)))
+    }
+}
+
+impl LocalNode for Node {
+    fn volume(&self, requests: LocalRequests) -> LocalReplies {
+        self.lock().local_streams += 1;
+        let mut replies = self.begin(UnboundedReceiverStream::new(requests).map(Ok));
+        let (out, bounded) = mpsc::channel(1);
+        tokio::spawn(async move {
+            while let Some(reply) = replies.recv().await {
+                if out.send(reply).await.is_err() {
+                    return;
+                }
+            }
+        });
+        bounded
+    }
+}
+
+impl Node {
+    /// Serves one stream, in a task that ends with it.
+    fn begin(
+        &self,
+        mut asked: impl Stream<Item = Result<pb::ClientRequest, Status>> + Unpin + Send + 'static,
+    ) -> mpsc::UnboundedReceiver<Result<pb::ClientReply, Status>> {
         let (out, replies) = mpsc::unbounded_channel();
         let node = self.clone();
         tokio::spawn(async move {
-            let Ok(Some(pb::ClientRequest {
+            let Some(Ok(pb::ClientRequest {
                 tag,
                 body: Some(Ask::Open(open)),
-            })) = asked.message().await
+            })) = asked.next().await
             else {
                 return;
             };
@@ -575,8 +619,8 @@ impl ClientService for Node {
             serving.reply(tag, Reply::Opened(opened));
             loop {
                 tokio::select! {
-                    request = asked.message() => match request {
-                        Ok(Some(request)) => {
+                    request = asked.next() => match request {
+                        Some(Ok(request)) => {
                             if !serving.handle(request) {
                                 return;
                             }
@@ -593,7 +637,7 @@ impl ClientService for Node {
                 }
             }
         });
-        Ok(Response::new(UnboundedReceiverStream::new(replies)))
+        replies
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
+use mainstay_client::{LocalNode, LocalReplies, LocalRequests};
 use mainstay_proto::v1 as pb;
 use mainstay_proto::v1::client_reply::Body as Reply;
 use mainstay_proto::v1::client_request::Body;
@@ -60,25 +61,55 @@ impl pb::client_server::Client for ClientService {
         &self,
         request: Request<Streaming<pb::ClientRequest>>,
     ) -> Result<Response<ReplyStream>, Status> {
+        let replies = self.begin(Requests::Wire(request.into_inner()));
+        Ok(Response::new(ReceiverStream::new(replies)))
+    }
+}
+
+impl LocalNode for ClientService {
+    fn volume(&self, requests: LocalRequests) -> LocalReplies {
+        self.begin(Requests::Local(requests))
+    }
+}
+
+impl ClientService {
+    /// Serves one stream, in a task that ends with it.
+    fn begin(&self, requests: Requests) -> LocalReplies {
         let (sender, receiver) = mpsc::channel(16);
         let node = self.0.clone();
         tokio::spawn(async move {
             let mut stream = Stream {
                 node,
-                requests: request.into_inner(),
+                requests,
                 out: sender.clone(),
             };
             if let Err(status) = stream.serve().await {
                 let _gone = sender.send(Err(status)).await;
             }
         });
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        receiver
+    }
+}
+
+/// The client's end of a stream, wherever the client is.
+enum Requests {
+    Wire(Streaming<pb::ClientRequest>),
+    Local(LocalRequests),
+}
+
+impl Requests {
+    /// The next request; `None` at the end of the stream. Cancelling it loses none.
+    async fn message(&mut self) -> Result<Option<pb::ClientRequest>, Status> {
+        match self {
+            Self::Wire(stream) => stream.message().await,
+            Self::Local(requests) => Ok(requests.recv().await),
+        }
     }
 }
 
 struct Stream {
     node: Arc<Node>,
-    requests: Streaming<pb::ClientRequest>,
+    requests: Requests,
     out: mpsc::Sender<Result<pb::ClientReply, Status>>,
 }
 
