@@ -197,14 +197,10 @@ impl Rig {
         let epoch = entries
             .last()
             .map_or(Epoch(1), |entry| entry.header.point.epoch);
-        let first = entries
-            .first()
-            .map_or(self.volume.member().last().lsn.next(), |entry| {
-                entry.header.point.lsn
-            });
-        let last = entries
-            .last()
-            .map_or(first.prev(), |entry| entry.header.point.lsn);
+        let next = self.volume.member().last().lsn.next();
+        let place = |entry: &EntryRef| entry.header.point.lsn;
+        let first = entries.first().map_or(next, place);
+        let last = entries.last().map_or_else(|| first.prev(), place);
         let mut runs: Vec<(Epoch, Lsn)> = Vec::new();
         for entry in entries {
             let point = entry.header.point;
