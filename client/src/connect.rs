@@ -294,6 +294,9 @@ pub(crate) fn refusal(refused: pb::Refused) -> Verdict {
         Reason::TooLarge(m) => Refusal::TooLarge {
             bytes_max: m.bytes_max,
         },
+        Reason::TooManyRecords(m) => Refusal::TooManyRecords {
+            records_max: m.records_max,
+        },
         Reason::NoSpace(_) => Refusal::NoSpace,
         Reason::Trimmed(m) => Refusal::Trimmed {
             first: Lsn(m.first_lsn),

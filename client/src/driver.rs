@@ -389,12 +389,14 @@ impl Driver {
             }
             Body::CommittedBatch(batch) => {
                 for result in batch.results {
-                    self.committed(result.tag, result.lsn, result.timestamp_us);
+                    let committed = committed_at(result.lsn, result.count, result.timestamp_us);
+                    self.committed(result.tag, committed);
                 }
                 None
             }
             Body::Committed(result) => {
-                self.committed(reply.tag, result.lsn, result.timestamp_us);
+                let committed = committed_at(result.lsn, result.count, result.timestamp_us);
+                self.committed(reply.tag, committed);
                 None
             }
             Body::Refused(refused) => match refusal(refused) {
@@ -409,11 +411,7 @@ impl Driver {
         }
     }
 
-    fn committed(&mut self, tag: u64, lsn: u64, timestamp_us: u64) {
-        let committed = Committed {
-            lsn: Lsn(lsn),
-            timestamp_us,
-        };
+    fn committed(&mut self, tag: u64, committed: Committed) {
         let known = seq_of_tag(tag).is_some_and(|seq| self.inflight.complete(seq, Ok(committed)));
         if !known {
             tracing::debug!(tag, "commit of a request that does not wait");
@@ -528,6 +526,15 @@ impl Driver {
 
     fn publish(&self, event: impl FnOnce(String) -> ClientEvent) {
         self.cluster.publish(event(self.opening.volume.clone()));
+    }
+}
+
+/// Where and when, as the wire says it: only batches count.
+pub(crate) fn committed_at(lsn: u64, count: u32, timestamp_us: u64) -> Committed {
+    Committed {
+        lsn: Lsn(lsn),
+        count: count.max(1),
+        timestamp_us,
     }
 }
 

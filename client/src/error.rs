@@ -81,6 +81,15 @@ pub enum Refusal {
         /// The bound, inclusive.
         bytes_max: u64,
     },
+    /// More records than one batch may hold: append them as several.
+    #[error("more than {records_max} records in one batch")]
+    TooManyRecords {
+        /// The bound, inclusive.
+        records_max: u32,
+    },
+    /// A batch without records: there is nothing to append, and nothing to name.
+    #[error("a batch without records")]
+    EmptyBatch,
     /// The members' disks are full.
     #[error("no space left")]
     NoSpace,

@@ -27,6 +27,11 @@ pub(crate) enum Mutation {
         record: Bytes,
         expected: Option<u64>,
     },
+    /// All or none.
+    Batch {
+        records: Vec<Bytes>,
+        expected: Option<u64>,
+    },
     TrimLog {
         first: u64,
     },
@@ -49,6 +54,7 @@ impl Mutation {
     pub(crate) fn payload_bytes(&self) -> usize {
         match self {
             Self::Append { record, .. } => record.len(),
+            Self::Batch { records, .. } => records.iter().map(Bytes::len).sum(),
             Self::Write { data, .. } => data.len(),
             Self::TrimLog { .. } | Self::Trim { .. } | Self::Zeroes { .. } => 0,
         }
@@ -59,6 +65,11 @@ impl Mutation {
             Self::Append { record, expected } => Body::Append(pb::AppendRecord {
                 seq,
                 record: record.clone(),
+                expected_lsn: *expected,
+            }),
+            Self::Batch { records, expected } => Body::AppendAtomic(pb::AppendAtomic {
+                seq,
+                records: records.clone(),
                 expected_lsn: *expected,
             }),
             Self::TrimLog { first } => Body::TrimLog(pb::TrimLog {

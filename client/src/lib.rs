@@ -75,10 +75,21 @@ pub mod report {
 /// Where and when a mutation was committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Committed {
-    /// Its position in the volume's log.
+    /// Its position in the volume's log; that of the first record of a batch.
     pub lsn: mainstay_types::Lsn,
+    /// Positions that it takes from there on: as many as a batch has records, else one.
+    pub count: u32,
     /// The primary's time when it took the mutation in, microseconds since 1970. Never falls as positions rise.
     pub timestamp_us: u64,
+}
+
+impl Committed {
+    /// Its last position: that of the last record of a batch.
+    #[must_use]
+    pub fn last(&self) -> mainstay_types::Lsn {
+        let more = u64::from(self.count.saturating_sub(1));
+        mainstay_types::Lsn(self.lsn.0.saturating_add(more))
+    }
 }
 
 /// Names one mutation for ever: what [`WriteError::Unknown`] carries and `outcome` takes.

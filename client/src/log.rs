@@ -1,4 +1,4 @@
-//! Log volumes: append, read, tail, trim.
+//! Log volumes: append records and atomic batches, read, tail, trim.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -164,12 +164,80 @@ impl LogVolume {
     /// Refused at once because of its size, or no room until the deadline.
     pub async fn submit(&self, record: impl Into<Bytes>) -> Result<PendingAppend, AppendError> {
         let record = record.into();
-        let bytes_max = u64::from(self.session.opened.payload_bytes_max);
-        if bytes_max > 0 && record.len() as u64 > bytes_max {
-            return Err(AppendError::Refused(Refusal::TooLarge { bytes_max }));
-        }
+        self.check_bytes(record.len())?;
         let expected = None;
         self.send(Mutation::Append { record, expected }).await
+    }
+
+    /// Appends several records, all of them or none, and waits until they are committed.
+    ///
+    /// They lie side by side: the first at the position that is answered, the others right behind it. No reader, at whatever
+    /// position it begins and whatever fails meanwhile, is ever shown some of them while others are missing. The whole batch is one
+    /// mutation with one number: a retry, [`Self::outcome`] and [`Committed::count`] speak of all of it.
+    ///
+    /// Cancelling after the first poll may leave the batch on its way: use [`Self::submit_batch`] to keep its name.
+    ///
+    /// # Errors
+    /// Refused (empty, more than [`Self::batch_records_max`] records, or more than [`Self::record_bytes_max`] bytes in all), or
+    /// unknown when the deadline passed.
+    pub async fn append_batch<R: Into<Bytes>>(
+        &self,
+        records: impl IntoIterator<Item = R>,
+    ) -> Result<Committed, AppendError> {
+        self.submit_batch(records).await?.await
+    }
+
+    /// Appends several records as [`Self::append_batch`] does, only if the first gets exactly position `expected`.
+    ///
+    /// # Errors
+    /// `Refused(UnexpectedPosition)` if the position is taken; else as [`Self::append_batch`].
+    pub async fn append_batch_at<R: Into<Bytes>>(
+        &self,
+        expected: Lsn,
+        records: impl IntoIterator<Item = R>,
+    ) -> Result<Committed, AppendError> {
+        self.send_batch(records, Some(expected.0)).await?.await
+    }
+
+    /// Puts a batch in line as [`Self::submit`] does one record; see [`Self::append_batch`].
+    ///
+    /// # Errors
+    /// Refused at once because of its size, or no room until the deadline.
+    pub async fn submit_batch<R: Into<Bytes>>(
+        &self,
+        records: impl IntoIterator<Item = R>,
+    ) -> Result<PendingAppend, AppendError> {
+        self.send_batch(records, None).await
+    }
+
+    async fn send_batch<R: Into<Bytes>>(
+        &self,
+        records: impl IntoIterator<Item = R>,
+        expected: Option<u64>,
+    ) -> Result<PendingAppend, AppendError> {
+        let records: Vec<Bytes> = records.into_iter().map(Into::into).collect();
+        let records_max = self.batch_records_max();
+        let refused = match (records.len(), records_max) {
+            (0, _) => Some(Refusal::EmptyBatch),
+            (_, 0) => Some(Refusal::Unsupported),
+            (count, _) if count > records_max => Some(Refusal::TooManyRecords {
+                records_max: self.session.opened.batch_records_max,
+            }),
+            _ => None,
+        };
+        if let Some(refusal) = refused {
+            return Err(AppendError::Refused(refusal));
+        }
+        self.check_bytes(records.iter().map(Bytes::len).sum())?;
+        self.send(Mutation::Batch { records, expected }).await
+    }
+
+    fn check_bytes(&self, bytes: usize) -> Result<(), AppendError> {
+        let bytes_max = self.record_bytes_max();
+        if bytes as u64 > bytes_max {
+            return Err(AppendError::Refused(Refusal::TooLarge { bytes_max }));
+        }
+        Ok(())
     }
 
     /// Declares entries below `first` no longer needed, and waits until that is committed.
@@ -258,7 +326,13 @@ impl LogVolume {
         self.session.outcome(op).await
     }
 
-    /// The longest record that the cluster takes; nothing longer is ever sent.
+    /// The most records that one batch may hold; none if the cluster takes no batches.
+    #[must_use]
+    pub fn batch_records_max(&self) -> usize {
+        self.session.opened.batch_records_max as usize
+    }
+
+    /// The longest record, and the most bytes of a batch, that the cluster takes; nothing longer is ever sent.
     #[must_use]
     pub fn record_bytes_max(&self) -> u64 {
         match self.session.opened.payload_bytes_max {

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::cluster::{Backoff, Cluster};
 use crate::connect::{Opening, VolumeStream, connect};
-use crate::driver::{Command, Driver, OutcomeAnswer};
+use crate::driver::{Command, Driver, OutcomeAnswer, committed_at};
 use crate::forwarding::Forwarding;
 use crate::inflight::{Failed, Mutation, MutationResult};
 use crate::room::{Permit, Room};
@@ -381,10 +381,11 @@ async fn open_within(
 fn decided(is: pb::OutcomeIs) -> Option<Outcome> {
     use pb::outcome_is::Outcome as Is;
     match is.outcome? {
-        Is::Committed(m) => Some(Outcome::Committed(Committed {
-            lsn: Lsn(m.lsn),
-            timestamp_us: m.timestamp_us,
-        })),
+        Is::Committed(m) => Some(Outcome::Committed(committed_at(
+            m.lsn,
+            m.count,
+            m.timestamp_us,
+        ))),
         Is::Never(_) => Some(Outcome::Never),
         Is::Forgotten(_) => Some(Outcome::Forgotten),
         Is::Pending(_) => None,

@@ -143,6 +143,62 @@ async fn requests_wait_for_the_next_primary() {
     );
 }
 
+/// The stream is lost after the batch was committed: sent again, it is answered with its first result.
+#[tokio::test]
+async fn a_batch_is_one_mutation_across_a_lost_stream() {
+    let cluster = Cluster::start(2, false).await;
+    let client = cluster.client(&[0, 1]).await;
+    let log = client.log("ledger").open().await.expect("open");
+    log.append("a").await.expect("committed");
+    for mood in [Mood::DropsAfter, Mood::DropsBefore] {
+        cluster.mood(0, mood);
+        let before = cluster.records().len() as u64;
+        let batch = log.submit_batch(["b", "c", "d"]).await.expect("room");
+        let single = log.submit("e").await.expect("room");
+        let op = batch.op();
+        let committed = batch.await.expect("committed");
+        assert_eq!((committed.lsn, committed.count), (Lsn(before + 1), 3));
+        assert_eq!(committed.last(), Lsn(before + 3));
+        assert_eq!(single.await.expect("committed").lsn, Lsn(before + 4));
+        let outcome = log.outcome(op).await.expect("settled");
+        assert_eq!(outcome, Outcome::Committed(committed));
+    }
+    assert_eq!(
+        cluster.records(),
+        ["a", "b", "c", "d", "e", "b", "c", "d", "e"]
+    );
+}
+
+#[tokio::test]
+async fn what_cannot_be_one_batch_is_refused_before_it_is_sent() {
+    let cluster = Cluster::start(1, false).await;
+    let client = cluster.client(&[0]).await;
+    let log = client.log("ledger").open().await.expect("open");
+    let refused = |result: Result<_, AppendError>| match result {
+        Err(AppendError::Refused(refusal)) => refusal,
+        other => panic!("{other:?}"),
+    };
+    let none: [&str; 0] = [];
+    assert_eq!(refused(log.append_batch(none).await), Refusal::EmptyBatch);
+    let many = Refusal::TooManyRecords { records_max: 4 };
+    assert_eq!(refused(log.append_batch(["x"; 5]).await), many);
+    let bytes_max = log.record_bytes_max();
+    let half = vec![0; usize::try_from(bytes_max).expect("small") / 2 + 1];
+    let large = Refusal::TooLarge { bytes_max };
+    assert_eq!(refused(log.append_batch([half.clone(), half]).await), large);
+    let late = log.append_batch_at(Lsn(9), ["x", "y"]).await;
+    let taken = Refusal::UnexpectedPosition { next: Lsn(1) };
+    assert_eq!(refused(late), taken);
+    assert_eq!(
+        log.append_batch_at(Lsn(1), ["x", "y"])
+            .await
+            .expect("committed")
+            .count,
+        2
+    );
+    assert_eq!(cluster.records(), ["x", "y"]);
+}
+
 #[tokio::test]
 async fn a_tail_survives_failover_without_gap_or_repeat() {
     let cluster = Cluster::start(2, false).await;

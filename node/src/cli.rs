@@ -561,7 +561,8 @@ pub enum LogCommand {
     #[command(after_long_help = "\
 Examples:
   mainstay log append ledger < transactions.csv
-  zcat big.gz | mainstay log append ledger --in-flight 256")]
+  zcat big.gz | mainstay log append ledger --in-flight 256
+  mainstay log append ledger --batch 3 < transfers.txt      every three lines are appended together, or none of them")]
     Append(AppendArgs),
     /// Print records of a range of positions
     Read(ReadArgs),
@@ -591,7 +592,11 @@ pub struct AppendArgs {
     #[arg(long, value_enum, default_value = "lines")]
     pub framing: Framing,
 
-    /// Records sent ahead of their answers
+    /// Append every N records together, all of them or none: nobody is ever shown a part. The last batch may be shorter
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub batch: Option<u32>,
+
+    /// Records, or batches, sent ahead of their answers
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub in_flight: u32,
 

@@ -395,6 +395,70 @@ async fn appends_and_tails_go_on_across_promotions_exactly_once() {
     cluster.shut_down().await;
 }
 
+/// Batches of three while primaries change: each lies side by side, and none is lost, doubled or torn.
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_go_on_across_promotions_each_of_them_whole() {
+    let cluster = Cluster::start().await;
+    create(&cluster, "ledger", VolumeKind::Log).await;
+    let text = lines(6_001);
+    let (stop, stopped) = oneshot::channel();
+    let endpoints = cluster.endpoints();
+    let promoting = tokio::spawn(async move { promote_until(endpoints, "ledger", stopped).await });
+    let (reader, mut writer) = io::pipe().expect("a pipe");
+    let input = text.clone();
+    std::thread::spawn(move || {
+        for part in input.as_bytes().chunks(5_000) {
+            writer.write_all(part).expect("written");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+    let mut out = Vec::new();
+    let args = append::Args {
+        json: true,
+        quiet: true,
+        batch: Some(3),
+        ..append::Args::new("ledger")
+    };
+    append::run(&args, cluster.endpoints(), reader, &mut out)
+        .await
+        .expect("appended");
+    let _running = stop.send(());
+    let moved = promoting.await.expect("no panic");
+    let summary = json(&out);
+    assert!(moved >= 2, "{moved} promotions, {summary}");
+    assert_eq!(summary["records"], 6_001);
+
+    let all = read::Args {
+        printed: Printed {
+            with_lsn: true,
+            ..Printed::default()
+        },
+        ..read::Args::all("ledger")
+    };
+    let all = String::from_utf8(read_from(&cluster, &all).await).expect("text");
+    let records = all
+        .lines()
+        .map(|line| line.split_once('\t').expect("a position"));
+    let (positions, read): (Vec<&str>, Vec<&str>) = records.unzip();
+    assert!(
+        read.iter().copied().eq(text.lines()),
+        "{} records",
+        read.len()
+    );
+    let positions: Vec<u64> = positions
+        .iter()
+        .map(|lsn| lsn.parse().expect("a number"))
+        .collect();
+    for batch in positions.chunks(3) {
+        assert!(
+            batch.windows(2).all(|pair| pair[1] == pair[0] + 1),
+            "{batch:?}"
+        );
+    }
+    assert_eq!(summary["last_lsn"].as_u64(), positions.last().copied());
+    cluster.shut_down().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn status_and_events_tell_what_is_and_what_happened() {
     let mut cluster = Cluster::start().await;

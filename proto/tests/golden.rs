@@ -436,6 +436,14 @@ fn requests(golden: &mut Golden) {
             records: records.to_vec(),
         }),
     );
+    golden.ask(
+        "append_atomic",
+        Body::AppendAtomic(pb::AppendAtomic {
+            seq,
+            records: records.to_vec(),
+            expected_lsn,
+        }),
+    );
     let data = Bytes::from_static(b"data");
     golden.ask("write", Body::Write(pb::Write { seq, offset, data }));
     golden.ask("trim", Body::Trim(pb::Trim { seq, offset, len }));
@@ -489,6 +497,7 @@ fn replies(golden: &mut Golden) {
         payload_bytes_max: 1 << 20,
         commit: 400,
         first_lsn: 9,
+        batch_records_max: 1024,
     };
     golden.reply("opened", Body::Opened(opened));
     let not = pb::NotPrimary {
@@ -498,15 +507,35 @@ fn replies(golden: &mut Golden) {
     };
     golden.reply("not_primary", Body::NotPrimary(not));
     let (lsn, timestamp_us) = (401, 1_700_000_000_000_000);
-    let committed = pb::Committed { lsn, timestamp_us };
+    let committed = pb::Committed {
+        lsn,
+        timestamp_us,
+        count: 0,
+    };
     golden.reply("committed", Body::Committed(committed));
     let results = vec![pb::CommittedTag {
         tag: 301,
         lsn,
         timestamp_us,
+        count: 0,
     }];
     golden.reply(
         "committed_batch",
+        Body::CommittedBatch(pb::CommittedBatch { results }),
+    );
+    let atomic = pb::Committed {
+        count: 3,
+        ..committed
+    };
+    golden.reply("committed_atomic", Body::Committed(atomic));
+    let results = vec![pb::CommittedTag {
+        tag: 301,
+        lsn,
+        timestamp_us,
+        count: 3,
+    }];
+    golden.reply(
+        "committed_batch_atomic",
         Body::CommittedBatch(pb::CommittedBatch { results }),
     );
     let data = Bytes::from_static(b"data");
@@ -579,6 +608,7 @@ fn refusals(golden: &mut Golden) {
         Reason::RefusedBefore(pb::RefusedBefore {}),
         Reason::ResultForgotten(pb::ResultForgotten {}),
         Reason::AttachmentEnded(pb::AttachmentEnded {}),
+        Reason::TooManyRecords(pb::TooManyRecords { records_max: 1024 }),
     ];
     for (at, reason) in reasons.into_iter().enumerate() {
         golden.refused(&format!("refused_{}", at + 2), reason);

@@ -119,6 +119,7 @@ impl Ask {
                 seq,
                 expected: None,
                 entry: op.entry(),
+                more: Vec::new(),
             },
             Self::ReadBlock { offset, len } => ClientOp::ReadBlock { offset, len },
             Self::ReadLog {

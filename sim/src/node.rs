@@ -16,7 +16,7 @@ use mainstay_types::{ClusterId, Incarnation, Instance, Lineage, Lsn, MonoTime, N
 use mainstay_volume::store::{
     CopyConfig, NewCopy, State, carry_out, create_copy, open_log, open_state,
 };
-use mainstay_volume::{ConnId, Token, Volume, VolumeStart, WalJob};
+use mainstay_volume::{ConnId, Token, Voids, Volume, VolumeStart, WalJob};
 
 use crate::clock::Clock;
 use crate::disk::Delays;
@@ -425,20 +425,24 @@ pub async fn read_log(
     reader: WalReader<SimDisk>,
     lineage: Lineage,
     ask: (ConnId, Token, Lsn, Lsn, usize),
+    voids: Voids,
     cached: Option<Vec<EntryRef>>,
     answer: Answer,
 ) {
     let (conn, token, from, through, bytes_max) = ask;
+    let seen = |entry: &EntryRef| {
+        let lsn = entry.header.point.lsn;
+        (lsn <= through && !voids.hide(lsn)).then(|| EntryInfo::of(entry))
+    };
     let entries = match cached {
-        Some(entries) => Some(entries.iter().map(EntryInfo::of).collect()),
+        Some(entries) => Some(entries.iter().filter_map(seen).collect()),
         None => match reader.read(from, bytes_max).await {
             Ok(batch) => {
                 let entries = batch
                     .chunks
                     .into_iter()
                     .flat_map(|chunk| EntryIter::headers_only(lineage, chunk).flatten());
-                let shown = entries.filter(|entry| entry.header.point.lsn <= through);
-                Some(shown.map(|entry| EntryInfo::of(&entry)).collect())
+                Some(entries.filter_map(|entry| seen(&entry)).collect())
             }
             Err(_) => None,
         },

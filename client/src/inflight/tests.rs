@@ -28,6 +28,7 @@ fn queue(count: u64) -> (Inflight, Results) {
 
 fn at(lsn: u64) -> MutationResult {
     Ok(Committed {
+        count: 1,
         lsn: Lsn(lsn),
         timestamp_us: 0,
     })

@@ -309,6 +309,7 @@ impl Node {
             payload_bytes_max: 1 << 16,
             commit: world.log.len() as u64,
             first_lsn: 1,
+            batch_records_max: 4,
         };
         Ok((opened, epoch, wanted))
     }
@@ -335,8 +336,11 @@ impl Serving {
             let records = (0..).zip(batch.records);
             return records.into_iter().all(|(at, record)| {
                 let tag = tag + at * batch.tag_step;
-                self.mutate(tag, batch.first_seq + at, record, None, None)
+                self.mutate(tag, batch.first_seq + at, vec![record], None, None)
             });
+        }
+        if let Ask::AppendAtomic(batch) = body {
+            return self.mutate(tag, batch.seq, batch.records, batch.expected_lsn, None);
         }
         let mutation = match &body {
             Ask::Append(m) => Some((m.seq, m.record.clone(), m.expected_lsn, None)),
@@ -362,7 +366,9 @@ impl Serving {
             _ => None,
         };
         match mutation {
-            Some((seq, data, expected, image)) => self.mutate(tag, seq, data, expected, image),
+            Some((seq, data, expected, image)) => {
+                self.mutate(tag, seq, vec![data], expected, image)
+            }
             None => self.query(tag, body),
         }
     }
@@ -371,7 +377,7 @@ impl Serving {
         &mut self,
         tag: u64,
         seq: u64,
-        data: Bytes,
+        data: Vec<Bytes>,
         expected: Option<u64>,
         image: Option<(u64, Bytes)>,
     ) -> bool {
@@ -415,7 +421,7 @@ impl Serving {
     fn commit(
         &self,
         seq: u64,
-        data: Bytes,
+        data: Vec<Bytes>,
         expected: Option<u64>,
         image: Option<(u64, Bytes)>,
     ) -> Reply {
@@ -431,14 +437,8 @@ impl Serving {
             let current = table.generation;
             return refused(Reason::FencedGeneration(pb::FencedGeneration { current }));
         }
-        let committed = |lsn| {
-            Reply::Committed(pb::Committed {
-                lsn,
-                timestamp_us: lsn,
-            })
-        };
         if let Some(lsn) = table.results.get(&seq) {
-            return committed(*lsn);
+            return Reply::Committed(committed(&world, *lsn));
         }
         if table
             .results
@@ -452,14 +452,15 @@ impl Serving {
                 next_lsn: next,
             }));
         }
-        world.log.push((session, seq, data));
+        let records = data.into_iter().map(|data| (session, seq, data));
+        world.log.extend(records);
         if let Some((offset, data)) = image {
             let at = offset as usize;
             world.image[at..at + data.len()].copy_from_slice(&data);
         }
         let table = world.sessions.get_mut(&session).expect("opened");
         table.results.insert(seq, next);
-        committed(next)
+        Reply::Committed(committed(&world, next))
     }
 
     fn query(&mut self, tag: u64, body: Ask) -> bool {
@@ -485,10 +486,7 @@ impl Serving {
                     .get(&self.session)
                     .and_then(|s| s.results.get(&m.seq));
                 let outcome = match found {
-                    Some(lsn) => Outcome::Committed(pb::Committed {
-                        lsn: *lsn,
-                        timestamp_us: *lsn,
-                    }),
+                    Some(lsn) => Outcome::Committed(committed(&world, *lsn)),
                     None => Outcome::Never(pb::Never {}),
                 };
                 Reply::Outcome(pb::OutcomeIs {
@@ -525,6 +523,18 @@ impl Serving {
         for (tag, page) in out {
             self.reply(tag, Reply::Records(page));
         }
+    }
+}
+
+/// The result of the mutation that begins at `lsn`.
+fn committed(world: &World, lsn: u64) -> pb::Committed {
+    let of = |at: usize| world.log.get(at).map(|(session, seq, _)| (*session, *seq));
+    let first = lsn as usize - 1;
+    let count = (first..).take_while(|at| of(*at) == of(first)).count() as u32;
+    pb::Committed {
+        lsn,
+        timestamp_us: lsn,
+        count: if count > 1 { count } else { 0 },
     }
 }
 

@@ -37,7 +37,7 @@ pub async fn open(node: &Arc<Node>, dir: PathBuf) -> Result<VolumeHandle, CopyEr
     let (to, events) = mpsc::unbounded_channel();
     let (disk, volume) = disk_thread::start(node, dir.clone(), to.clone()).await?;
     let report = Arc::new(Mutex::new(VolumeReport::of(&volume)));
-    let (commit, commit_seen) = watch::channel(volume.member().commit());
+    let (commit, commit_seen) = watch::channel(volume.visible());
     let handle = VolumeHandle {
         spec: volume.spec().clone(),
         lineage: volume.member().lineage(),
@@ -286,18 +286,21 @@ impl Actor {
             Action::ReadLog {
                 from,
                 through,
+                voids,
                 cached: Some(entries),
                 ..
-            } => asked.answer(records(entries, from, through)),
+            } => asked.answer(records(entries, from, through, &voids)),
             Action::ReadLog {
                 from,
                 through,
+                voids,
                 bytes_max,
                 ..
             } => self.work.push(Work::ReadLog {
                 asked,
                 from,
                 through,
+                voids,
                 bytes_max,
             }),
             _ => {}
@@ -344,10 +347,9 @@ impl Actor {
 
     /// Tells the rest of the process what has changed.
     fn publish(&mut self) {
-        let member = self.volume.member();
-        let commit = member.commit();
+        let visible = self.volume.visible();
         self.commit
-            .send_if_modified(|seen| std::mem::replace(seen, commit) != commit);
+            .send_if_modified(|seen| std::mem::replace(seen, visible) != visible);
         let sync_age = self
             .writing
             .front()

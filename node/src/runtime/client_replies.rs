@@ -5,7 +5,7 @@ use mainstay_proto::v1::client_reply::Body as Reply;
 use mainstay_proto::v1::refused::Reason;
 use mainstay_storage::image::{Extent, ImageReadError};
 use mainstay_types::{Epoch, Lsn, NodeId, VolumeKind};
-use mainstay_volume::{OpResult, Outcome, Refusal};
+use mainstay_volume::{BATCH_RECORDS_MAX, OpResult, Outcome, Refusal};
 
 use super::Node;
 use super::handle::{RecordOut, VolumeHandle};
@@ -30,6 +30,7 @@ pub(super) fn opened(
         generation: u64::from(generation),
         next_seq,
         payload_bytes_max: u32::try_from(PAYLOAD_BYTES_MAX).expect("16 MiB fit 32 bits"),
+        batch_records_max: count_of(BATCH_RECORDS_MAX),
         commit: commit.0,
         first_lsn: first.0,
     })
@@ -92,6 +93,14 @@ pub(super) fn too_large(bytes_max: u64) -> Reply {
     refusal(message, Reason::TooLarge(pb::TooLarge { bytes_max }))
 }
 
+/// More records than one atomic batch may hold.
+pub(super) fn too_many_records() -> Reply {
+    refused(&Refusal::TooManyRecords {
+        records: BATCH_RECORDS_MAX + 1,
+        limit: BATCH_RECORDS_MAX,
+    })
+}
+
 /// A request that makes no sense.
 pub(super) fn bad_request(why: &str) -> Reply {
     refusal(why.to_owned(), Reason::BadRequest(pb::BadRequest {}))
@@ -127,6 +136,9 @@ pub(super) fn refused(refused: &Refusal) -> Reply {
             size_bytes: *size_bytes,
         }),
         Refusal::TooLarge { limit, .. } => Reason::TooLarge(pb::TooLarge { bytes_max: *limit }),
+        Refusal::TooManyRecords { limit, .. } => Reason::TooManyRecords(pb::TooManyRecords {
+            records_max: count_of(*limit),
+        }),
         Refusal::WrongKind => Reason::WrongKind(pb::WrongKind { kind: None }),
         Refusal::UnknownSession => Reason::UnknownSession(pb::UnknownSession {}),
         Refusal::ResultForgotten { .. } => Reason::ResultForgotten(pb::ResultForgotten {}),
@@ -144,11 +156,12 @@ pub(super) fn of_result(node: &Node, result: OpResult, block: bool) -> Reply {
             Reason::BadRequest(pb::BadRequest {}),
         ),
         OpResult::Closed => Reply::Closed(pb::Closed {}),
-        OpResult::Committed { lsn, arg } => {
+        OpResult::Committed { lsn, count, arg } => {
             let timestamp_us = if block { 0 } else { arg / 1000 };
             Reply::Committed(pb::Committed {
                 lsn: lsn.0,
                 timestamp_us,
+                count: batch_count(count),
             })
         }
         OpResult::Outcome(outcome) => Reply::Outcome(pb::OutcomeIs {
@@ -172,11 +185,21 @@ pub(super) fn of_result(node: &Node, result: OpResult, block: bool) -> Reply {
     }
 }
 
+/// On the wire only batches count their entries.
+pub(super) fn batch_count(count: u32) -> u32 {
+    if count > 1 { count } else { 0 }
+}
+
+fn count_of(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
 fn of_outcome(outcome: Outcome) -> pb::outcome_is::Outcome {
     match outcome {
-        Outcome::Committed { lsn } => pb::outcome_is::Outcome::Committed(pb::Committed {
+        Outcome::Committed { lsn, count } => pb::outcome_is::Outcome::Committed(pb::Committed {
             lsn: lsn.0,
             timestamp_us: 0,
+            count: batch_count(count),
         }),
         Outcome::Never => pb::outcome_is::Outcome::Never(pb::Never {}),
         Outcome::Pending => pb::outcome_is::Outcome::Pending(pb::Pending {}),

@@ -15,7 +15,7 @@ use mainstay_storage::EntryKind;
 use mainstay_storage::format::{encode_range, encode_unstamped};
 use mainstay_storage::image::RANGE_BYTES_MAX;
 use mainstay_types::{Lsn, SessionId, VolumeKind, VolumeName};
-use mainstay_volume::{Attachment, ClientOp, ConnId, Event, OpResult};
+use mainstay_volume::{Attachment, BATCH_RECORDS_MAX, ClientOp, ConnId, Event, OpResult};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -35,8 +35,8 @@ const REQUESTS_AT_ONCE: usize = 512;
 /// ...and about this many bytes: the volume may begin with the first while more arrive.
 const REQUEST_BYTES_AT_ONCE: u64 = 256 << 10;
 
-/// Records of one batch.
-const BATCH_RECORDS_MAX: usize = 1024;
+/// Records of one `AppendBatch`.
+const RECORDS_AT_ONCE_MAX: usize = 1024;
 
 /// Bytes of records in one answer, unless a single record is larger.
 const RECORDS_BYTES: usize = 1 << 20;
@@ -453,9 +453,9 @@ impl Stream {
         first_tag: u64,
         batch: pb::AppendBatch,
     ) -> Result<(), Status> {
-        if batch.records.len() > BATCH_RECORDS_MAX {
+        if batch.records.len() > RECORDS_AT_ONCE_MAX {
             return Err(Status::invalid_argument(format!(
-                "a batch of {} records: at most {BATCH_RECORDS_MAX}",
+                "a batch of {} records: at most {RECORDS_AT_ONCE_MAX}",
                 batch.records.len()
             )));
         }
@@ -505,12 +505,13 @@ impl Stream {
                 opened.pending_bytes -= bytes;
             }
             let body = match answer {
-                ConnAnswer::Result(OpResult::Committed { lsn, arg }) => {
+                ConnAnswer::Result(OpResult::Committed { lsn, count, arg }) => {
                     let timestamp_us = if block { 0 } else { arg / 1000 };
                     committed.push(pb::CommittedTag {
                         tag: token,
                         lsn: lsn.0,
                         timestamp_us,
+                        count: replies::batch_count(count),
                     });
                     continue;
                 }
@@ -555,6 +556,7 @@ impl Stream {
                 let body = pb::Committed {
                     lsn: one.lsn,
                     timestamp_us: one.timestamp_us,
+                    count: one.count,
                 };
                 self.send(one.tag, Reply::Committed(body)).await
             }
@@ -661,6 +663,7 @@ fn mutation_op(body: Body) -> Result<(ClientOp, u64), Reply> {
                 seq,
                 expected: None,
                 entry,
+                more: Vec::new(),
             },
             64,
         ))
@@ -670,6 +673,7 @@ fn mutation_op(body: Body) -> Result<(ClientOp, u64), Reply> {
             let expected = append.expected_lsn.map(Lsn);
             payload(EntryKind::Record, append.seq, 0, expected, &append.record)
         }
+        Body::AppendAtomic(append) => atomic(&append),
         Body::Write(write) => payload(EntryKind::Write, write.seq, write.offset, None, &write.data),
         Body::Trim(trim) => range(EntryKind::Trim, trim.seq, trim.offset, trim.len, 0),
         Body::Zeroes(zeroes) => range(EntryKind::Zeroes, zeroes.seq, zeroes.offset, zeroes.len, 0),
@@ -695,7 +699,32 @@ fn payload(
             seq,
             expected,
             entry,
+            more: Vec::new(),
         },
         data.len() as u64,
     ))
+}
+
+/// The operation of an atomic batch.
+fn atomic(append: &pb::AppendAtomic) -> Result<(ClientOp, u64), Reply> {
+    let Some((first, rest)) = append.records.split_first() else {
+        return Err(replies::bad_request("a batch without records"));
+    };
+    if append.records.len() > BATCH_RECORDS_MAX {
+        return Err(replies::too_many_records());
+    }
+    let bytes: usize = append.records.iter().map(Bytes::len).sum();
+    let limit = replies::PAYLOAD_BYTES_MAX;
+    if bytes > limit {
+        return Err(replies::too_large(limit as u64));
+    }
+    let seq = append.seq;
+    let record = |data: &Bytes| encode_unstamped(EntryKind::Record, SessionId(0), 0, seq, 0, data);
+    let op = ClientOp::Mutate {
+        seq,
+        expected: append.expected_lsn.map(Lsn),
+        entry: record(first),
+        more: rest.iter().map(record).collect(),
+    };
+    Ok((op, bytes as u64))
 }

@@ -18,7 +18,7 @@ use mainstay_storage::wal::ReadPath;
 use mainstay_storage::{Checkpoint, EntryKind, Image, LogEnd, WalReader};
 use mainstay_types::{BLOCK_BYTES, Lineage, Lsn, VolumeName};
 use mainstay_volume::store::{CopyError, State, open_state};
-use mainstay_volume::{Event, OpResult, Token, Volume, VolumeConfig};
+use mainstay_volume::{Event, OpResult, Token, Voids, Volume, VolumeConfig};
 use tokio::sync::{mpsc, oneshot};
 
 use super::copies::{BLOCKS_AT_ONCE, ExportPart};
@@ -51,6 +51,7 @@ pub(super) enum Work {
         asked: Asked,
         from: Lsn,
         through: Lsn,
+        voids: Voids,
         bytes_max: usize,
     },
     /// Read entries for a copy that is behind.
@@ -255,8 +256,9 @@ impl Worker {
                 asked,
                 from,
                 through,
+                voids,
                 bytes_max,
-            } => self.read_log(asked, from, through, bytes_max),
+            } => self.read_log(asked, from, through, voids, bytes_max),
             Work::Feed { plan, bytes_max } => self.feed(plan, bytes_max),
             Work::Checkpoint { blob, at } if !self.failed => self.checkpoint(blob, at).await,
             Work::Export {
@@ -323,7 +325,7 @@ impl Worker {
         });
     }
 
-    fn read_log(&self, asked: Asked, from: Lsn, through: Lsn, bytes_max: usize) {
+    fn read_log(&self, asked: Asked, from: Lsn, through: Lsn, voids: Voids, bytes_max: usize) {
         let (reader, lineage) = (self.reader.clone(), self.log_lineage);
         tokio::task::spawn_local(async move {
             let answer = match reader.read(from, bytes_max).await {
@@ -335,7 +337,7 @@ impl Worker {
                     let entries = entries
                         .map_while(Result::ok)
                         .filter(|entry| entry.header.point.lsn <= through);
-                    records(entries.collect(), from, through)
+                    records(entries.collect(), from, through, &voids)
                 }
                 Err(error) => ConnAnswer::Unreadable(error.to_string()),
             };
@@ -454,7 +456,12 @@ fn clip(runs: Vec<Extent>, range: &Range<u64>) -> Vec<Extent> {
 }
 
 /// Records among `entries`, which are contiguous from `from`.
-pub(super) fn records(entries: Vec<EntryRef>, from: Lsn, through: Lsn) -> ConnAnswer {
+pub(super) fn records(
+    entries: Vec<EntryRef>,
+    from: Lsn,
+    through: Lsn,
+    voids: &Voids,
+) -> ConnAnswer {
     let next = entries
         .last()
         .map_or(from, |entry| entry.header.point.lsn.next());
@@ -465,7 +472,9 @@ pub(super) fn records(entries: Vec<EntryRef>, from: Lsn, through: Lsn) -> ConnAn
     };
     let records = entries
         .into_iter()
-        .filter(|entry| entry.header.kind == EntryKind::Record)
+        .filter(|entry| {
+            entry.header.kind == EntryKind::Record && !voids.hide(entry.header.point.lsn)
+        })
         .map(record)
         .collect();
     ConnAnswer::Records {

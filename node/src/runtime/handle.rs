@@ -113,7 +113,7 @@ pub struct VolumeHandle {
     pub report: Arc<Mutex<VolumeReport>>,
     /// When the thread of its disk was last awake.
     pub disk_awake: Arc<DiskAwake>,
-    /// Its commit point, as it moves.
+    /// The last entry that may be shown, as it moves: the commit point, or the last entry before a batch that is not whole.
     pub commit: watch::Receiver<Lsn>,
 }
 

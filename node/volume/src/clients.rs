@@ -5,22 +5,23 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::BytesMut;
 use mainstay_replication::Role;
 use mainstay_storage::EntryKind;
-use mainstay_storage::format::{ENTRY_HEADER_BYTES, encode_unstamped, range_of};
+use mainstay_storage::format::encode_unstamped;
 use mainstay_types::{Epoch, Lsn, NodeId, SessionId, VolumeKind};
 
-use crate::event::{Action, Attachment, ClientOp, ConnId, Now, OpResult, Outcome, Refusal, Token};
-use crate::sessions::{Attached, FLAG_ATTACHED, Sessions};
+use crate::event::{Action, Attachment, ClientOp, ConnId, Now, OpResult, Refusal, Token};
+use crate::mutations::{FLAGS, Mutation, committed};
+use crate::sessions::{Attached, Done, FLAG_ATTACHED, Sessions};
 use crate::volume::{Read, Volume};
 
 /// Entries up to this size share one buffer, so that they go to the disk and to the wire without another copy.
 const CHUNK_BYTES: usize = 256 << 10;
 
 #[derive(Debug, Clone, Copy)]
-struct Conn {
-    session: SessionId,
+pub(crate) struct Conn {
+    pub(crate) session: SessionId,
     /// Zero once a takeover has fenced the connection.
-    generation: u32,
-    attached: bool,
+    pub(crate) generation: u32,
+    pub(crate) attached: bool,
     /// The generation is committed.
     ready: bool,
 }
@@ -28,16 +29,16 @@ struct Conn {
 /// A session as it will be once everything proposed is committed.
 #[derive(Debug, Default)]
 pub(crate) struct Proposed {
-    generation: u32,
+    pub(crate) generation: u32,
     /// LSN of the attachment that it writes under; zero for none.
     pub(crate) attachment: Lsn,
-    last_seq: u64,
-    /// Mutations that are not committed yet, with their places; both rise.
-    lsns: VecDeque<(u64, Lsn)>,
+    pub(crate) last_seq: u64,
+    /// Mutations that are not committed yet, with the places of their last entries; both rise.
+    pub(crate) lsns: VecDeque<(u64, Lsn)>,
 }
 
 impl Proposed {
-    fn lsn_of(&self, seq: u64) -> Option<Lsn> {
+    pub(crate) fn lsn_of(&self, seq: u64) -> Option<Lsn> {
         let at = self.lsns.binary_search_by_key(&seq, |(seq, _)| *seq);
         at.ok().map(|at| self.lsns[at].1)
     }
@@ -51,17 +52,17 @@ impl Proposed {
 }
 
 #[derive(Debug)]
-enum Wanted {
+pub(crate) enum Wanted {
     Opened { session: SessionId, generation: u32 },
     Closed { session: SessionId },
     Committed { session: SessionId, seq: u64 },
 }
 
 #[derive(Debug)]
-struct Waiter {
-    conn: ConnId,
-    token: Token,
-    wanted: Wanted,
+pub(crate) struct Waiter {
+    pub(crate) conn: ConnId,
+    pub(crate) token: Token,
+    pub(crate) wanted: Wanted,
 }
 
 /// What a primary keeps of its clients beside the replicated session table. Empty on everybody else.
@@ -74,11 +75,11 @@ pub(crate) struct Clients {
     /// Sessions whose end is proposed.
     pub(crate) closing: BTreeSet<SessionId>,
     /// By place, which rises.
-    waiting: VecDeque<(Lsn, Waiter)>,
+    pub(crate) waiting: VecDeque<(Lsn, Waiter)>,
     parked: VecDeque<(ConnId, Token, ClientOp)>,
     staged: Vec<BytesMut>,
     staged_count: u64,
-    last_timestamp: u64,
+    pub(crate) last_timestamp: u64,
     /// The epoch that all of this belongs to.
     epoch: Epoch,
 }
@@ -105,6 +106,11 @@ impl Clients {
         }
         self.staged_count = 0;
         Some(std::mem::take(&mut self.staged))
+    }
+
+    /// Has `waiter` answered once the entry at `lsn`, which lies behind every other that is waited for, is committed.
+    pub(crate) fn wait(&mut self, lsn: Lsn, waiter: Waiter) {
+        self.waiting.push_back((lsn, waiter));
     }
 
     /// Nothing that comes on a connection of before is taken any more.
@@ -134,7 +140,7 @@ impl Volume {
             stale_ok: true,
         } = op
         {
-            let through = self.member.commit();
+            let through = self.visible();
             return self.read_log(conn, token, from, through, bytes_max);
         }
         match self.member.role() {
@@ -157,7 +163,16 @@ impl Volume {
                 seq,
                 expected,
                 entry,
-            } => self.mutate(now, conn, token, seq, expected, entry),
+                more,
+            } => {
+                let mutation = Mutation {
+                    seq,
+                    expected,
+                    entry,
+                    more,
+                };
+                self.mutate(now, conn, token, mutation)
+            }
             ClientOp::Outcome { seq } => self.outcome(conn, seq).map(Some),
             ClientOp::ReadBlock { offset, len } => {
                 self.check_range(offset, u64::from(len)).map(|()| {
@@ -322,7 +337,7 @@ impl Volume {
     }
 
     /// The connection's session, if no later connection and no takeover has superseded it.
-    fn current(&self, conn: ConnId) -> Result<Conn, Refusal> {
+    pub(crate) fn current(&self, conn: ConnId) -> Result<Conn, Refusal> {
         let conn = *self.clients.conns.get(&conn).ok_or(Refusal::NoSession)?;
         let proposed = self
             .clients
@@ -346,158 +361,6 @@ impl Volume {
         }
     }
 
-    fn mutate(
-        &mut self,
-        now: Now,
-        conn: ConnId,
-        token: Token,
-        seq: u64,
-        expected: Option<Lsn>,
-        mut entry: BytesMut,
-    ) -> Result<Option<OpResult>, Refusal> {
-        let Conn {
-            session,
-            generation,
-            attached,
-            ..
-        } = self.current(conn)?;
-        if !attached && self.spec.kind != VolumeKind::Log {
-            return Err(Refusal::NotAttached);
-        }
-        self.check_entry(&entry)?;
-        let table_seq = self.sessions.get(session).map_or(0, |s| s.last_seq);
-        let last_seq = self
-            .clients
-            .proposed
-            .get(&session)
-            .map_or(0, |p| p.last_seq)
-            .max(table_seq);
-        if seq <= last_seq {
-            return self.duplicate(conn, token, session, seq);
-        }
-        let lsn = self.next_lsn();
-        if let Some(expected) = expected.filter(|expected| *expected != lsn) {
-            return Err(Refusal::UnexpectedLsn {
-                expected,
-                next: lsn,
-            });
-        }
-        if entry[KIND] == EntryKind::Record as u8 {
-            let stamp = now.wall_ns.max(self.clients.last_timestamp);
-            self.clients.last_timestamp = stamp;
-            entry[ARG..ARG + 8].copy_from_slice(&stamp.to_le_bytes());
-        }
-        entry[GENERATION..GENERATION + 4].copy_from_slice(&generation.to_le_bytes());
-        entry[SESSION..SESSION + 8].copy_from_slice(&session.0.to_le_bytes());
-        entry[SEQ..SEQ + 8].copy_from_slice(&seq.to_le_bytes());
-        let known = self.sessions.get(session);
-        let proposed = self.clients.proposed.entry(session);
-        let proposed = proposed.or_insert_with(|| Proposed {
-            attachment: known.map_or(Lsn::ZERO, |known| known.attachment),
-            ..Proposed::default()
-        });
-        (proposed.generation, proposed.last_seq) = (generation, seq);
-        proposed.lsns.push_back((seq, lsn));
-        self.wait(conn, token, Wanted::Committed { session, seq });
-        self.clients.stage(entry);
-        Ok(None)
-    }
-
-    /// A retry: of a committed entry its result, of an uncommitted one the same wait.
-    fn duplicate(
-        &mut self,
-        conn: ConnId,
-        token: Token,
-        session: SessionId,
-        seq: u64,
-    ) -> Result<Option<OpResult>, Refusal> {
-        if let Some(done) = self.sessions.get(session).and_then(|s| s.result(seq)) {
-            return Ok(Some(OpResult::Committed {
-                lsn: done.lsn,
-                arg: done.arg,
-            }));
-        }
-        let lsn = self
-            .clients
-            .proposed
-            .get(&session)
-            .and_then(|p| p.lsn_of(seq));
-        let table = self.sessions.get(session);
-        let lsn = lsn.ok_or_else(|| match table.and_then(|s| s.oldest_result()) {
-            Some(oldest) if seq < oldest => Refusal::ResultForgotten { seq },
-            _ => Refusal::RefusedBefore { seq },
-        })?;
-        let waiter = Waiter {
-            conn,
-            token,
-            wanted: Wanted::Committed { session, seq },
-        };
-        let behind = self.clients.waiting.partition_point(|(at, _)| *at <= lsn);
-        self.clients.waiting.insert(behind, (lsn, waiter));
-        Ok(None)
-    }
-
-    fn outcome(&self, conn: ConnId, seq: u64) -> Result<OpResult, Refusal> {
-        let Conn { session, .. } = self.current(conn)?;
-        let table = self.sessions.get(session);
-        let proposed = self.clients.proposed.get(&session);
-        let outcome = if let Some(done) = table.and_then(|s| s.result(seq)) {
-            Outcome::Committed { lsn: done.lsn }
-        } else if table
-            .and_then(|s| s.oldest_result())
-            .is_some_and(|oldest| seq < oldest)
-        {
-            Outcome::Forgotten
-        } else if proposed.is_some_and(|p| p.lsn_of(seq).is_some()) {
-            Outcome::Pending
-        } else {
-            Outcome::Never
-        };
-        Ok(OpResult::Outcome(outcome))
-    }
-
-    fn check_entry(&self, entry: &[u8]) -> Result<(), Refusal> {
-        let payload = u64::from(u32::from_le_bytes(
-            entry[12..16].try_into().expect("four bytes"),
-        ));
-        let arg = u64::from_le_bytes(entry[ARG..ARG + 8].try_into().expect("eight bytes"));
-        let kind = EntryKind::from_byte(entry[KIND]);
-        let limit = self.config.record_bytes_max;
-        if payload > limit {
-            return Err(Refusal::TooLarge {
-                bytes: payload,
-                limit,
-            });
-        }
-        match (kind, self.spec.kind) {
-            (Some(EntryKind::Record), VolumeKind::Log) => Ok(()),
-            (Some(EntryKind::Write), VolumeKind::Block { .. }) => self.check_range(arg, payload),
-            (Some(EntryKind::Trim | EntryKind::Zeroes), VolumeKind::Block { .. }) => {
-                let len = range_of(&entry[ENTRY_HEADER_BYTES..]).map_err(|_| Refusal::WrongKind)?;
-                let limit = mainstay_storage::image::RANGE_BYTES_MAX;
-                if len > limit {
-                    return Err(Refusal::TooLarge { bytes: len, limit });
-                }
-                self.check_range(arg, len)
-            }
-            _ => Err(Refusal::WrongKind),
-        }
-    }
-
-    fn check_range(&self, offset: u64, len: u64) -> Result<(), Refusal> {
-        let VolumeKind::Block { size_bytes } = self.spec.kind else {
-            return Err(Refusal::WrongKind);
-        };
-        match offset.checked_add(len) {
-            Some(end) if end <= size_bytes => Ok(()),
-            _ => Err(Refusal::OutOfRange {
-                offset,
-                len,
-                size_bytes,
-            }),
-        }
-    }
-
     /// Waits for the entry that is staged next.
     fn wait(&mut self, conn: ConnId, token: Token, wanted: Wanted) {
         let lsn = self.next_lsn();
@@ -506,7 +369,7 @@ impl Volume {
             token,
             wanted,
         };
-        self.clients.waiting.push_back((lsn, waiter));
+        self.clients.wait(lsn, waiter);
     }
 
     /// Proposes what is staged.
@@ -522,8 +385,8 @@ impl Volume {
         }
     }
 
-    /// An entry is committed: whoever waits for it is answered.
-    pub(crate) fn answer_committed(&mut self, lsn: Lsn, arg: u64) {
+    /// An entry is committed: whoever waits for it is answered. `done`: the mutation that took effect with it.
+    pub(crate) fn answer_committed(&mut self, lsn: Lsn, done: Option<Done>) {
         while let Some((_, waiter)) = self.clients.waiting.pop_front_if(|(at, _)| *at <= lsn) {
             let Waiter {
                 conn,
@@ -533,7 +396,7 @@ impl Volume {
             let result = match wanted {
                 Wanted::Committed { session, seq } => {
                     self.forget_proposed(session, seq);
-                    OpResult::Committed { lsn, arg }
+                    committed(done.expect("who waits for a mutation waits for its last entry"))
                 }
                 Wanted::Opened {
                     session,
@@ -641,8 +504,9 @@ impl Volume {
                 token,
                 from,
                 bytes_max,
-            } => self.read_log(conn, token, from, at, bytes_max),
+            } => self.read_log(conn, token, from, self.visible().min(at), bytes_max),
             Read::Position { conn, token } => {
+                let at = self.visible().min(at);
                 let first = self.member.log().base().lsn.next();
                 let epoch = self.member.sealed();
                 self.reply(
@@ -688,38 +552,9 @@ impl Volume {
             token,
             from,
             through,
+            voids: self.sessions.voids().within(from, through),
             bytes_max,
             cached,
         });
-    }
-}
-
-// Offsets in an encoded entry; `docs/disk-format.md` draws them.
-const KIND: usize = 32;
-const FLAGS: usize = 33;
-const GENERATION: usize = 36;
-const SESSION: usize = 40;
-const SEQ: usize = 48;
-const ARG: usize = 56;
-
-#[cfg(test)]
-mod tests {
-    use mainstay_storage::format::decode_header;
-    use mainstay_types::{Epoch, Lineage};
-
-    use super::*;
-
-    #[test]
-    fn the_offsets_here_are_those_of_the_format() {
-        let mut entry = encode_unstamped(EntryKind::Write, SessionId(3), 4, 5, 6, b"x");
-        mainstay_storage::format::stamp(&mut entry, Lineage(1), Epoch(1), Lsn(1), 0);
-        assert_eq!(entry[KIND], EntryKind::Write as u8);
-        entry[FLAGS] = 0;
-        assert_eq!(entry[GENERATION], 4);
-        assert_eq!(entry[SESSION], 3);
-        assert_eq!(entry[SEQ], 5);
-        assert_eq!(entry[ARG], 6);
-        let header = decode_header(Lineage(1), &entry.freeze()).expect("decodes");
-        assert_eq!((header.generation, header.seq, header.arg), (4, 5, 6));
     }
 }

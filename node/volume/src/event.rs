@@ -8,6 +8,8 @@ use mainstay_replication::{AppendPlan, OpId, Role, WitnessSet};
 use mainstay_storage::{LogEnd, format::EntryRef};
 use mainstay_types::{Epoch, Lsn, MonoTime, NodeId, Register, SessionId};
 
+use crate::batch::Voids;
+
 /// Names one client connection of this process.
 pub type ConnId = u64;
 
@@ -162,6 +164,8 @@ pub enum ClientOp {
         expected: Option<Lsn>,
         /// The entry but for its place in the log.
         entry: BytesMut,
+        /// Further records: all of them take effect with `entry`, at the LSNs behind it, or none does. All share `seq`.
+        more: Vec<BytesMut>,
     },
     /// Read bytes of a block volume.
     ReadBlock {
@@ -202,8 +206,10 @@ pub enum ClientOp {
 pub enum Outcome {
     /// Committed.
     Committed {
-        /// Where.
+        /// Where; the first one of a batch.
         lsn: Lsn,
+        /// Entries from there on: more than one for a batch.
+        count: u32,
     },
     /// Not committed, and it never will be under an older generation of this session.
     Never,
@@ -231,8 +237,10 @@ pub enum OpResult {
     Closed,
     /// Committed.
     Committed {
-        /// Where.
+        /// Where; the first one of a batch.
         lsn: Lsn,
+        /// Entries from there on: more than one for a batch.
+        count: u32,
         /// The record's timestamp in nanoseconds since 1970; the offset for a block entry.
         arg: u64,
     },
@@ -242,7 +250,7 @@ pub enum OpResult {
     Position {
         /// First LSN held.
         first: Lsn,
-        /// The commit point.
+        /// The last entry that is committed and, if it is of a batch, committed with all of it.
         commit: Lsn,
         /// The epoch of this primary.
         epoch: Epoch,
@@ -316,6 +324,14 @@ pub enum Refusal {
         bytes: u64,
         /// Allowed.
         limit: u64,
+    },
+    /// More records than one batch may hold.
+    #[error("a batch of {records} records: at most {limit}")]
+    TooManyRecords {
+        /// Asked for.
+        records: usize,
+        /// Allowed.
+        limit: usize,
     },
     /// A block operation on a log, or the reverse.
     #[error("the volume is of another kind")]
@@ -438,8 +454,10 @@ pub enum Action {
         token: Token,
         /// First LSN wanted.
         from: Lsn,
-        /// Last LSN that may be shown, inclusive: the commit point.
+        /// Last LSN that may be shown, inclusive.
         through: Lsn,
+        /// What may not be shown among them.
+        voids: Voids,
         /// At most this many bytes, but at least one record.
         bytes_max: usize,
         /// Entries from memory.

@@ -7,21 +7,28 @@
 //! Rules that hold across it:
 //! * A client's write is answered when its entry is committed, and only then.
 //! * The state (session table, image) is a function of the committed prefix of the log alone.
+//! * Of an atomic batch, all is visible or nothing (`batch.rs`).
 //! * A checkpoint never passes the commit point, nor the durable end of this copy's own log.
 
 #![forbid(unsafe_code)]
 
 mod attach;
+mod batch;
 mod clients;
 mod event;
+mod mutations;
 mod sessions;
 pub mod store;
 mod tail;
 mod volume;
 
+pub use batch::{BATCH_RECORDS_MAX, FLAG_MORE, Voids};
 pub use event::{
     Action, Attachment, ClientOp, ConnId, Event, Now, OpResult, Outcome, Refusal, Token, WalJob,
     WalWrite,
 };
 pub use sessions::{BlobError, RESULTS_KEPT, Sessions};
 pub use volume::{Volume, VolumeConfig, VolumeStart};
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,8 @@ use mainstay_storage::EntryKind;
 use mainstay_storage::format::EntryRef;
 use mainstay_types::{Lsn, SessionId};
 
+use crate::batch::{Batches, Step, Voids};
+
 /// Results kept for each session: a client must not have more unanswered.
 pub const RESULTS_KEPT: usize = 4096;
 
@@ -19,14 +21,35 @@ const SESSIONS_KEPT: usize = 10_000;
 /// Flag of a `SessionOpen` entry: the session writes under the present attachment.
 pub(crate) const FLAG_ATTACHED: u8 = 1;
 
-const BLOB_VERSION: u16 = 1;
+const BLOB_VERSION: u16 = 2;
 
 /// A committed mutation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Done {
     pub(crate) seq: u64,
+    /// Of its entry, or of the first one of a batch.
     pub(crate) lsn: Lsn,
+    /// Entries, side by side: more than one for a batch.
+    pub(crate) count: u32,
     pub(crate) arg: u64,
+}
+
+impl Done {
+    pub(crate) fn encode(&self, out: &mut BytesMut) {
+        out.put_u64_le(self.seq);
+        out.put_u64_le(self.lsn.0);
+        out.put_u32_le(self.count);
+        out.put_u64_le(self.arg);
+    }
+
+    pub(crate) fn decode(rest: &mut Bytes) -> Result<Self, BlobError> {
+        Ok(Self {
+            seq: u64_of(rest)?,
+            lsn: Lsn(u64_of(rest)?),
+            count: take(rest, 4)?.get_u32_le(),
+            arg: u64_of(rest)?,
+        })
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -84,6 +107,7 @@ pub enum BlobError {
 pub struct Sessions {
     sessions: BTreeMap<SessionId, Session>,
     pub(crate) attached: Option<Attached>,
+    batches: Batches,
     /// Greatest timestamp of a record.
     pub(crate) last_timestamp: u64,
     /// Beside the sessions, because it must be as durable: an image that was copied while it changed is consistent
@@ -126,10 +150,33 @@ impl Sessions {
         self.consistent_from
     }
 
-    /// Takes the next committed entry.
-    pub(crate) fn apply(&mut self, entry: &EntryRef) {
+    /// The last entry that may be shown when everything up to `applied` was taken: no part of a batch that is not whole.
+    pub(crate) fn visible(&self, applied: Lsn) -> Lsn {
+        self.batches.visible(applied)
+    }
+
+    /// What is shown to nobody.
+    pub(crate) fn voids(&self) -> &Voids {
+        self.batches.voids()
+    }
+
+    /// Takes the next committed entry; answers the mutation that took effect with it.
+    pub(crate) fn apply(&mut self, entry: &EntryRef) -> Option<Done> {
         let header = &entry.header;
         let lsn = header.point.lsn;
+        let done = match self.batches.take(header) {
+            Step::Held => return None,
+            Step::Whole(done) => {
+                self.last_timestamp = self.last_timestamp.max(done.arg);
+                done
+            }
+            Step::Other => Done {
+                seq: header.seq,
+                lsn,
+                count: 1,
+                arg: header.arg,
+            },
+        };
         match header.kind {
             EntryKind::EpochStart => {}
             EntryKind::Attach => {
@@ -148,22 +195,16 @@ impl Sessions {
             }
             EntryKind::SessionClose => self.close(header.session),
             EntryKind::Record | EntryKind::Write | EntryKind::Trim | EntryKind::Zeroes => {
-                if header.kind == EntryKind::Record {
-                    self.last_timestamp = self.last_timestamp.max(header.arg);
-                }
-                let done = Done {
-                    seq: header.seq,
-                    lsn,
-                    arg: header.arg,
-                };
                 let session = self.touch(header.session, lsn);
                 session.last_seq = header.seq;
                 session.results.push_back(done);
                 if session.results.len() > RESULTS_KEPT {
                     session.results.pop_front();
                 }
+                return Some(done);
             }
         }
+        None
     }
 
     fn touch(&mut self, id: SessionId, lsn: Lsn) -> &mut Session {
@@ -214,6 +255,7 @@ impl Sessions {
         out.put_u64_le(lsn.0);
         out.put_u32_le(u32::try_from(name.len()).unwrap_or(0));
         out.put_slice(name.as_bytes());
+        self.batches.encode(&mut out);
         out.put_u32_le(u32::try_from(self.sessions.len()).expect("bounded by SESSIONS_KEPT"));
         for (id, session) in &self.sessions {
             out.put_u64_le(id.0);
@@ -223,9 +265,7 @@ impl Sessions {
             out.put_u64_le(session.attachment.0);
             out.put_u32_le(u32::try_from(session.results.len()).expect("bounded by RESULTS_KEPT"));
             for done in &session.results {
-                out.put_u64_le(done.seq);
-                out.put_u64_le(done.lsn.0);
-                out.put_u64_le(done.arg);
+                done.encode(&mut out);
             }
         }
         out.freeze()
@@ -252,6 +292,7 @@ impl Sessions {
         let name =
             String::from_utf8(take(&mut rest, name_len)?.to_vec()).map_err(|_| BlobError::Name)?;
         table.attached = (lsn != Lsn::ZERO).then_some(Attached { name, lsn });
+        table.batches = Batches::decode(&mut rest)?;
         let count = take(&mut rest, 4)?.get_u32_le();
         for _ in 0..count {
             let id = SessionId(u64_of(&mut rest)?);
@@ -272,13 +313,12 @@ fn session_of(rest: &mut Bytes) -> Result<Session, BlobError> {
     };
     let results = take(rest, 4)?.get_u32_le();
     for _ in 0..results {
-        let (seq, lsn, arg) = (u64_of(rest)?, Lsn(u64_of(rest)?), u64_of(rest)?);
-        session.results.push_back(Done { seq, lsn, arg });
+        session.results.push_back(Done::decode(rest)?);
     }
     Ok(session)
 }
 
-fn take(rest: &mut Bytes, len: usize) -> Result<Bytes, BlobError> {
+pub(crate) fn take(rest: &mut Bytes, len: usize) -> Result<Bytes, BlobError> {
     if rest.len() < len {
         Err(BlobError::Short)
     } else {
@@ -286,6 +326,6 @@ fn take(rest: &mut Bytes, len: usize) -> Result<Bytes, BlobError> {
     }
 }
 
-fn u64_of(rest: &mut Bytes) -> Result<u64, BlobError> {
+pub(crate) fn u64_of(rest: &mut Bytes) -> Result<u64, BlobError> {
     take(rest, 8).map(|mut bytes| bytes.get_u64_le())
 }

@@ -262,6 +262,12 @@ impl Volume {
         self.applied
     }
 
+    /// Last entry that is shown: below the first one of a batch that is not whole yet.
+    #[must_use]
+    pub fn visible(&self) -> Lsn {
+        self.sessions.visible(self.applied)
+    }
+
     /// The history that seeds the checksums of its entries.
     #[must_use]
     pub fn log_lineage(&self) -> mainstay_types::Lineage {
@@ -500,14 +506,13 @@ impl Volume {
                 .tail
                 .get(lsn)
                 .expect("entries are kept in the tail until they are applied");
-            self.sessions.apply(entry);
+            let done = self.sessions.apply(entry);
             self.applied = lsn;
             self.since_checkpoint += entry.bytes.len() as u64;
-            let arg = entry.header.arg;
             if matches!(self.spec.kind, VolumeKind::Block { .. }) {
                 self.out.push_back(Action::Apply(entry.clone()));
             }
-            self.answer_committed(lsn, arg);
+            self.answer_committed(lsn, done);
         }
     }
 }

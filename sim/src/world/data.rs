@@ -448,13 +448,14 @@ impl World {
                 token,
                 from,
                 through,
+                voids,
                 bytes_max,
                 cached,
             } => {
                 let (reader, lineage) = (host.reader.clone(), host.log_lineage);
                 let answer = self.answer(i, volume, incarnation);
                 let ask = (conn, token, from, through, bytes_max);
-                let task = read_log(reader, lineage, ask, cached, answer.clone());
+                let task = read_log(reader, lineage, ask, voids, cached, answer.clone());
                 self.executor.spawn(answer.pid, task);
             }
             Action::Feed { plan, bytes_max } => {

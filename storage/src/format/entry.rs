@@ -38,7 +38,7 @@ const _: () = assert!(ENTRY_HEADER_BYTES.is_multiple_of(8));
 pub enum EntryKind {
     /// First entry of an epoch.
     EpochStart = 1,
-    /// One record, or one atomic batch of records, of a log volume. `arg` is its timestamp.
+    /// One record of a log volume, by itself or in an atomic batch. `arg` is its timestamp.
     Record = 2,
     /// Bytes of a block volume. `arg` is their offset.
     Write = 3,

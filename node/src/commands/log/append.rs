@@ -31,7 +31,9 @@ pub struct Args {
     pub volume: String,
     /// How records are told apart in the input.
     pub framing: Framing,
-    /// Records sent ahead of their answers, 1 to [`IN_FLIGHT_MAX`].
+    /// Records that are appended together, all or none; `None`: each by itself.
+    pub batch: Option<usize>,
+    /// Records, or batches, sent ahead of their answers, 1 to [`IN_FLIGHT_MAX`].
     pub in_flight: usize,
     /// How long each record waits for its answer, failovers included; `None` is the client's default.
     pub deadline: Option<Duration>,
@@ -48,6 +50,7 @@ impl Args {
         Self {
             volume: volume.into(),
             framing: Framing::Lines,
+            batch: None,
             in_flight: 256,
             deadline: None,
             json: false,
@@ -123,7 +126,7 @@ pub async fn run(
         records: tally.records,
         bytes: tally.bytes,
         first_lsn: tally.first.map(|committed| committed.lsn),
-        last_lsn: tally.last.map(|committed| committed.lsn),
+        last_lsn: tally.last.map(|committed| committed.last()),
         elapsed_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         interruptions: interruptions.count,
         longest_gap_ms: u64::try_from(interruptions.longest.as_millis()).unwrap_or(u64::MAX),
@@ -174,9 +177,11 @@ struct Tally {
     last: Option<Committed>,
 }
 
-/// A record on its way.
+/// A record, or a batch, on its way.
 struct Sent {
+    /// Of the first record.
     number: u64,
+    records: u64,
     bytes: u64,
     pending: PendingAppend,
 }
@@ -184,11 +189,19 @@ struct Sent {
 /// Why the command stops before the input ends.
 #[derive(Default)]
 struct Trouble {
-    /// Records from here on were not appended, or nobody knows.
-    first: Option<(u64, AppendError)>,
+    /// Records from here on were not appended, or nobody knows; and how many are in one batch.
+    first: Option<(u64, u64, AppendError)>,
     /// Of those sent after it.
     appended_after: u64,
     unknown_after: u64,
+}
+
+impl Trouble {
+    /// Whether something went wrong before `sent`.
+    fn is_before(&self, sent: &Sent) -> bool {
+        let first = self.first.as_ref();
+        first.is_some_and(|(number, _, _)| *number < sent.number)
+    }
 }
 
 struct Appender<'a> {
@@ -197,6 +210,8 @@ struct Appender<'a> {
     bar: ProgressBar,
     tally: Tally,
     sent: VecDeque<Sent>,
+    /// Records that wait until their batch is full.
+    batch: Vec<Bytes>,
     /// Records submitted.
     number: u64,
     trouble: Trouble,
@@ -210,6 +225,7 @@ impl<'a> Appender<'a> {
             bar,
             tally: Tally::default(),
             sent: VecDeque::new(),
+            batch: Vec::new(),
             number: 0,
             trouble: Trouble::default(),
         }
@@ -226,7 +242,10 @@ impl<'a> Appender<'a> {
                 batch = records.recv() => match batch {
                     Some(Ok(batch)) => self.submit(batch).await,
                     Some(Err(error)) => break Err(error),
-                    None => break Ok(()),
+                    None => {
+                        self.submit_batch().await;
+                        break Ok(());
+                    }
                 },
                 result = next_answer(&mut self.sent), if !self.sent.is_empty() => self.settle(result),
             }
@@ -239,61 +258,84 @@ impl<'a> Appender<'a> {
             self.settle(result);
         }
         match self.trouble.first.take() {
-            Some((number, error)) => Err(self.explain(number, error)),
+            Some((number, records, error)) => Err(self.explain(number, records, error)),
             None => Ok(input_ended?),
         }
     }
 
-    async fn submit(&mut self, batch: Vec<Bytes>) {
-        let window = self.args.in_flight.clamp(1, IN_FLIGHT_MAX);
-        for record in batch {
-            while self.sent.len() >= window {
-                let result = next_answer(&mut self.sent).await;
-                self.settle(result);
+    async fn submit(&mut self, records: Vec<Bytes>) {
+        for record in records {
+            self.batch.push(record);
+            if self.batch.len() >= self.args.batch.unwrap_or(1) {
+                self.submit_batch().await;
             }
             if self.trouble.first.is_some() {
                 return;
             }
-            self.number += 1;
-            let (number, bytes) = (self.number, record.len() as u64);
-            match self.log.submit(record).await {
-                Ok(pending) => self.sent.push_back(Sent {
-                    number,
-                    bytes,
-                    pending,
-                }),
-                Err(error) => {
-                    self.trouble.first = Some((number, error));
-                    return;
-                }
-            }
+        }
+    }
+
+    /// Sends what was collected, if there is anything.
+    async fn submit_batch(&mut self) {
+        let mut batch = std::mem::take(&mut self.batch);
+        let records = batch.len() as u64;
+        if records == 0 {
+            return;
+        }
+        let window = self.args.in_flight.clamp(1, IN_FLIGHT_MAX);
+        while self.sent.len() >= window {
+            let result = next_answer(&mut self.sent).await;
+            self.settle(result);
+        }
+        if self.trouble.first.is_some() {
+            return;
+        }
+        let number = self.number + 1;
+        self.number += records;
+        let bytes = batch.iter().map(|record| record.len() as u64).sum();
+        let submitted = match batch.pop() {
+            Some(record) if records == 1 => self.log.submit(record).await,
+            last => self.log.submit_batch(batch.into_iter().chain(last)).await,
+        };
+        match submitted {
+            Ok(pending) => self.sent.push_back(Sent {
+                number,
+                records,
+                bytes,
+                pending,
+            }),
+            Err(error) => self.trouble.first = Some((number, records, error)),
         }
     }
 
     fn settle(&mut self, (sent, result): (Sent, Result<Committed, AppendError>)) {
         match result {
             Ok(committed) => {
-                self.tally.records += 1;
+                self.tally.records += sent.records;
                 self.tally.bytes += sent.bytes;
                 self.tally.first.get_or_insert(committed);
                 self.tally.last = Some(committed);
                 self.bar.set_position(self.tally.records);
                 // Answers are awaited in order, so a trouble is always that of an earlier record, or of one never sent.
-                let before = |(number, _): &(u64, _)| *number < sent.number;
-                self.trouble.appended_after +=
-                    u64::from(self.trouble.first.as_ref().is_some_and(before));
-            }
-            Err(error) => match &self.trouble.first {
-                Some((number, _)) if *number < sent.number => {
-                    self.trouble.unknown_after += u64::from(error.unknown_op().is_some());
+                if self.trouble.is_before(&sent) {
+                    self.trouble.appended_after += sent.records;
                 }
-                _ => self.trouble.first = Some((sent.number, error)),
-            },
+            }
+            Err(error) if self.trouble.is_before(&sent) => {
+                if error.unknown_op().is_some() {
+                    self.trouble.unknown_after += sent.records;
+                }
+            }
+            Err(error) => self.trouble.first = Some((sent.number, sent.records, error)),
         }
     }
 
-    fn explain(&self, number: u64, error: AppendError) -> anyhow::Error {
+    fn explain(&self, number: u64, records: u64, error: AppendError) -> anyhow::Error {
         let unit = self.args.framing.unit();
+        let named = match records {
+            1 => format!("{unit} {number}"),
+            _ => format!("the batch of {unit}s {number} to {}", number + records - 1),
+        };
         let Trouble {
             appended_after,
             unknown_after,
@@ -302,15 +344,15 @@ impl<'a> Appender<'a> {
         let before = number - 1;
         let mut text = match error {
             AppendError::Refused(refusal) => {
-                format!("{unit} {number} was refused: {refusal}")
+                format!("{named} was refused: {refusal}")
             }
             AppendError::Unknown { op, cause } => format!(
-                "{unit} {number} may or may not have been appended: {cause} (operation {op}); look with `mainstay log \
+                "{named} may or may not have been appended: {cause} (operation {op}); look with `mainstay log \
                  tail {}` once the volume serves again",
                 self.args.volume
             ),
             AppendError::NoRoom { waited } => format!(
-                "{unit} {number} was not sent: no answer to those before it within {}; `mainstay status` says why",
+                "{named} was not sent: no answer to those before it within {}; `mainstay status` says why",
                 text::span(waited)
             ),
         };

@@ -116,6 +116,7 @@ impl<'a> Check<'a> {
         proof.records += 1;
         let at = Committed {
             lsn: record.lsn,
+            count: 1,
             timestamp_us: record.timestamp_us,
         };
         if let Some(last) = self.last.replace(at)
@@ -210,6 +211,7 @@ mod tests {
     fn at(lsn: u64) -> Committed {
         Committed {
             lsn: Lsn(lsn),
+            count: 1,
             timestamp_us: 100 + lsn,
         }
     }
