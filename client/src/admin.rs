@@ -40,6 +40,21 @@ impl Admin {
     ///
     /// # Errors
     /// A volume of that name and another specification exists, the request makes no sense, or no witness majority answers.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let admin = client.admin();
+    /// use mainstay_client::report::CreateVolume;
+    /// use mainstay_types::VolumeKind;
+    ///
+    /// let wanted = CreateVolume::new("disk", VolumeKind::Block { size_bytes: 1 << 20 });
+    /// assert!(!admin.create_volume(wanted.clone()).await?.existed);
+    /// assert!(admin.create_volume(wanted).await?.existed);
+    /// # Ok(()) });
+    /// ```
     pub async fn create_volume(&self, wanted: CreateVolume) -> Result<Created, AdminError> {
         let request = convert::create_request(&wanted, self.patience());
         let reply = self
@@ -55,6 +70,17 @@ impl Admin {
     ///
     /// # Errors
     /// No node answered in time.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let admin = client.admin();
+    /// let volumes = admin.list_volumes().await?;
+    /// assert_eq!(volumes[0].name, "ledger");
+    /// # Ok(()) });
+    /// ```
     pub async fn list_volumes(&self) -> Result<Vec<VolumeStatus>, AdminError> {
         let reply = self
             .repeat(
@@ -68,6 +94,17 @@ impl Admin {
     ///
     /// # Errors
     /// It does not exist, or no node answered in time.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let admin = client.admin();
+    /// let volume = admin.show_volume("ledger").await?;
+    /// println!("{:?}, primary on node {}", volume.health, volume.primary);
+    /// # Ok(()) });
+    /// ```
     pub async fn show_volume(&self, name: &str) -> Result<VolumeStatus, AdminError> {
         let volume = name.to_owned();
         let reply = self
@@ -85,6 +122,17 @@ impl Admin {
     ///
     /// # Errors
     /// It does not exist, somebody is attached, or no witness majority answers.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let admin = client.admin();
+    /// admin.delete_volume("ledger", false).await?;
+    /// assert!(admin.show_volume("ledger").await.is_err());
+    /// # Ok(()) });
+    /// ```
     pub async fn delete_volume(&self, name: &str, force: bool) -> Result<(), AdminError> {
         let volume = name.to_owned();
         self.repeat(move |mut client| {
@@ -102,6 +150,18 @@ impl Admin {
     ///
     /// # Errors
     /// No node answered in time.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let admin = client.admin();
+    /// let status = admin.status().await?;
+    /// println!("{} of {} witnesses", status.witnesses_reachable, status.witnesses);
+    /// assert_eq!(status.nodes.len(), 6);
+    /// # Ok(()) });
+    /// ```
     pub async fn status(&self) -> Result<ClusterStatus, AdminError> {
         let reply = self
             .repeat(
@@ -116,6 +176,21 @@ impl Admin {
     ///
     /// # Errors
     /// Refused for a named reason, or unknown if the answer was lost.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let admin = client.admin();
+    /// use mainstay_client::report::Promote;
+    ///
+    /// let volume = admin.show_volume("ledger").await?;
+    /// let other = volume.members.iter().map(|member| member.node).find(|node| *node != volume.primary);
+    /// let planned = Promote { to: other, ..Promote::planned("ledger") };
+    /// assert_eq!(Some(admin.promote(planned).await?.primary), other);
+    /// # Ok(()) });
+    /// ```
     pub async fn promote(&self, promote: Promote) -> Result<Promoted, AdminError> {
         let request = convert::promote_request(&promote, self.patience());
         let reply = self
@@ -131,6 +206,21 @@ impl Admin {
     ///
     /// # Errors
     /// No node answered in time.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let admin = client.admin();
+    /// use mainstay_client::report::EventFilter;
+    ///
+    /// let mut events = admin.events(EventFilter::default()).await?;
+    /// while let Some(event) = events.next().await {
+    ///     println!("{}", event?.message);
+    /// }
+    /// # Ok(()) });
+    /// ```
     pub async fn events(&self, filter: EventFilter) -> Result<EventStream, AdminError> {
         let request = convert::events_request(&filter);
         let stream = self
@@ -147,6 +237,23 @@ impl Admin {
     ///
     /// # Errors
     /// It did not answer in time.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let admin = client.admin();
+    /// use mainstay_client::report::EventFilter;
+    ///
+    /// for address in admin.nodes() {
+    ///     let mut events = admin.events_of(&address, EventFilter::default()).await?;
+    ///     while let Some(event) = events.next().await {
+    ///         println!("{address}: {}", event?.message);
+    ///     }
+    /// }
+    /// # Ok(()) });
+    /// ```
     pub async fn events_of(
         &self,
         address: &str,
@@ -171,6 +278,19 @@ impl Admin {
     ///
     /// # Errors
     /// It did not answer in time.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let admin = client.admin();
+    /// for address in cluster.endpoints() {
+    ///     let health = admin.health(&address).await?;
+    ///     println!("node {}: {}", health.node, if health.ready { "ready" } else { &health.reason });
+    /// }
+    /// # Ok(()) });
+    /// ```
     pub async fn health(&self, address: &str) -> Result<NodeHealth, AdminError> {
         let silent = || AdminError::Unavailable {
             message: format!("{address} does not answer"),
@@ -189,6 +309,18 @@ impl Admin {
     }
 
     /// Addresses of all nodes known so far.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let admin = client.admin();
+    /// for endpoint in cluster.endpoints() {
+    ///     assert!(admin.nodes().contains(&endpoint));
+    /// }
+    /// # Ok(()) });
+    /// ```
     #[must_use]
     pub fn nodes(&self) -> Vec<String> {
         self.cluster.addresses()
@@ -315,6 +447,21 @@ impl EventStream {
     ///
     /// # Errors
     /// The connection was lost: ask again from the last number on.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let admin = client.admin();
+    /// use mainstay_client::report::{EventFilter, EventKind};
+    ///
+    /// let follow = EventFilter { follow: true, ..EventFilter::default() };
+    /// let mut events = admin.events(follow).await?;
+    /// let first = events.next().await.expect("a node that started says so")?;
+    /// assert_eq!(first.kind, EventKind::NodeStarted);
+    /// # Ok(()) });
+    /// ```
     pub async fn next(&mut self) -> Option<Result<Event, AdminError>> {
         match self.stream.message().await {
             Ok(Some(event)) => Some(Ok(convert::event(event))),

@@ -29,6 +29,14 @@ pub struct AttachOptions {
 
 impl AttachOptions {
     /// Holds the volume if nobody else does.
+    ///
+    /// # Example
+    /// ```
+    /// use mainstay_client::AttachOptions;
+    ///
+    /// let mut options = AttachOptions::named("host-1");
+    /// options.takeover = true; // end the attachment of whoever holds it
+    /// ```
     pub fn named(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -59,6 +67,19 @@ impl BlockBuilder {
     }
 
     /// Hold the volume alone, to write to it. Without this it is opened for reading.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_block("disk", 1 << 20).await?;
+    /// # let client = cluster.client().await?;
+    /// use mainstay_client::{AttachOptions, OpenError, Refusal};
+    ///
+    /// let disk = client.block("disk").attach(AttachOptions::named("host-1")).open().await?;
+    /// let refused = client.block("disk").attach(AttachOptions::named("host-2")).open().await;
+    /// assert!(matches!(refused, Err(OpenError::Refused(Refusal::AttachedElsewhere { .. }))));
+    /// # Ok(()) });
+    /// ```
     pub fn attach(mut self, options: AttachOptions) -> Self {
         self.wanted.attachment = Some(options);
         self.wanted.read_only = false;
@@ -66,6 +87,18 @@ impl BlockBuilder {
     }
 
     /// How long each request waits for its answer, instead of the configured default.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_block("disk", 1 << 20).await?;
+    /// # let client = cluster.client().await?;
+    /// use std::time::Duration;
+    ///
+    /// let disk = client.block("disk").deadline(Duration::from_secs(5)).open().await?;
+    /// disk.read(0, 4096).await?;
+    /// # Ok(()) });
+    /// ```
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.wanted.deadline = deadline;
         self
@@ -76,6 +109,21 @@ impl BlockBuilder {
     /// `silence`, and with [`Refusal::NotServed`] once a change was not answered within the deadline; after that nothing of what it
     /// was given takes effect, if it has not by then. The primary takes nothing from it that was under way for longer than
     /// `silence`. So a change takes effect within deadline and twice `silence`, or never.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_block("disk", 1 << 20).await?;
+    /// # let client = cluster.client().await?;
+    /// use mainstay_client::AttachOptions;
+    /// use std::time::Duration;
+    ///
+    /// let attach = AttachOptions::named("gateway");
+    /// let builder = client.block("disk").attach(attach).forwarding(Duration::from_secs(4));
+    /// let disk = builder.open().await?;
+    /// disk.write(0, vec![7; 4096]).await?;
+    /// # Ok(()) });
+    /// ```
     pub fn forwarding(mut self, silence: Duration) -> Self {
         self.wanted.silence = Some(silence);
         self
@@ -86,6 +134,16 @@ impl BlockBuilder {
     ///
     /// # Errors
     /// The volume does not exist, is a log, is held by somebody else, or no primary serves it in time.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_block("disk", 1 << 20).await?;
+    /// # let client = cluster.client().await?;
+    /// let disk = client.block("disk").open().await?; // for reading
+    /// assert!(disk.write(0, vec![7; 4096]).await.is_err());
+    /// # Ok(()) });
+    /// ```
     pub async fn open(self) -> Result<BlockVolume, OpenError> {
         let session = Session::open(self.cluster, self.wanted).await?;
         let Some(pb::volume_kind::Kind::Block(block)) =
@@ -132,6 +190,16 @@ pub struct BlockVolume {
 
 impl BlockVolume {
     /// Size and limits.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_block("disk", 1 << 20).await?;
+    /// # let client = cluster.client().await?;
+    /// # let disk = client.block("disk").attach(mainstay_client::AttachOptions::named("me")).open().await?;
+    /// assert_eq!(disk.info().size_bytes, 1 << 20);
+    /// # Ok(()) });
+    /// ```
     #[must_use]
     pub fn info(&self) -> BlockInfo {
         self.info
@@ -139,6 +207,23 @@ impl BlockVolume {
 
     /// Waits until there is room in flight for a write of `bytes`. Changes nothing: a write that comes without waiting is
     /// refused as overloaded if there is none.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_block("disk", 1 << 20).await?;
+    /// # let client = cluster.client().await?;
+    /// # let disk = client.block("disk").attach(mainstay_client::AttachOptions::named("me")).open().await?;
+    /// let mut writes = Vec::new();
+    /// for block in 0..64_u64 {
+    ///     disk.ready(4096).await;
+    ///     writes.push(disk.write(block * 4096, vec![7; 4096]));
+    /// }
+    /// for write in writes {
+    ///     write.await?;
+    /// }
+    /// # Ok(()) });
+    /// ```
     pub async fn ready(&self, bytes: usize) {
         drop(self.session.room.acquire(bytes).await);
     }
@@ -148,6 +233,18 @@ impl BlockVolume {
     ///
     /// # Errors
     /// Beyond the end, too large, or no primary answered until the deadline.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_block("disk", 1 << 20).await?;
+    /// # let client = cluster.client().await?;
+    /// # let disk = client.block("disk").attach(mainstay_client::AttachOptions::named("me")).open().await?;
+    /// disk.write(4096, vec![7; 4096]).await?;
+    /// let bytes = disk.read(4096, 4096).await?;
+    /// assert!(bytes.iter().all(|byte| *byte == 7));
+    /// # Ok(()) });
+    /// ```
     pub async fn read(&self, offset: u64, len: u32) -> Result<Bytes, ReadError> {
         self.check(offset, u64::from(len), true)
             .map_err(ReadError::Refused)?;
@@ -163,6 +260,18 @@ impl BlockVolume {
     ///
     /// # Errors
     /// As [`Self::read`]; an empty range is refused.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_block("disk", 1 << 20).await?;
+    /// # let client = cluster.client().await?;
+    /// # let disk = client.block("disk").attach(mainstay_client::AttachOptions::named("me")).open().await?;
+    /// disk.write(0, vec![7; 4096]).await?;
+    /// let extents = disk.allocation(0, 8192, 16).await?;
+    /// assert!(extents[0].data && extents[0].len == 4096);
+    /// # Ok(()) });
+    /// ```
     pub async fn allocation(
         &self,
         offset: u64,
@@ -183,6 +292,20 @@ impl BlockVolume {
 
     /// Writes `data` at `offset`. The *call* puts it in line: it need not be polled. Resolves when committed; a whole write
     /// takes effect or none of it.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_block("disk", 1 << 20).await?;
+    /// # let client = cluster.client().await?;
+    /// # let disk = client.block("disk").attach(mainstay_client::AttachOptions::named("me")).open().await?;
+    /// // In line in this order, on their way at the same time.
+    /// let first = disk.write(0, vec![1; 4096]);
+    /// let second = disk.write(0, vec![2; 4096]);
+    /// assert!(first.await?.lsn < second.await?.lsn);
+    /// assert_eq!(disk.read(0, 1).await?[0], 2);
+    /// # Ok(()) });
+    /// ```
     pub fn write(&self, offset: u64, data: impl Into<Bytes>) -> PendingWrite {
         let data = data.into();
         let len = data.len() as u64;
@@ -190,11 +313,34 @@ impl BlockVolume {
     }
 
     /// Declares a range's content not needed: it reads as zeroes, its space is given back. Ordered like [`Self::write`].
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_block("disk", 1 << 20).await?;
+    /// # let client = cluster.client().await?;
+    /// # let disk = client.block("disk").attach(mainstay_client::AttachOptions::named("me")).open().await?;
+    /// disk.write(0, vec![7; 4096]).await?;
+    /// disk.trim(0, 4096).await?;
+    /// assert_eq!(disk.read(0, 1).await?[0], 0);
+    /// # Ok(()) });
+    /// ```
     pub fn trim(&self, offset: u64, len: u64) -> PendingWrite {
         self.change(offset, len, false, Mutation::Trim { offset, len })
     }
 
     /// Makes a range read as zeroes; its space stays allocated if `keep`. Ordered like [`Self::write`].
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_block("disk", 1 << 20).await?;
+    /// # let client = cluster.client().await?;
+    /// # let disk = client.block("disk").attach(mainstay_client::AttachOptions::named("me")).open().await?;
+    /// disk.write_zeroes(0, 8192, true).await?;
+    /// assert_eq!(disk.read(8191, 1).await?[0], 0);
+    /// # Ok(()) });
+    /// ```
     pub fn write_zeroes(&self, offset: u64, len: u64, keep: bool) -> PendingWrite {
         self.change(offset, len, false, Mutation::Zeroes { offset, len, keep })
     }
@@ -203,6 +349,18 @@ impl BlockVolume {
     ///
     /// # Errors
     /// No primary answered until the deadline.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_block("disk", 1 << 20).await?;
+    /// # let client = cluster.client().await?;
+    /// # let disk = client.block("disk").attach(mainstay_client::AttachOptions::named("me")).open().await?;
+    /// let write = disk.write(0, vec![7; 4096]);
+    /// disk.flush().await?;
+    /// println!("committed at {}", write.await?.lsn);
+    /// # Ok(()) });
+    /// ```
     pub async fn flush(&self) -> Result<Lsn, ReadError> {
         self.session.flush().await
     }
@@ -211,11 +369,38 @@ impl BlockVolume {
     ///
     /// # Errors
     /// The operation is of another session (see [`crate::Client::outcome`]), or it is not settled in time.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_block("disk", 1 << 20).await?;
+    /// # let client = cluster.client().await?;
+    /// # let disk = client.block("disk").attach(mainstay_client::AttachOptions::named("me")).open().await?;
+    /// use mainstay_client::Outcome;
+    ///
+    /// let write = disk.write(0, vec![7; 4096]);
+    /// let op = write.op();
+    /// drop(write); // the wait, not the write
+    /// assert!(matches!(disk.outcome(op).await?, Outcome::Committed(_)));
+    /// # Ok(()) });
+    /// ```
     pub async fn outcome(&self, op: OpId) -> Result<Outcome, OutcomeError> {
         self.session.outcome(op).await
     }
 
     /// This handle's session.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_block("disk", 1 << 20).await?;
+    /// # let client = cluster.client().await?;
+    /// # let disk = client.block("disk").attach(mainstay_client::AttachOptions::named("me")).open().await?;
+    /// let write = disk.write(0, vec![7; 4096]);
+    /// assert_eq!(write.op().session, disk.session());
+    /// write.await?;
+    /// # Ok(()) });
+    /// ```
     #[must_use]
     pub fn session(&self) -> SessionId {
         self.session.id
@@ -225,11 +410,40 @@ impl BlockVolume {
     ///
     /// # Errors
     /// No primary answered until the deadline.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_block("disk", 1 << 20).await?;
+    /// # let client = cluster.client().await?;
+    /// # let disk = client.block("disk").attach(mainstay_client::AttachOptions::named("me")).open().await?;
+    /// use mainstay_client::AttachOptions;
+    ///
+    /// disk.close().await?;
+    /// // Nobody holds it any more.
+    /// client.block("disk").attach(AttachOptions::named("next")).open().await?;
+    /// # Ok(()) });
+    /// ```
     pub async fn close(self) -> Result<(), ReadError> {
         self.session.close().await
     }
 
     /// Waits until the handle is over, and says why. A handle that reads only is over when it is dropped.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_block("disk", 1 << 20).await?;
+    /// # let client = cluster.client().await?;
+    /// # let disk = client.block("disk").attach(mainstay_client::AttachOptions::named("me")).open().await?;
+    /// use mainstay_client::AttachOptions;
+    ///
+    /// let takeover = AttachOptions { takeover: true, ..AttachOptions::named("other") };
+    /// let other = client.block("disk").attach(takeover).open().await?;
+    /// assert!(disk.write(0, vec![7; 4096]).await.is_err());
+    /// println!("over: {}", disk.ended().await);
+    /// # Ok(()) });
+    /// ```
     pub async fn ended(&self) -> Refusal {
         self.session.ended().await
     }
@@ -302,6 +516,18 @@ impl PendingWrite {
     }
 
     /// Names the change for ever. Number zero if it was refused at once.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_block("disk", 1 << 20).await?;
+    /// # let client = cluster.client().await?;
+    /// # let disk = client.block("disk").attach(mainstay_client::AttachOptions::named("me")).open().await?;
+    /// let write = disk.write(0, vec![7; 4096]);
+    /// println!("{} is on its way", write.op());
+    /// write.await?;
+    /// # Ok(()) });
+    /// ```
     #[must_use]
     pub fn op(&self) -> OpId {
         self.op

@@ -31,6 +31,16 @@ pub struct ClientConfig {
 
 impl ClientConfig {
     /// The defaults, for a cluster with a node at each of `endpoints`.
+    ///
+    /// # Example
+    /// ```
+    /// use mainstay_client::ClientConfig;
+    /// use std::time::Duration;
+    ///
+    /// let mut config = ClientConfig::new(["10.0.0.1:7400", "10.0.0.2:7400"]);
+    /// config.log_deadline = Duration::from_secs(5);
+    /// assert_eq!(config.endpoints.len(), 2);
+    /// ```
     pub fn new<T: Into<String>>(endpoints: impl IntoIterator<Item = T>) -> Self {
         Self {
             endpoints: endpoints.into_iter().map(Into::into).collect(),

@@ -31,6 +31,13 @@ pub enum ConnectError {
 
 impl ConnectError {
     /// Whether the same call may succeed later.
+    ///
+    /// # Example
+    /// ```
+    /// use mainstay_client::ConnectError;
+    ///
+    /// assert!(!ConnectError::NoEndpoint.is_retryable());
+    /// ```
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Unreachable { .. })
@@ -142,6 +149,14 @@ pub enum Refusal {
 
 impl Refusal {
     /// Whether the same request, made anew, may succeed without anything else being done.
+    ///
+    /// # Example
+    /// ```
+    /// use mainstay_client::Refusal;
+    ///
+    /// assert!(Refusal::Overloaded.is_retryable());
+    /// assert!(!Refusal::NoSuchVolume.is_retryable());
+    /// ```
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Overloaded | Self::Unreadable)
@@ -169,6 +184,13 @@ pub enum OpenError {
 
 impl OpenError {
     /// Whether the same call may succeed later without anything else being done.
+    ///
+    /// # Example
+    /// ```
+    /// use mainstay_client::{OpenError, Refusal};
+    ///
+    /// assert!(!OpenError::Refused(Refusal::WrongKind).is_retryable());
+    /// ```
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -225,6 +247,14 @@ macro_rules! mutation_error {
 
         impl $name {
             /// Whether making the request anew is safe and may succeed. Never so for `Unknown`: settle it first.
+            ///
+            /// # Example
+            /// ```
+            #[doc = concat!("use mainstay_client::{", stringify!($name), ", Refusal};")]
+            ///
+            #[doc = concat!("assert!(", stringify!($name), "::NoRoom { waited: std::time::Duration::ZERO }.is_retryable());")]
+            #[doc = concat!("assert!(!", stringify!($name), "::Refused(Refusal::NoSuchVolume).is_retryable());")]
+            /// ```
             #[must_use]
             pub fn is_retryable(&self) -> bool {
                 match self {
@@ -235,6 +265,14 @@ macro_rules! mutation_error {
             }
 
             /// The mutation whose outcome is unknown.
+            ///
+            /// # Example
+            /// ```
+            #[doc = concat!("use mainstay_client::{", stringify!($name), ", Refusal};")]
+            ///
+            #[doc = concat!("let error = ", stringify!($name), "::Refused(Refusal::NoSpace);")]
+            /// assert_eq!(error.unknown_op(), None); // known: it had no effect
+            /// ```
             #[must_use]
             pub fn unknown_op(&self) -> Option<OpId> {
                 match self {
@@ -274,6 +312,13 @@ pub enum ReadError {
 
 impl ReadError {
     /// Whether the same read may succeed later. Reads have no effect, so repeating one is always safe.
+    ///
+    /// # Example
+    /// ```
+    /// use mainstay_client::{ReadError, Refusal};
+    ///
+    /// assert!(!ReadError::Refused(Refusal::NoSuchVolume).is_retryable());
+    /// ```
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -309,6 +354,13 @@ pub enum OutcomeError {
 
 impl OutcomeError {
     /// Whether asking again may settle it.
+    ///
+    /// # Example
+    /// ```
+    /// use mainstay_client::{OutcomeError, Refusal};
+    ///
+    /// assert!(!OutcomeError::Refused(Refusal::UnknownSession).is_retryable());
+    /// ```
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -360,6 +412,15 @@ pub enum AdminError {
 
 impl AdminError {
     /// Whether the same request may succeed later and is safe to make again.
+    ///
+    /// # Example
+    /// ```
+    /// use mainstay_client::AdminError;
+    ///
+    /// let message = "no node answered".to_owned();
+    /// assert!(AdminError::Unavailable { message: message.clone() }.is_retryable());
+    /// assert!(!AdminError::Unknown { message }.is_retryable());
+    /// ```
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Unavailable { .. })

@@ -77,6 +77,28 @@ impl ClientEvents {
     /// The next event; `None` once the client and all its handles are gone. Missed events are skipped.
     ///
     /// Cancelling loses nothing.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// use mainstay_client::ClientEvent;
+    ///
+    /// let mut events = client.events();
+    /// let log = client.log("ledger").open().await?;
+    /// cluster.stop(cluster.primary_of("ledger").await?).await?;
+    /// log.append("after the failover").await?;
+    /// let gap = loop {
+    ///     match events.next().await {
+    ///         Some(ClientEvent::Resumed { gap, .. }) => break gap,
+    ///         Some(_) => {}
+    ///         None => unreachable!("the client lives"),
+    ///     }
+    /// };
+    /// println!("nobody served for {gap:?}");
+    /// # Ok(()) });
+    /// ```
     pub async fn next(&mut self) -> Option<ClientEvent> {
         loop {
             match self.0.recv().await {

@@ -1,15 +1,21 @@
 //! What applications link: open a volume, read, write, flush, follow the primary.
 //!
-//! ```no_run
-//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! ```
+//! # mainstay_testing::run(async |cluster| {
+//! # cluster.create_log("ledger").await?;
+//! # let endpoints = cluster.endpoints();
 //! use mainstay_client::{Client, ClientConfig};
 //!
-//! let client = Client::connect(ClientConfig::new(["10.0.0.1:7400", "10.0.0.2:7400"])).await?;
+//! // Some nodes of the cluster, such as ["10.0.0.1:7400", "10.0.0.2:7400"]; the others are learned from them.
+//! let client = Client::connect(ClientConfig::new(endpoints)).await?;
 //! let log = client.log("ledger").open().await?;
 //! let committed = log.append("first record").await?;
 //! println!("at {}", committed.lsn);
-//! # Ok(()) }
+//! # Ok(()) });
 //! ```
+//!
+//! The examples of all methods run against a cluster in their own process, with the crate `mainstay-testing`, which is there for the
+//! tests of applications, too.
 //!
 //! Rules that hold for every handle:
 //!
@@ -133,6 +139,16 @@ impl Client {
     ///
     /// # Errors
     /// No endpoint is given or one is malformed, or none answered in time.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// use mainstay_client::{Client, ClientConfig};
+    ///
+    /// let client = Client::connect(ClientConfig::new(cluster.endpoints())).await?;
+    /// assert_eq!(client.admin().status().await?.witnesses, 3);
+    /// # Ok(()) });
+    /// ```
     pub async fn connect(config: ClientConfig) -> Result<Self, ConnectError> {
         Self::greet(cluster::Cluster::new(config)?).await
     }
@@ -142,6 +158,30 @@ impl Client {
     ///
     /// # Errors
     /// As [`Self::connect`].
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// use std::sync::Arc;
+    ///
+    /// use mainstay_client::{Client, ClientConfig, LocalNode, LocalReplies, LocalRequests};
+    ///
+    /// /// A node that ends every stream at once.
+    /// #[derive(Debug)]
+    /// struct ThisNode;
+    ///
+    /// impl LocalNode for ThisNode {
+    ///     fn volume(&self, _requests: LocalRequests) -> LocalReplies {
+    ///         tokio::sync::mpsc::channel(1).1
+    ///     }
+    /// }
+    ///
+    /// let config = ClientConfig::new(cluster.endpoints());
+    /// let own = "127.0.0.1:9".to_owned();
+    /// let client = Client::connect_beside(config, own, Arc::new(ThisNode)).await?;
+    /// assert!(!client.admin().list_volumes().await?.iter().any(|volume| volume.name == "none"));
+    /// # Ok(()) });
+    /// ```
     pub async fn connect_beside(
         config: ClientConfig,
         address: String,
@@ -164,16 +204,49 @@ impl Client {
     }
 
     /// Starts to open the log volume `name`.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// let log = client.log("ledger").open().await?;
+    /// log.append("a record").await?;
+    /// # Ok(()) });
+    /// ```
     pub fn log(&self, name: &str) -> LogBuilder {
         LogBuilder::new(Arc::clone(&self.cluster), name.to_owned())
     }
 
     /// Starts to open the block volume `name`.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_block("disk", 1 << 20).await?;
+    /// # let client = cluster.client().await?;
+    /// use mainstay_client::AttachOptions;
+    ///
+    /// let disk = client.block("disk").attach(AttachOptions::named("host-1")).open().await?;
+    /// disk.write(0, vec![7; 4096]).await?;
+    /// # Ok(()) });
+    /// ```
     pub fn block(&self, name: &str) -> BlockBuilder {
         BlockBuilder::new(Arc::clone(&self.cluster), name.to_owned())
     }
 
     /// What operators ask of the cluster.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// for volume in client.admin().list_volumes().await? {
+    ///     println!("{}: primary on node {}", volume.name, volume.primary);
+    /// }
+    /// # Ok(()) });
+    /// ```
     #[must_use]
     pub fn admin(&self) -> Admin {
         Admin::new(Arc::clone(&self.cluster))
@@ -187,6 +260,26 @@ impl Client {
     ///
     /// # Errors
     /// The session has expired, the volume cannot be opened, or the deadline passed.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// use mainstay_client::Outcome;
+    /// use std::time::Duration;
+    ///
+    /// let log = client.log("ledger").open().await?;
+    /// let op = log.submit("a record").await?.op();
+    /// drop(log); // as if the process had ended before the answer came; it kept `op` in a file
+    ///
+    /// match client.outcome("ledger", op, Duration::from_secs(10)).await? {
+    ///     Outcome::Committed(committed) => println!("it is at {}", committed.lsn),
+    ///     Outcome::Never => println!("it may be appended again"),
+    ///     Outcome::Forgotten => println!("look for it in the log"),
+    /// }
+    /// # Ok(()) });
+    /// ```
     pub async fn outcome(
         &self,
         volume: &str,
@@ -198,6 +291,19 @@ impl Client {
 
     /// Connections lost, primaries found, gaps in service: everything that happens from now on. A receiver that falls
     /// behind misses the oldest.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// use mainstay_client::ClientEvent;
+    ///
+    /// let mut events = client.events();
+    /// let log = client.log("ledger").open().await?;
+    /// assert!(matches!(events.next().await, Some(ClientEvent::Opened { .. })));
+    /// # Ok(()) });
+    /// ```
     #[must_use]
     pub fn events(&self) -> ClientEvents {
         self.cluster.subscribe()

@@ -41,12 +41,34 @@ impl LogBuilder {
     }
 
     /// How long each request waits for its answer, instead of the configured default.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// use std::time::Duration;
+    ///
+    /// let log = client.log("ledger").deadline(Duration::from_secs(5)).open().await?;
+    /// log.append("answered or unknown within five seconds").await?;
+    /// # Ok(()) });
+    /// ```
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.wanted.deadline = deadline;
         self
     }
 
     /// Open without a session: appends are refused, and the cluster keeps nothing about this handle.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// let log = client.log("ledger").read_only().open().await?;
+    /// assert!(log.append("refused").await.is_err());
+    /// # Ok(()) });
+    /// ```
     pub fn read_only(mut self) -> Self {
         self.wanted.read_only = true;
         self
@@ -57,6 +79,19 @@ impl LogBuilder {
     ///
     /// # Errors
     /// The volume does not exist, is no log, or no primary serves it in time.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// use mainstay_client::{OpenError, Refusal};
+    ///
+    /// let log = client.log("ledger").open().await?;
+    /// let refused = client.log("no-such-log").open().await;
+    /// assert!(matches!(refused, Err(OpenError::Refused(Refusal::NoSuchVolume))));
+    /// # Ok(()) });
+    /// ```
     pub async fn open(self) -> Result<LogVolume, OpenError> {
         let session = Session::open(self.cluster, self.wanted).await?;
         if !matches!(
@@ -135,6 +170,18 @@ impl LogVolume {
     ///
     /// # Errors
     /// Refused, or unknown when the deadline passed.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let log = client.log("ledger").open().await?;
+    /// let first = log.append("one").await?;
+    /// let second = log.append("two").await?;
+    /// assert!(first.lsn < second.lsn && first.timestamp_us <= second.timestamp_us);
+    /// # Ok(()) });
+    /// ```
     pub async fn append(&self, record: impl Into<Bytes>) -> Result<Committed, AppendError> {
         self.submit(record).await?.await
     }
@@ -143,6 +190,21 @@ impl LogVolume {
     ///
     /// # Errors
     /// `Refused(UnexpectedPosition)` if the position is taken; else as [`Self::append`].
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let log = client.log("ledger").open().await?;
+    /// use mainstay_client::{AppendError, Refusal};
+    ///
+    /// let next = log.position().await?.next;
+    /// assert_eq!(log.append_at(next, "mine").await?.lsn, next);
+    /// let late = log.append_at(next, "too late").await;
+    /// assert!(matches!(late, Err(AppendError::Refused(Refusal::UnexpectedPosition { .. }))));
+    /// # Ok(()) });
+    /// ```
     pub async fn append_at(
         &self,
         expected: Lsn,
@@ -162,6 +224,22 @@ impl LogVolume {
     ///
     /// # Errors
     /// Refused at once because of its size, or no room until the deadline.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let log = client.log("ledger").open().await?;
+    /// let mut pending = Vec::new();
+    /// for number in 0..100 {
+    ///     pending.push(log.submit(format!("record {number}")).await?);
+    /// }
+    /// for append in pending {
+    ///     append.await?;
+    /// }
+    /// # Ok(()) });
+    /// ```
     pub async fn submit(&self, record: impl Into<Bytes>) -> Result<PendingAppend, AppendError> {
         let record = record.into();
         self.check_bytes(record.len())?;
@@ -180,6 +258,17 @@ impl LogVolume {
     /// # Errors
     /// Refused (empty, more than [`Self::batch_records_max`] records, or more than [`Self::record_bytes_max`] bytes in all), or
     /// unknown when the deadline passed.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let log = client.log("ledger").open().await?;
+    /// let committed = log.append_batch(["debit", "credit"]).await?;
+    /// assert_eq!(committed.count, 2);
+    /// # Ok(()) });
+    /// ```
     pub async fn append_batch<R: Into<Bytes>>(
         &self,
         records: impl IntoIterator<Item = R>,
@@ -191,6 +280,17 @@ impl LogVolume {
     ///
     /// # Errors
     /// `Refused(UnexpectedPosition)` if the position is taken; else as [`Self::append_batch`].
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let log = client.log("ledger").open().await?;
+    /// let next = log.position().await?.next;
+    /// assert_eq!(log.append_batch_at(next, ["debit", "credit"]).await?.lsn, next);
+    /// # Ok(()) });
+    /// ```
     pub async fn append_batch_at<R: Into<Bytes>>(
         &self,
         expected: Lsn,
@@ -203,6 +303,18 @@ impl LogVolume {
     ///
     /// # Errors
     /// Refused at once because of its size, or no room until the deadline.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let log = client.log("ledger").open().await?;
+    /// let first = log.submit_batch(["debit", "credit"]).await?;
+    /// let second = log.submit_batch(["credit", "debit"]).await?;
+    /// assert!(first.await?.lsn < second.await?.lsn);
+    /// # Ok(()) });
+    /// ```
     pub async fn submit_batch<R: Into<Bytes>>(
         &self,
         records: impl IntoIterator<Item = R>,
@@ -244,6 +356,23 @@ impl LogVolume {
     ///
     /// # Errors
     /// As [`Self::append`].
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let log = client.log("ledger").open().await?;
+    /// use mainstay_client::{AppendError, Refusal};
+    ///
+    /// let last = log.append("the old ones are not needed any more").await?;
+    /// match log.trim(last.lsn).await {
+    ///     Ok(committed) => println!("trimmed, by entry {}", committed.lsn),
+    ///     Err(AppendError::Refused(Refusal::Unsupported)) => println!("the servers are of an older release"),
+    ///     Err(error) => return Err(error.into()),
+    /// }
+    /// # Ok(()) });
+    /// ```
     pub async fn trim(&self, first: Lsn) -> Result<Committed, AppendError> {
         self.send(Mutation::TrimLog { first: first.0 }).await?.await
     }
@@ -270,6 +399,30 @@ impl LogVolume {
     ///
     /// # Errors
     /// The position was trimmed, or no primary answered until the deadline.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let log = client.log("ledger").open().await?;
+    /// use mainstay_client::ReadLimits;
+    /// use mainstay_types::Lsn;
+    ///
+    /// log.append("a record").await?;
+    /// let mut from = Lsn(1);
+    /// loop {
+    ///     let page = log.read(from, ReadLimits::default()).await?;
+    ///     for record in &page.records {
+    ///         println!("{}: {} bytes", record.lsn, record.data.len());
+    ///     }
+    ///     if page.end {
+    ///         break;
+    ///     }
+    ///     from = page.next;
+    /// }
+    /// # Ok(()) });
+    /// ```
     pub async fn read(&self, from: Lsn, limits: ReadLimits) -> Result<LogPage, ReadError> {
         let request = client_request::Body::ReadLog(pb::ReadLog {
             from_lsn: from.0,
@@ -285,6 +438,21 @@ impl LogVolume {
     /// Every committed record from `from` on, now and as they come, across failovers, with neither gap nor repeat.
     ///
     /// Runs on a stream of its own: a slow reader holds back nothing but itself.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let log = client.log("ledger").open().await?;
+    /// use mainstay_types::Lsn;
+    ///
+    /// log.append("a record").await?;
+    /// let mut tail = log.tail(Lsn(1));
+    /// let record = tail.next().await.expect("a tail has no end")?;
+    /// assert_eq!(&record.data[..], b"a record");
+    /// # Ok(()) });
+    /// ```
     #[must_use = "a tail that is not polled reads nothing"]
     pub fn tail(&self, from: Lsn) -> Tail {
         Tail::start(
@@ -298,6 +466,17 @@ impl LogVolume {
     ///
     /// # Errors
     /// No primary answered until the deadline.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let log = client.log("ledger").open().await?;
+    /// let committed = log.append("a record").await?;
+    /// assert!(committed.lsn < log.position().await?.next);
+    /// # Ok(()) });
+    /// ```
     pub async fn position(&self) -> Result<LogPosition, ReadError> {
         let request = client_request::Body::Position(pb::Position {});
         match self.session.query(request).await? {
@@ -314,6 +493,20 @@ impl LogVolume {
     ///
     /// # Errors
     /// No primary answered until the deadline.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let log = client.log("ledger").open().await?;
+    /// for number in 0..100 {
+    ///     let _answer = log.submit(format!("record {number}")).await?;
+    /// }
+    /// let end = log.flush().await?;
+    /// println!("all of them are committed, up to {end}");
+    /// # Ok(()) });
+    /// ```
     pub async fn flush(&self) -> Result<Lsn, ReadError> {
         self.session.flush().await
     }
@@ -322,17 +515,55 @@ impl LogVolume {
     ///
     /// # Errors
     /// The operation is of another session (see [`crate::Client::outcome`]), or it is not settled in time.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let log = client.log("ledger").open().await?;
+    /// use mainstay_client::{AppendError, Outcome};
+    ///
+    /// let pending = log.submit("a record").await?;
+    /// let op = pending.op();
+    /// match pending.await {
+    ///     Err(AppendError::Unknown { .. }) => println!("{:?}", log.outcome(op).await?),
+    ///     answered => println!("at {}", answered?.lsn),
+    /// }
+    /// assert!(matches!(log.outcome(op).await?, Outcome::Committed(_)));
+    /// # Ok(()) });
+    /// ```
     pub async fn outcome(&self, op: OpId) -> Result<Outcome, OutcomeError> {
         self.session.outcome(op).await
     }
 
     /// The most records that one batch may hold; none if the cluster takes no batches.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let log = client.log("ledger").open().await?;
+    /// assert!(log.batch_records_max() >= 100);
+    /// # Ok(()) });
+    /// ```
     #[must_use]
     pub fn batch_records_max(&self) -> usize {
         self.session.opened.batch_records_max as usize
     }
 
     /// The longest record, and the most bytes of a batch, that the cluster takes; nothing longer is ever sent.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let log = client.log("ledger").open().await?;
+    /// assert!(log.record_bytes_max() >= 1 << 20);
+    /// # Ok(()) });
+    /// ```
     #[must_use]
     pub fn record_bytes_max(&self) -> u64 {
         match self.session.opened.payload_bytes_max {
@@ -342,6 +573,18 @@ impl LogVolume {
     }
 
     /// This handle's session; with a number it names an append for ever.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let log = client.log("ledger").open().await?;
+    /// let pending = log.submit("a record").await?;
+    /// assert_eq!(pending.op().session, log.session());
+    /// pending.await?;
+    /// # Ok(()) });
+    /// ```
     #[must_use]
     pub fn session(&self) -> SessionId {
         self.session.id
@@ -351,6 +594,18 @@ impl LogVolume {
     ///
     /// # Errors
     /// No primary answered until the deadline.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let log = client.log("ledger").open().await?;
+    /// let append = log.submit("a record").await?;
+    /// log.close().await?; // waits for it
+    /// append.await?;
+    /// # Ok(()) });
+    /// ```
     pub async fn close(self) -> Result<(), ReadError> {
         self.session.close().await
     }
@@ -373,6 +628,19 @@ pub struct PendingAppend {
 
 impl PendingAppend {
     /// Names the append for ever.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let log = client.log("ledger").open().await?;
+    /// let first = log.submit("one").await?;
+    /// let second = log.submit("two").await?;
+    /// assert!(first.op().seq < second.op().seq);
+    /// second.await?;
+    /// # Ok(()) });
+    /// ```
     #[must_use]
     pub fn op(&self) -> OpId {
         self.op

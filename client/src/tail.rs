@@ -53,6 +53,23 @@ impl Tail {
     ///
     /// # Errors
     /// The position was trimmed, or the volume is gone; the tail has ended.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let log = client.log("ledger").open().await?;
+    /// use mainstay_types::Lsn;
+    ///
+    /// let mut tail = log.tail(Lsn(1));
+    /// log.append("a record").await?;
+    /// while let Some(record) = tail.next().await {
+    ///     assert_eq!(&record?.data[..], b"a record");
+    ///     break; // a tail goes on for ever
+    /// }
+    /// # Ok(()) });
+    /// ```
     pub async fn next(&mut self) -> Option<Result<LogRecord, ReadError>> {
         StreamExt::next(self).await
     }

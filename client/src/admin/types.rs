@@ -649,6 +649,15 @@ pub enum PromoteRefused {
 
 impl CreateVolume {
     /// A volume with the cluster's defaults.
+    ///
+    /// # Example
+    /// ```
+    /// use mainstay_client::report::CreateVolume;
+    /// use mainstay_types::{NodeId, VolumeKind};
+    ///
+    /// let mut wanted = CreateVolume::new("ledger", VolumeKind::Log);
+    /// wanted.placement = vec![NodeId(1), NodeId(2), NodeId(3)];
+    /// ```
     #[must_use]
     pub fn new(name: impl Into<String>, kind: VolumeKind) -> Self {
         Self {
@@ -666,6 +675,16 @@ impl CreateVolume {
 
 impl Promote {
     /// A planned switchover, to whoever is best.
+    ///
+    /// # Example
+    /// ```
+    /// use mainstay_client::report::Promote;
+    /// use mainstay_types::NodeId;
+    ///
+    /// let mut planned = Promote::planned("ledger");
+    /// planned.to = Some(NodeId(2));
+    /// assert!(!planned.force);
+    /// ```
     #[must_use]
     pub fn planned(volume: impl Into<String>) -> Self {
         Self {

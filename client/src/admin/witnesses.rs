@@ -57,6 +57,15 @@ impl Admin {
     ///
     /// # Errors
     /// No node answered in time.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # let client = cluster.client().await?;
+    /// let witnesses = client.admin().witnesses().await?;
+    /// assert_eq!(witnesses.witnesses.len(), 3);
+    /// # Ok(()) });
+    /// ```
     pub async fn witnesses(&self) -> Result<Witnesses, AdminError> {
         let reply =
             self.repeat(|mut client| async move {
@@ -76,6 +85,23 @@ impl Admin {
     ///
     /// # Errors
     /// Refused, with the reason, or unknown if the answer was lost.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run_shaped(mainstay_testing::TestCluster::builder().standby_witnesses(1), async |cluster| {
+    /// # let client = cluster.client().await?;
+    /// use mainstay_client::report::WitnessChange;
+    /// use mainstay_types::NodeId;
+    ///
+    /// let replace = WitnessChange {
+    ///     add: Some(NodeId(104)), // it runs as a standby witness
+    ///     address: None,
+    ///     remove: Some(NodeId(103)),
+    /// };
+    /// let changed = client.admin().change_witnesses(replace).await?;
+    /// assert!(changed.witnesses.iter().any(|witness| witness.node == NodeId(104)));
+    /// # Ok(()) });
+    /// ```
     pub async fn change_witnesses(&self, change: WitnessChange) -> Result<Witnesses, AdminError> {
         let request = pb::ChangeWitnessesRequest {
             add: change.add.map(|node| node.0),

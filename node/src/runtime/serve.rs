@@ -173,13 +173,22 @@ async fn serve_grpc(node: Arc<Node>, listener: TcpListener) {
 impl Running {
     /// Hands over what this node is primary of, writes checkpoints, closes the files, and ends.
     pub async fn stop(self) {
+        self.end(true).await;
+    }
+
+    /// The same, but hands nothing over: a whole cluster ends, or a test wants the others to find out by themselves.
+    pub async fn stop_without_handover(self) {
+        self.end(false).await;
+    }
+
+    async fn end(self, hand_over: bool) {
         let node = &self.node;
         node.events.add(events::info(
             events::EventKind::NodeStopped,
             "this node stops".to_owned(),
         ));
         node.closing();
-        volumes::stop_all(node).await;
+        volumes::stop_all(node, hand_over).await;
         node.stopping.send_replace(true);
         node.stopped.send_replace(true);
         let tasks = self.tasks;

@@ -370,10 +370,10 @@ async fn stop_one(handle: &VolumeHandle, hand_over: bool) {
     }
 }
 
-/// Stops every copy: primaries hand over first.
-pub async fn stop_all(node: &Arc<Node>) {
+/// Stops every copy; with `hand_over`, primaries hand over first.
+pub async fn stop_all(node: &Arc<Node>, hand_over: bool) {
     let handles = node.volumes();
-    let stops = handles.iter().map(|handle| stop_one(handle, true));
+    let stops = handles.iter().map(|handle| stop_one(handle, hand_over));
     futures_util::future::join_all(stops).await;
     node.volumes
         .write()
