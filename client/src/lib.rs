@@ -91,6 +91,17 @@ pub struct Committed {
 
 impl Committed {
     /// Its last position: that of the last record of a batch.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let log = client.log("ledger").open().await?;
+    /// let committed = log.append_batch(["debit", "credit"]).await?;
+    /// assert_eq!(committed.last(), committed.lsn.next());
+    /// # Ok(()) });
+    /// ```
     #[must_use]
     pub fn last(&self) -> mainstay_types::Lsn {
         let more = u64::from(self.count.saturating_sub(1));

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::disk_thread::{self, Asked, DiskThread, Work, records};
 use super::handle::{Answers, ConnAnswer, ConnReply, ToVolume, VolumeHandle};
+use super::precise::{PRECISE_BELOW, PreciseTimer};
 use super::report::VolumeReport;
 use super::wal_thread::ToLog;
 use super::{Node, clock, copies, hooks};
@@ -66,6 +67,7 @@ pub async fn open(node: &Arc<Node>, dir: PathBuf) -> Result<VolumeHandle, CopyEr
         orphaned: None,
         failed: None,
         stopping: None,
+        timer: None,
     };
     node.handle.spawn(actor.run());
     Ok(handle)
@@ -92,10 +94,15 @@ struct Actor {
     orphaned: Option<Epoch>,
     failed: Option<String>,
     stopping: Option<oneshot::Sender<()>>,
+    /// For rounds that are held for a part of a millisecond.
+    timer: Option<PreciseTimer>,
 }
 
 impl Actor {
     async fn run(mut self) {
+        self.timer = PreciseTimer::new()
+            .inspect_err(|error| tracing::warn!(%error, "rounds are not held"))
+            .ok();
         for peer in &self.node.settings.peers {
             if self.node.peers.is_up(peer.node) {
                 self.volume
@@ -108,7 +115,7 @@ impl Actor {
                 break;
             }
             let wait = clock::until(self.volume.next_deadline(), REPORT_EVERY);
-            if let Ok(message) = tokio::time::timeout(wait, self.events.recv()).await {
+            if let Some(message) = self.next(wait).await {
                 let Some(message) = message else { break };
                 self.take(message);
                 for _ in 0..EVENTS_AT_ONCE {
@@ -125,6 +132,21 @@ impl Actor {
             self.volume.finish(now);
         }
         self.close().await;
+    }
+
+    /// The next message, or none within `wait`; `Some(None)` if there will be none.
+    async fn next(&mut self, wait: Duration) -> Option<Option<ToVolume>> {
+        if wait < PRECISE_BELOW
+            && let Some(timer) = &self.timer
+        {
+            return tokio::select! {
+                biased;
+                message = self.events.recv() => Some(message),
+                // A timer that fails is as good as one that is over: what waits is looked at again.
+                _ = timer.sleep(wait) => None,
+            };
+        }
+        tokio::time::timeout(wait, self.events.recv()).await.ok()
     }
 
     fn take(&mut self, message: ToVolume) {

@@ -27,6 +27,7 @@ pub mod link_service;
 pub mod operator_command;
 pub mod peers;
 pub mod places;
+mod precise;
 pub mod report;
 pub mod rounds;
 pub mod serve;

@@ -6,9 +6,10 @@ use bytes::BytesMut;
 use mainstay_replication::Role;
 use mainstay_storage::EntryKind;
 use mainstay_storage::format::encode_unstamped;
-use mainstay_types::{Epoch, Lsn, NodeId, SessionId, VolumeKind};
+use mainstay_types::{Epoch, Lsn, MonoTime, NodeId, SessionId, VolumeKind};
 
 use crate::event::{Action, Attachment, ClientOp, ConnId, Now, OpResult, Refusal, Token};
+use crate::gather::Gather;
 use crate::mutations::{FLAGS, Mutation, committed};
 use crate::sessions::{Attached, Done, FLAG_ATTACHED, Sessions};
 use crate::volume::{Read, Volume};
@@ -79,6 +80,10 @@ pub(crate) struct Clients {
     parked: VecDeque<(ConnId, Token, ClientOp)>,
     staged: Vec<BytesMut>,
     staged_count: u64,
+    staged_bytes: usize,
+    gather: Gather,
+    /// Until when what is staged waits.
+    held: Option<MonoTime>,
     pub(crate) last_timestamp: u64,
     /// The epoch that all of this belongs to.
     epoch: Epoch,
@@ -105,6 +110,8 @@ impl Clients {
             return None;
         }
         self.staged_count = 0;
+        self.staged_bytes = 0;
+        self.held = None;
         Some(std::mem::take(&mut self.staged))
     }
 
@@ -123,6 +130,7 @@ impl Clients {
 
     pub(crate) fn stage(&mut self, entry: BytesMut) {
         self.staged_count += 1;
+        self.staged_bytes += entry.len();
         match self.staged.last_mut() {
             Some(chunk) if chunk.len() + entry.len() <= CHUNK_BYTES => {
                 chunk.extend_from_slice(&entry)
@@ -372,6 +380,30 @@ impl Volume {
         self.clients.wait(lsn, waiter);
     }
 
+    /// Proposes what is staged, unless more is waited for (`gather.rs`).
+    pub(crate) fn flush_if_ready(&mut self, now: Now) {
+        let commit = self.member.commit();
+        let clients = &mut self.clients;
+        clients
+            .gather
+            .committed(now.mono, commit, clients.staged_count);
+        if clients.staged_count == 0 {
+            return;
+        }
+        clients.held =
+            clients
+                .gather
+                .waits_until(now.mono, clients.staged_count, clients.staged_bytes);
+        if clients.held.is_none() || !self.member.accepts() {
+            self.flush(now);
+        }
+    }
+
+    /// Until when what is staged waits.
+    pub(crate) fn held_until(&self) -> MonoTime {
+        self.clients.held.unwrap_or(MonoTime::MAX)
+    }
+
     /// Proposes what is staged.
     pub(crate) fn flush(&mut self, now: Now) {
         if self.clients.staged_count == 0 {
@@ -379,6 +411,8 @@ impl Volume {
         }
         let count = self.clients.staged_count;
         if self.member.accepts() {
+            let last = Lsn(self.member.last().lsn.0 + count);
+            self.clients.gather.proposed(now.mono, last, count);
             self.core(now, mainstay_replication::Input::Propose { count });
         } else {
             self.interrupt_clients();

@@ -16,6 +16,7 @@ mod attach;
 mod batch;
 mod clients;
 mod event;
+mod gather;
 mod mutations;
 mod sessions;
 pub mod store;

@@ -177,7 +177,15 @@ impl Volume {
         if self.stopped {
             return self.refuse_stopped(event);
         }
-        if !matches!(event, Event::Client { .. }) {
+        // What is staged goes in front of whatever may end that this copy proposes. The rest happens in every round.
+        if !matches!(
+            event,
+            Event::Client { .. }
+                | Event::Stored { .. }
+                | Event::Peer { .. }
+                | Event::Fed { .. }
+                | Event::Tick
+        ) {
             self.flush(now);
         }
         match event {
@@ -222,7 +230,7 @@ impl Volume {
 
     /// Proposes what the events brought, feeds the other copies, and keeps memory and disk within bounds.
     pub fn finish(&mut self, now: Now) {
-        self.flush(now);
+        self.flush_if_ready(now);
         self.drain_core(now);
         self.feed(now);
         self.maybe_checkpoint();
@@ -242,6 +250,7 @@ impl Volume {
         self.member
             .next_deadline()
             .min(feed.unwrap_or(MonoTime::MAX))
+            .min(self.held_until())
     }
 
     /// The core, to look at.
