@@ -40,6 +40,8 @@ pub(crate) struct Opening {
     pub(crate) epoch_floor: Epoch,
     /// Zero unless the handle forwards.
     pub(crate) silence_ms: u32,
+    /// Of the writer of a log; zero for none.
+    pub(crate) token: u64,
 }
 
 impl Opening {
@@ -55,6 +57,7 @@ impl Opening {
             create: false,
             epoch_floor: Epoch::ZERO,
             silence_ms: 0,
+            token: 0,
         }
     }
 
@@ -72,6 +75,7 @@ impl Opening {
             patience_ms: PATIENCE_MS,
             create: self.create,
             silence_ms: self.silence_ms,
+            token: self.token,
         };
         pb::ClientRequest {
             tag: 0,
@@ -278,6 +282,7 @@ pub(crate) fn refusal(refused: pb::Refused) -> Verdict {
         Reason::TooLarge(m) => Refusal::TooLarge {
             bytes_max: m.bytes_max,
         },
+        Reason::FencedToken(m) => Refusal::FencedToken { current: m.current },
         Reason::TooManyRecords(m) => Refusal::TooManyRecords {
             records_max: m.records_max,
         },

@@ -114,6 +114,7 @@ impl Ask {
                 generation,
                 create,
                 attachment: attachment.map(|(name, takeover)| Attachment { name, takeover }),
+                token: 0,
             },
             Self::Mutate { seq, op } => ClientOp::Mutate {
                 seq,

@@ -283,6 +283,7 @@ impl Stream {
                     name: a.name,
                     takeover: a.takeover,
                 }),
+                token: open.token,
             }
         };
         opened.handle.tell(Event::Client {

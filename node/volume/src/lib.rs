@@ -20,6 +20,7 @@ mod mutations;
 mod sessions;
 pub mod store;
 mod tail;
+mod tokens;
 mod volume;
 
 pub use batch::{BATCH_RECORDS_MAX, FLAG_MORE, Voids};

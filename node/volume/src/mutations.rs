@@ -54,6 +54,9 @@ impl Volume {
         if seq <= self.last_seq(session) {
             return self.duplicate(conn, token, session, seq);
         }
+        if let Some(fence) = self.clients.fence_over(known.token) {
+            return self.refuse_fenced(conn, token, fence);
+        }
         let lsn = self.next_lsn();
         if let Some(expected) = mutation.expected.filter(|expected| *expected != lsn) {
             return Err(Refusal::UnexpectedLsn {
@@ -168,8 +171,7 @@ impl Volume {
             token,
             wanted: Wanted::Committed { session, seq },
         };
-        let behind = self.clients.waiting.partition_point(|(at, _)| *at <= lsn);
-        self.clients.waiting.insert(behind, (lsn, waiter));
+        self.clients.wait_among(lsn, waiter);
         Ok(None)
     }
 
