@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::BytesMut;
-use mainstay_replication::Role;
+use mainstay_replication::{Mistake, Role};
 use mainstay_storage::EntryKind;
 use mainstay_storage::format::encode_unstamped;
 use mainstay_types::{Epoch, Lsn, NodeId, SessionId, VolumeKind};
 
+use crate::batch::Voids;
 use crate::event::{Action, Attachment, ClientOp, ConnId, Now, OpResult, Refusal, Token};
 use crate::mutations::{FLAGS, Mutation, committed};
 use crate::sessions::{Attached, Done, FLAG_ATTACHED, Sessions};
@@ -586,12 +587,16 @@ impl Volume {
         } else {
             self.tail.entries(from, through, bytes_max)
         };
+        let mut voids = self.sessions.voids().within(from, through);
+        if self.config.member.mistakes.has(Mistake::TornBatchShown) {
+            voids = Voids::default();
+        }
         self.out.push_back(Action::ReadLog {
             conn,
             token,
             from,
             through,
-            voids: self.sessions.voids().within(from, through),
+            voids,
             bytes_max,
             cached,
         });

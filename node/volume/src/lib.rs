@@ -17,6 +17,7 @@ mod batch;
 mod clients;
 mod event;
 mod mutations;
+mod pages;
 mod sessions;
 pub mod store;
 mod tail;
@@ -28,6 +29,7 @@ pub use event::{
     Action, Attachment, ClientOp, ConnId, Event, Now, OpResult, Outcome, Refusal, Token, WalJob,
     WalWrite,
 };
+pub use pages::Page;
 pub use sessions::{BlobError, RESULTS_KEPT, Sessions};
 pub use volume::{Volume, VolumeConfig, VolumeStart};
 

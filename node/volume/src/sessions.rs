@@ -166,12 +166,13 @@ impl Sessions {
     pub(crate) fn apply(&mut self, entry: &EntryRef) -> Option<Done> {
         let header = &entry.header;
         let lsn = header.point.lsn;
+        if header.kind == EntryKind::Record {
+            // Also of a batch that is cut short: timestamps rise with positions, whatever is shown.
+            self.last_timestamp = self.last_timestamp.max(header.arg);
+        }
         let done = match self.batches.take(header) {
             Step::Held => return None,
-            Step::Whole(done) => {
-                self.last_timestamp = self.last_timestamp.max(done.arg);
-                done
-            }
+            Step::Whole(done) => done,
             Step::Other => Done {
                 seq: header.seq,
                 lsn,

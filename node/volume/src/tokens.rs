@@ -13,6 +13,7 @@
 //! What is refused because of an entry that is not committed yet waits for that entry: if a failover takes it away, the token was never
 //! raised, and nobody may be told of it.
 
+use mainstay_replication::Mistake;
 use mainstay_types::{Lsn, SessionId, VolumeKind};
 
 use crate::clients::{Clients, Waiter, Wanted};
@@ -69,7 +70,8 @@ impl Volume {
         fence: Fence,
     ) -> Result<Option<OpResult>, Refusal> {
         let current = fence.token;
-        if fence.lsn <= self.applied {
+        let early = self.config.member.mistakes.has(Mistake::TokenToldEarly);
+        if fence.lsn <= self.applied || early {
             return Err(Refusal::FencedToken { current });
         }
         let waiter = Waiter {

@@ -16,7 +16,7 @@ use mainstay_types::{
 };
 
 use crate::{
-    Action, ClientOp, ConnId, Event, Now, OpResult, Sessions, Token, Volume, VolumeConfig,
+    Action, ClientOp, ConnId, Event, Now, OpResult, Page, Sessions, Token, Volume, VolumeConfig,
     VolumeStart, WalJob, WalWrite,
 };
 
@@ -326,16 +326,16 @@ impl Rig {
                 } => self.replies.push((conn, token, result)),
                 Action::ReadLog {
                     token,
+                    from,
                     through,
                     voids,
                     cached,
                     ..
                 } => {
                     let entries = cached.expect("all entries are in memory");
-                    let records = entries.iter().filter(|entry| {
-                        entry.header.kind == EntryKind::Record
-                            && !voids.hide(entry.header.point.lsn)
-                    });
+                    let page = Page::of(entries, from, through, &voids);
+                    let records = page.entries.iter();
+                    let records = records.filter(|e| e.header.kind == EntryKind::Record);
                     let text = |entry: &EntryRef| {
                         let text = String::from_utf8_lossy(&entry.payload()).into_owned();
                         (entry.header.point.lsn.0, text)
