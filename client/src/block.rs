@@ -62,6 +62,7 @@ impl BlockBuilder {
             read_only: true,
             deadline,
             silence: None,
+            token: 0,
         };
         Self { cluster, wanted }
     }

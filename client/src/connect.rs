@@ -41,6 +41,8 @@ pub(crate) struct Opening {
     pub(crate) epoch_floor: Epoch,
     /// Zero unless the handle forwards.
     pub(crate) silence_ms: u32,
+    /// Of the writer of a log; zero for none.
+    pub(crate) token: u64,
 }
 
 impl Opening {
@@ -56,6 +58,7 @@ impl Opening {
             create: false,
             epoch_floor: Epoch::ZERO,
             silence_ms: 0,
+            token: 0,
         }
     }
 
@@ -73,6 +76,7 @@ impl Opening {
             patience_ms: PATIENCE_MS,
             create: self.create,
             silence_ms: self.silence_ms,
+            token: self.token,
         };
         pb::ClientRequest {
             tag: 0,
@@ -294,6 +298,7 @@ pub(crate) fn refusal(refused: pb::Refused) -> Verdict {
         Reason::TooLarge(m) => Refusal::TooLarge {
             bytes_max: m.bytes_max,
         },
+        Reason::FencedToken(m) => Refusal::FencedToken { current: m.current },
         Reason::TooManyRecords(m) => Refusal::TooManyRecords {
             records_max: m.records_max,
         },

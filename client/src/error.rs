@@ -88,6 +88,14 @@ pub enum Refusal {
         /// The bound, inclusive.
         bytes_max: u64,
     },
+    /// A writer with a newer token has taken the log over. This handle appends nothing more; what it sent before is settled as ever.
+    #[error(
+        "a writer with token {current} has taken the log over: those with an older token or none append nothing more"
+    )]
+    FencedToken {
+        /// The newest token.
+        current: u64,
+    },
     /// More records than one batch may hold: append them as several.
     #[error("more than {records_max} records in one batch")]
     TooManyRecords {

@@ -25,6 +25,7 @@ use crate::{AppendError, Committed, OpId, OpenError, Outcome, OutcomeError, Read
 pub struct LogBuilder {
     cluster: Arc<Cluster>,
     wanted: Wanted,
+    token_given: bool,
 }
 
 impl LogBuilder {
@@ -36,8 +37,13 @@ impl LogBuilder {
             silence: None,
             read_only: false,
             deadline,
+            token: 0,
         };
-        Self { cluster, wanted }
+        Self {
+            cluster,
+            wanted,
+            token_given: false,
+        }
     }
 
     /// How long each request waits for its answer, instead of the configured default.
@@ -74,11 +80,41 @@ impl LogBuilder {
         self
     }
 
+    /// For logs with a single writer: opens as the writer with this token, greater than zero and than that of any writer before.
+    ///
+    /// Once the log is open, every handle with a smaller token, or with none, is refused with [`Refusal::FencedToken`], wherever its
+    /// records are queued; what of theirs is in the log lies in front of anything that this handle appends, and is seen by a
+    /// [`LogVolume::read`] of this handle. Tokens are chosen by whoever decides which writer is the right one: a lock service, an
+    /// orchestrator, an operator who counts. Handles with equal tokens do not fence each other.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// use mainstay_client::{AppendError, Refusal};
+    ///
+    /// let old = client.log("ledger").token(1).open().await?;
+    /// let new = client.log("ledger").token(2).open().await?;
+    /// new.append("the newer writer's").await?;
+    /// let fenced = old.append("too late").await;
+    /// assert!(matches!(
+    ///     fenced,
+    ///     Err(AppendError::Refused(Refusal::FencedToken { current: 2 }))
+    /// ));
+    /// # Ok(()) });
+    /// ```
+    pub fn token(mut self, token: u64) -> Self {
+        self.wanted.token = token;
+        self.token_given = true;
+        self
+    }
+
     /// Finds the primary and opens the volume. Waits for at most `open_deadline`. Cancelling may leave a session behind that
     /// expires by itself.
     ///
     /// # Errors
-    /// The volume does not exist, is no log, or no primary serves it in time.
+    /// The volume does not exist, is no log, a newer writer's token fences this one's, or no primary serves it in time.
     ///
     /// # Example
     /// ```
@@ -93,6 +129,16 @@ impl LogBuilder {
     /// # Ok(()) });
     /// ```
     pub async fn open(self) -> Result<LogVolume, OpenError> {
+        if self.token_given && (self.wanted.token == 0 || self.wanted.read_only) {
+            let message = if self.wanted.read_only {
+                "a handle that only reads has no token"
+            } else {
+                "a writer's token is greater than zero"
+            };
+            return Err(OpenError::Refused(Refusal::BadRequest {
+                message: message.to_owned(),
+            }));
+        }
         let session = Session::open(self.cluster, self.wanted).await?;
         if !matches!(
             session.opened.kind.and_then(|kind| kind.kind),

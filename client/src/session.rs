@@ -84,6 +84,8 @@ pub(crate) struct Wanted {
     pub(crate) deadline: Duration,
     /// Of a handle that forwards.
     pub(crate) silence: Option<Duration>,
+    /// Of the writer of a log; zero for none.
+    pub(crate) token: u64,
 }
 
 impl Session {
@@ -103,6 +105,7 @@ impl Session {
                 create: true,
                 epoch_floor: Epoch::ZERO,
                 silence_ms: wanted.silence.map_or(0, silence_ms),
+                token: wanted.token,
             }
         };
         // From before the first request: a process that stands still while it opens has held nothing yet.

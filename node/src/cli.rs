@@ -596,6 +596,10 @@ pub struct AppendArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub batch: Option<u32>,
 
+    /// As the writer with this token: those with a smaller one, or with none, append nothing more from then on
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub token: Option<u64>,
+
     /// Records, or batches, sent ahead of their answers
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub in_flight: u32,

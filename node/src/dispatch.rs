@@ -205,6 +205,7 @@ async fn append(args: AppendArgs) -> anyhow::Result<()> {
     let options = log::append::Args {
         framing: framing(args.framing),
         batch: args.batch.map(|batch| batch as usize),
+        token: args.token,
         in_flight: args.in_flight as usize,
         quiet: args.quiet,
         ..log::append::Args::new(args.volume.as_str())

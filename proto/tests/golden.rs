@@ -415,6 +415,7 @@ fn requests(golden: &mut Golden) {
         patience_ms: 1500,
         create: true,
         silence_ms: 0,
+        token: 0,
     };
     golden.ask("open", Body::Open(open));
     let record = Bytes::from_static(b"record");
@@ -484,6 +485,12 @@ fn requests(golden: &mut Golden) {
         ..pb::Open::default()
     };
     golden.ask("open_forwarding", Body::Open(forwarding));
+    let writing = pb::Open {
+        volume: "ledger".to_owned(),
+        token: 3,
+        ..pb::Open::default()
+    };
+    golden.ask("open_writing", Body::Open(writing));
 }
 
 fn replies(golden: &mut Golden) {
@@ -609,6 +616,7 @@ fn refusals(golden: &mut Golden) {
         Reason::ResultForgotten(pb::ResultForgotten {}),
         Reason::AttachmentEnded(pb::AttachmentEnded {}),
         Reason::TooManyRecords(pb::TooManyRecords { records_max: 1024 }),
+        Reason::FencedToken(pb::FencedToken { current: 3 }),
     ];
     for (at, reason) in reasons.into_iter().enumerate() {
         golden.refused(&format!("refused_{}", at + 2), reason);

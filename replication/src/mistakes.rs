@@ -56,11 +56,19 @@ pub enum Mistake {
     WitnessesInOneStep,
     /// R8: a newcomer among the witnesses takes over nothing from the old set.
     NewcomersBlank,
+    /// R9.4: readers are shown a log up to its commit point, which may lie within a batch.
+    HalfBatchShown,
+    /// R9.4: what is left of a batch that was cut short is shown.
+    TornBatchShown,
+    /// R9.5: the primary takes records of a writer whose token is older.
+    OldTokenTaken,
+    /// R9.5: an older writer hears of a newer token before that is committed.
+    TokenToldEarly,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 29] = [
         Self::RestartedPrimaryGoesOn,
         Self::NoSyncPoint,
         Self::PromotionDropsSilent,
@@ -86,6 +94,10 @@ impl Mistake {
         Self::AckAloneBeforeShrink,
         Self::WitnessesInOneStep,
         Self::NewcomersBlank,
+        Self::HalfBatchShown,
+        Self::TornBatchShown,
+        Self::OldTokenTaken,
+        Self::TokenToldEarly,
     ];
 }
 

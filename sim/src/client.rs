@@ -25,6 +25,8 @@ pub enum Ask {
         create: bool,
         /// Name and takeover.
         attachment: Option<(String, bool)>,
+        /// Of the writer of a log.
+        token: u64,
     },
     /// One mutation.
     Mutate {
@@ -67,14 +69,27 @@ pub struct Mutation {
     pub offset: u64,
     /// Bytes of payload, or of the range.
     pub len: u64,
-    /// What fills the payload.
+    /// What fills the payload; each further record of a batch has two more.
     pub tag: u64,
+    /// Records of an atomic batch; else one.
+    pub records: u32,
+    /// Only if it gets this position.
+    pub expected: Option<Lsn>,
 }
 
 impl Mutation {
-    /// The entry but for its place.
+    /// The first entry but for its place, and the others of a batch.
     #[must_use]
-    pub fn entry(&self) -> BytesMut {
+    pub fn entries(&self) -> (BytesMut, Vec<BytesMut>) {
+        let record = |index: u32| Self {
+            tag: self.tag.wrapping_add(2 * u64::from(index)),
+            ..*self
+        };
+        let more = (1..self.records).map(|index| record(index).entry());
+        (self.entry(), more.collect())
+    }
+
+    fn entry(&self) -> BytesMut {
         let none = SessionId(0);
         match self.kind {
             EntryKind::Trim | EntryKind::Zeroes => {
@@ -109,18 +124,23 @@ impl Ask {
                 generation,
                 create,
                 attachment,
+                token,
             } => ClientOp::Open {
                 session,
                 generation,
                 create,
                 attachment: attachment.map(|(name, takeover)| Attachment { name, takeover }),
+                token,
             },
-            Self::Mutate { seq, op } => ClientOp::Mutate {
-                seq,
-                expected: None,
-                entry: op.entry(),
-                more: Vec::new(),
-            },
+            Self::Mutate { seq, op } => {
+                let (entry, more) = op.entries();
+                ClientOp::Mutate {
+                    seq,
+                    expected: op.expected,
+                    entry,
+                    more,
+                }
+            }
             Self::ReadBlock { offset, len } => ClientOp::ReadBlock { offset, len },
             Self::ReadLog {
                 from,
@@ -157,8 +177,8 @@ pub enum Waiting {
         from: Lsn,
         /// Answered before the call; zero if stale will do.
         floor: Lsn,
-        /// As asked.
-        bytes_max: usize,
+        /// The answer moves the client's tail on.
+        tail: bool,
     },
     /// An outcome.
     Outcome(u64),
@@ -225,8 +245,20 @@ pub struct Client {
     pub takeover: bool,
     /// Bytes of a block volume.
     pub size_bytes: Option<u64>,
+    /// As the writer of a log; zero for none.
+    pub token: u64,
+    /// Takes a log over now and then, although nobody fenced it.
+    pub rivals: bool,
+    /// Its token is too old: it begins anew once it knows what became of everything.
+    pub fenced_by: Option<u64>,
+    /// Follows a log from here.
+    pub tail: Lsn,
+    /// Newest position that it knows of.
+    pub seen: Lsn,
     /// Its choices.
     pub rng: Rng,
+    /// Its choices that only logs have: what block volumes see does not depend on them.
+    pub log_rng: Rng,
     /// Mutations answered.
     pub answered: u64,
     /// When the last one was.
@@ -241,11 +273,18 @@ impl Client {
         let tag = self.rng.id() | 1;
         let Some(size) = self.size_bytes else {
             let len = 8 + 8 * self.rng.below(40);
+            let records = match self.log_rng.below(4) {
+                0 => 2 + u32::try_from(self.log_rng.below(7)).expect("small"),
+                _ => 1,
+            };
+            let next = Lsn(self.seen.0 + 1 + self.log_rng.below(2));
             return Mutation {
                 kind: EntryKind::Record,
                 offset: 0,
                 len,
                 tag,
+                records,
+                expected: (self.log_rng.below(8) == 0).then_some(next),
             };
         };
         let (kind, unit, most) = match self.rng.below(10) {
@@ -261,6 +300,8 @@ impl Client {
             offset,
             len,
             tag,
+            records: 1,
+            expected: None,
         }
     }
 
@@ -279,7 +320,7 @@ impl Client {
     }
 
     /// What had no answer stays unknown, and is never sent again.
-    fn begin_session(&mut self) {
+    pub fn begin_session(&mut self) {
         self.session = SessionId(self.rng.id());
         self.generation = 0;
         self.known = false;
@@ -304,6 +345,12 @@ impl Client {
                 self.begin_session();
                 let node = self.node;
                 self.reconnect(now, Some(node), 40_000_000);
+            }
+            Refusal::FencedToken { current } => {
+                // A new session was refused: nothing of it is anywhere.
+                self.token = current + self.log_rng.below(2);
+                let node = self.node;
+                self.reconnect(now, Some(node), 300_000_000);
             }
             Refusal::Attached { .. } => {
                 let node = self.node;

@@ -16,7 +16,7 @@ use mainstay_types::{ClusterId, Incarnation, Instance, Lineage, Lsn, MonoTime, N
 use mainstay_volume::store::{
     CopyConfig, NewCopy, State, carry_out, create_copy, open_log, open_state,
 };
-use mainstay_volume::{ConnId, Token, Voids, Volume, VolumeStart, WalJob};
+use mainstay_volume::{ConnId, Page, Token, Voids, Volume, VolumeStart, WalJob};
 
 use crate::clock::Clock;
 use crate::disk::Delays;
@@ -179,7 +179,7 @@ pub enum Done {
     /// Bytes for a client.
     BlockRead(ConnId, Token, Option<Bytes>),
     /// Records for a client.
-    LogRead(ConnId, Token, Lsn, Option<Vec<EntryInfo>>),
+    LogRead(ConnId, Token, Lsn, Option<(Lsn, Vec<EntryInfo>)>),
 }
 
 /// Answers of tasks, with the process, volume and copy that they are for.
@@ -430,23 +430,19 @@ pub async fn read_log(
     answer: Answer,
 ) {
     let (conn, token, from, through, bytes_max) = ask;
-    let seen = |entry: &EntryRef| {
-        let lsn = entry.header.point.lsn;
-        (lsn <= through && !voids.hide(lsn)).then(|| EntryInfo::of(entry))
+    let page = match cached {
+        Some(entries) => Some(Page::of(entries, from, through, &voids)),
+        None => reader.read(from, bytes_max).await.ok().map(|batch| {
+            let chunks = batch.chunks.into_iter();
+            let entries =
+                chunks.flat_map(|chunk| EntryIter::headers_only(lineage, chunk).flatten());
+            Page::of(entries, from, through, &voids)
+        }),
     };
-    let entries = match cached {
-        Some(entries) => Some(entries.iter().filter_map(seen).collect()),
-        None => match reader.read(from, bytes_max).await {
-            Ok(batch) => {
-                let entries = batch
-                    .chunks
-                    .into_iter()
-                    .flat_map(|chunk| EntryIter::headers_only(lineage, chunk).flatten());
-                Some(entries.filter_map(|entry| seen(&entry)).collect())
-            }
-            Err(_) => None,
-        },
-    };
+    let entries = page.map(|page| {
+        let shown = page.entries.iter().map(EntryInfo::of);
+        (page.next, shown.collect())
+    });
     answer.say(Done::LogRead(conn, token, through, entries));
 }
 

@@ -13,7 +13,7 @@ use mainstay_replication::message::Message;
 use mainstay_replication::{OpId, Role};
 use mainstay_types::{Epoch, Lsn, MonoTime, VolumeKind};
 use mainstay_volume::store::CopyError;
-use mainstay_volume::{Action, ConnId, Event, Token, Volume};
+use mainstay_volume::{Action, ConnId, Event, Page, Token, Volume};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::disk_thread::{self, Asked, DiskThread, Work, records};
@@ -311,7 +311,7 @@ impl Actor {
                 voids,
                 cached: Some(entries),
                 ..
-            } => asked.answer(records(entries, from, through, &voids)),
+            } => asked.answer(records(Page::of(entries, from, through, &voids))),
             Action::ReadLog {
                 from,
                 through,

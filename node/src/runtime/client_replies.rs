@@ -136,6 +136,9 @@ pub(super) fn refused(refused: &Refusal) -> Reply {
             size_bytes: *size_bytes,
         }),
         Refusal::TooLarge { limit, .. } => Reason::TooLarge(pb::TooLarge { bytes_max: *limit }),
+        Refusal::FencedToken { current } => {
+            Reason::FencedToken(pb::FencedToken { current: *current })
+        }
         Refusal::TooManyRecords { limit, .. } => Reason::TooManyRecords(pb::TooManyRecords {
             records_max: count_of(*limit),
         }),

@@ -314,6 +314,7 @@ impl Stream {
                     name: a.name,
                     takeover: a.takeover,
                 }),
+                token: open.token,
             }
         };
         opened.handle.tell(Event::Client {

@@ -18,7 +18,7 @@ use mainstay_storage::wal::ReadPath;
 use mainstay_storage::{Checkpoint, EntryKind, Image, LogEnd, WalReader};
 use mainstay_types::{BLOCK_BYTES, Lineage, Lsn, VolumeName};
 use mainstay_volume::store::{CopyError, State, open_state};
-use mainstay_volume::{Event, OpResult, Token, Voids, Volume, VolumeConfig};
+use mainstay_volume::{Event, OpResult, Page, Token, Voids, Volume, VolumeConfig};
 use tokio::sync::{mpsc, oneshot};
 
 use super::copies::{BLOCKS_AT_ONCE, ExportPart};
@@ -334,10 +334,8 @@ impl Worker {
                         .chunks
                         .into_iter()
                         .flat_map(|chunk| EntryIter::headers_only(lineage, chunk));
-                    let entries = entries
-                        .map_while(Result::ok)
-                        .filter(|entry| entry.header.point.lsn <= through);
-                    records(entries.collect(), from, through, &voids)
+                    let entries = entries.map_while(Result::ok);
+                    records(Page::of(entries, from, through, &voids))
                 }
                 Err(error) => ConnAnswer::Unreadable(error.to_string()),
             };
@@ -455,32 +453,21 @@ fn clip(runs: Vec<Extent>, range: &Range<u64>) -> Vec<Extent> {
     runs.into_iter().map(cut).collect()
 }
 
-/// Records among `entries`, which are contiguous from `from`.
-pub(super) fn records(
-    entries: Vec<EntryRef>,
-    from: Lsn,
-    through: Lsn,
-    voids: &Voids,
-) -> ConnAnswer {
-    let next = entries
-        .last()
-        .map_or(from, |entry| entry.header.point.lsn.next());
+/// The records of a page.
+pub(super) fn records(page: Page) -> ConnAnswer {
     let record = |entry: EntryRef| RecordOut {
         lsn: entry.header.point.lsn,
         timestamp_ns: entry.header.arg,
         data: entry.payload(),
     };
-    let records = entries
+    let records = page
+        .entries
         .into_iter()
-        .filter(|entry| {
-            entry.header.kind == EntryKind::Record && !voids.hide(entry.header.point.lsn)
-        })
-        .map(record)
-        .collect();
+        .filter(|entry| entry.header.kind == EntryKind::Record);
     ConnAnswer::Records {
-        records,
-        next,
-        end: next > through,
+        records: records.map(record).collect(),
+        next: page.next,
+        end: page.end,
     }
 }
 

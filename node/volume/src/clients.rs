@@ -3,15 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::BytesMut;
-use mainstay_replication::Role;
+use mainstay_replication::{Mistake, Role};
 use mainstay_storage::EntryKind;
 use mainstay_storage::format::encode_unstamped;
 use mainstay_types::{Epoch, Lsn, MonoTime, NodeId, SessionId, VolumeKind};
 
+use crate::batch::Voids;
 use crate::event::{Action, Attachment, ClientOp, ConnId, Now, OpResult, Refusal, Token};
 use crate::gather::Gather;
 use crate::mutations::{FLAGS, Mutation, committed};
 use crate::sessions::{Attached, Done, FLAG_ATTACHED, Sessions};
+use crate::tokens::Fence;
 use crate::volume::{Read, Volume};
 
 /// Entries up to this size share one buffer, so that they go to the disk and to the wire without another copy.
@@ -23,6 +25,8 @@ pub(crate) struct Conn {
     /// Zero once a takeover has fenced the connection.
     pub(crate) generation: u32,
     pub(crate) attached: bool,
+    /// Of the writer of a log; zero for none.
+    pub(crate) token: u64,
     /// The generation is committed.
     ready: bool,
 }
@@ -54,9 +58,21 @@ impl Proposed {
 
 #[derive(Debug)]
 pub(crate) enum Wanted {
-    Opened { session: SessionId, generation: u32 },
-    Closed { session: SessionId },
-    Committed { session: SessionId, seq: u64 },
+    Opened {
+        session: SessionId,
+        generation: u32,
+    },
+    Closed {
+        session: SessionId,
+    },
+    Committed {
+        session: SessionId,
+        seq: u64,
+    },
+    /// To hear that a newer writer's token fenced it.
+    Refused {
+        current: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -76,7 +92,7 @@ pub(crate) struct Clients {
     /// Sessions whose end is proposed.
     pub(crate) closing: BTreeSet<SessionId>,
     /// By place, which rises.
-    pub(crate) waiting: VecDeque<(Lsn, Waiter)>,
+    waiting: VecDeque<(Lsn, Waiter)>,
     parked: VecDeque<(ConnId, Token, ClientOp)>,
     staged: Vec<BytesMut>,
     staged_count: u64,
@@ -84,6 +100,7 @@ pub(crate) struct Clients {
     gather: Gather,
     /// Until when what is staged waits.
     held: Option<MonoTime>,
+    pub(crate) fence: Fence,
     pub(crate) last_timestamp: u64,
     /// The epoch that all of this belongs to.
     epoch: Epoch,
@@ -101,6 +118,10 @@ impl Clients {
         if self.epoch != epoch {
             self.epoch = epoch;
             self.attached = table.attached.clone();
+            self.fence = Fence {
+                token: table.token,
+                lsn: Lsn::ZERO,
+            };
             self.last_timestamp = table.last_timestamp;
         }
     }
@@ -118,6 +139,12 @@ impl Clients {
     /// Has `waiter` answered once the entry at `lsn`, which lies behind every other that is waited for, is committed.
     pub(crate) fn wait(&mut self, lsn: Lsn, waiter: Waiter) {
         self.waiting.push_back((lsn, waiter));
+    }
+
+    /// Has `waiter` answered once the entry at `lsn` is committed, behind those that wait for it already.
+    pub(crate) fn wait_among(&mut self, lsn: Lsn, waiter: Waiter) {
+        let behind = self.waiting.partition_point(|(at, _)| *at <= lsn);
+        self.waiting.insert(behind, (lsn, waiter));
     }
 
     /// Nothing that comes on a connection of before is taken any more.
@@ -165,7 +192,14 @@ impl Volume {
                 generation,
                 create,
                 attachment,
-            } => self.open(conn, token, session, generation, create, attachment),
+                token: writer,
+            } => self.open(
+                conn,
+                token,
+                (session, generation, create),
+                attachment,
+                writer,
+            ),
             ClientOp::Close => self.close_session(conn, token),
             ClientOp::Mutate {
                 seq,
@@ -271,11 +305,13 @@ impl Volume {
         &mut self,
         conn: ConnId,
         token: Token,
-        session: SessionId,
-        generation: u32,
-        create: bool,
+        (session, generation, create): (SessionId, u32, bool),
         attachment: Option<Attachment>,
+        writer: u64,
     ) -> Result<Option<OpResult>, Refusal> {
+        if let Some(fence) = self.check_token(session, writer)? {
+            return self.refuse_fenced(conn, token, fence);
+        }
         let generation = self.next_generation(session, generation, create)?;
         let attached = attachment.is_some();
         let attachment = match attachment {
@@ -287,7 +323,9 @@ impl Volume {
         proposed.generation = generation;
         proposed.attachment = attachment;
         proposed.last_seq = proposed.last_seq.max(last_seq);
-        let mut entry = encode_unstamped(EntryKind::SessionOpen, session, generation, 0, 0, &[]);
+        self.raise_token(writer);
+        let mut entry =
+            encode_unstamped(EntryKind::SessionOpen, session, generation, 0, writer, &[]);
         if attached {
             entry[FLAGS] = FLAG_ATTACHED;
         }
@@ -297,6 +335,7 @@ impl Volume {
                 session,
                 generation,
                 attached,
+                token: writer,
                 ready: false,
             },
         );
@@ -452,6 +491,7 @@ impl Volume {
                         commit: lsn,
                     }
                 }
+                Wanted::Refused { current } => OpResult::Refused(Refusal::FencedToken { current }),
                 Wanted::Closed { session } => {
                     self.clients.closing.remove(&session);
                     OpResult::Closed
@@ -581,12 +621,16 @@ impl Volume {
         } else {
             self.tail.entries(from, through, bytes_max)
         };
+        let mut voids = self.sessions.voids().within(from, through);
+        if self.config.member.mistakes.has(Mistake::TornBatchShown) {
+            voids = Voids::default();
+        }
         self.out.push_back(Action::ReadLog {
             conn,
             token,
             from,
             through,
-            voids: self.sessions.voids().within(from, through),
+            voids,
             bytes_max,
             cached,
         });

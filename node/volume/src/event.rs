@@ -153,6 +153,8 @@ pub enum ClientOp {
         create: bool,
         /// Exclusive use of a block volume.
         attachment: Option<Attachment>,
+        /// Of the writer of a log: every older one, and every writer without one, appends nothing behind this. Zero for none.
+        token: u64,
     },
     /// End the session of this connection.
     Close,
@@ -299,6 +301,14 @@ pub enum Refusal {
     /// A block volume is written only by those who attached it.
     #[error("the volume is not attached on this connection; open it with an attachment")]
     NotAttached,
+    /// A writer with a newer token writes the log.
+    #[error(
+        "a writer with token {current} has taken the log over: those with an older token or none append nothing more"
+    )]
+    FencedToken {
+        /// The newest one.
+        current: u64,
+    },
     /// The conditional append came too late.
     #[error("the next entry is {next}, not {expected}")]
     UnexpectedLsn {

@@ -18,9 +18,11 @@ mod clients;
 mod event;
 mod gather;
 mod mutations;
+mod pages;
 mod sessions;
 pub mod store;
 mod tail;
+mod tokens;
 mod volume;
 
 pub use batch::{BATCH_RECORDS_MAX, FLAG_MORE, Voids};
@@ -28,6 +30,7 @@ pub use event::{
     Action, Attachment, ClientOp, ConnId, Event, Now, OpResult, Outcome, Refusal, Token, WalJob,
     WalWrite,
 };
+pub use pages::Page;
 pub use sessions::{BlobError, RESULTS_KEPT, Sessions};
 pub use volume::{Volume, VolumeConfig, VolumeStart};
 

@@ -1,6 +1,7 @@
 //! Mutations: from a client's request to entries in the log, once for each number (R9.1).
 
 use bytes::BytesMut;
+use mainstay_replication::Mistake;
 use mainstay_storage::EntryKind;
 use mainstay_storage::format::{ENTRY_HEADER_BYTES, range_of};
 use mainstay_types::{Lsn, SessionId, VolumeKind};
@@ -53,6 +54,12 @@ impl Volume {
         self.check_mutation(&mutation)?;
         if seq <= self.last_seq(session) {
             return self.duplicate(conn, token, session, seq);
+        }
+        let unchecked = self.config.member.mistakes.has(Mistake::OldTokenTaken);
+        if let Some(fence) = self.clients.fence_over(known.token)
+            && !unchecked
+        {
+            return self.refuse_fenced(conn, token, fence);
         }
         let lsn = self.next_lsn();
         if let Some(expected) = mutation.expected.filter(|expected| *expected != lsn) {
@@ -168,8 +175,7 @@ impl Volume {
             token,
             wanted: Wanted::Committed { session, seq },
         };
-        let behind = self.clients.waiting.partition_point(|(at, _)| *at <= lsn);
-        self.clients.waiting.insert(behind, (lsn, waiter));
+        self.clients.wait_among(lsn, waiter);
         Ok(None)
     }
 

@@ -21,7 +21,7 @@ const SESSIONS_KEPT: usize = 10_000;
 /// Flag of a `SessionOpen` entry: the session writes under the present attachment.
 pub(crate) const FLAG_ATTACHED: u8 = 1;
 
-const BLOB_VERSION: u16 = 2;
+const BLOB_VERSION: u16 = 3;
 
 /// A committed mutation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +108,8 @@ pub struct Sessions {
     sessions: BTreeMap<SessionId, Session>,
     pub(crate) attached: Option<Attached>,
     batches: Batches,
+    /// Greatest token of a writer; zero if none ever gave one. Never falls.
+    pub(crate) token: u64,
     /// Greatest timestamp of a record.
     pub(crate) last_timestamp: u64,
     /// Beside the sessions, because it must be as durable: an image that was copied while it changed is consistent
@@ -164,12 +166,13 @@ impl Sessions {
     pub(crate) fn apply(&mut self, entry: &EntryRef) -> Option<Done> {
         let header = &entry.header;
         let lsn = header.point.lsn;
+        if header.kind == EntryKind::Record {
+            // Also of a batch that is cut short: timestamps rise with positions, whatever is shown.
+            self.last_timestamp = self.last_timestamp.max(header.arg);
+        }
         let done = match self.batches.take(header) {
             Step::Held => return None,
-            Step::Whole(done) => {
-                self.last_timestamp = self.last_timestamp.max(done.arg);
-                done
-            }
+            Step::Whole(done) => done,
             Step::Other => Done {
                 seq: header.seq,
                 lsn,
@@ -192,6 +195,7 @@ impl Sessions {
                 let session = self.touch(header.session, lsn);
                 session.generation = header.generation;
                 session.attachment = attachment;
+                self.token = self.token.max(header.arg);
             }
             EntryKind::SessionClose => self.close(header.session),
             EntryKind::Record | EntryKind::Write | EntryKind::Trim | EntryKind::Zeroes => {
@@ -248,6 +252,7 @@ impl Sessions {
         out.put_u16_le(BLOB_VERSION);
         out.put_u64_le(self.last_timestamp);
         out.put_u64_le(self.consistent_from.0);
+        out.put_u64_le(self.token);
         let (lsn, name) = self
             .attached
             .as_ref()
@@ -287,6 +292,7 @@ impl Sessions {
         }
         table.last_timestamp = u64_of(&mut rest)?;
         table.consistent_from = Lsn(u64_of(&mut rest)?);
+        table.token = u64_of(&mut rest)?;
         let lsn = Lsn(u64_of(&mut rest)?);
         let name_len = take(&mut rest, 4)?.get_u32_le() as usize;
         let name =

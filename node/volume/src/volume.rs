@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use mainstay_replication::message::{Append, MemberEnvelope, MemberMessage};
 use mainstay_replication::{
-    AppendPlan, Input, LogWrite, Member, MemberConfig, MemberStart, OpId, Output, Role,
+    AppendPlan, Input, LogWrite, Member, MemberConfig, MemberStart, Mistake, OpId, Output, Role,
 };
 use mainstay_storage::format::{EntryIter, EntryRef, encode_unstamped, stamp};
 use mainstay_storage::{EntryKind, LogEnd};
@@ -274,6 +274,9 @@ impl Volume {
     /// Last entry that is shown: below the first one of a batch that is not whole yet.
     #[must_use]
     pub fn visible(&self) -> Lsn {
+        if self.config.member.mistakes.has(Mistake::HalfBatchShown) {
+            return self.applied;
+        }
         self.sessions.visible(self.applied)
     }
 

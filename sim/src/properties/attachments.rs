@@ -46,26 +46,8 @@ impl Attachments {
 
 #[cfg(test)]
 mod tests {
-    use mainstay_types::{Epoch, LogPoint};
-
+    use super::super::entry;
     use super::*;
-
-    fn entry(lsn: u64, kind: EntryKind, session: u64) -> EntryInfo {
-        EntryInfo {
-            point: LogPoint {
-                epoch: Epoch(1),
-                lsn: Lsn(lsn),
-            },
-            crc: 0,
-            kind,
-            session: SessionId(session),
-            generation: 1,
-            seq: 1,
-            arg: 0,
-            len: 0,
-            tag: 0,
-        }
-    }
 
     #[test]
     fn a_write_of_an_attachment_that_is_over_is_found() {

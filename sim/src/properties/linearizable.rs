@@ -11,6 +11,8 @@ use mainstay_storage::EntryKind;
 use mainstay_types::{Lsn, SessionId, VolumeKind};
 
 use super::attachments::Attachments;
+use super::batches::{Batches, Part};
+use super::tokens::Tokens;
 use super::{Check, EntryInfo, Oracle, Property, broken};
 
 /// Bytes that carry one value in the model of a block volume.
@@ -21,8 +23,12 @@ pub const BLOCK: u64 = 4096;
 /// A mutation as its client called it.
 #[derive(Debug, Clone, Copy)]
 pub struct Called {
-    /// First eight bytes of its payload.
+    /// First eight bytes of its payload; each further record of a batch has two more.
     pub tag: u64,
+    /// Records of an atomic batch; else one.
+    pub records: u32,
+    /// It may only be committed there.
+    pub expected: Option<Lsn>,
     /// Its kind.
     pub kind: EntryKind,
     /// Its offset; zero for a record.
@@ -38,10 +44,10 @@ pub struct Called {
 pub struct LogRead<'a> {
     /// First LSN asked for.
     pub from: Lsn,
-    /// Commit point that was shown.
+    /// Last position that was shown.
     pub through: Lsn,
-    /// Whether all entries up to `through` should be there.
-    pub whole: bool,
+    /// Where the reader goes on.
+    pub next: Lsn,
     /// What came.
     pub entries: &'a [EntryInfo],
     /// Answered to somebody before the call; zero for a stale read.
@@ -53,11 +59,14 @@ pub struct LogRead<'a> {
 pub struct Ops {
     kind: VolumeKind,
     called: BTreeMap<(SessionId, u64), Vec<Called>>,
-    committed: BTreeMap<(SessionId, u64), Lsn>,
+    /// Where each mutation begins, and how many entries it has.
+    committed: BTreeMap<(SessionId, u64), (Lsn, u32)>,
     /// Values of each sector: (LSN, tag), rising.
     sectors: BTreeMap<u64, Vec<(Lsn, u64)>>,
     last_timestamp: u64,
     attachments: Attachments,
+    pub(super) batches: Batches,
+    pub(super) tokens: Tokens,
     /// Everything up to here was answered to somebody.
     pub floor: Lsn,
     /// Mutations answered.
@@ -75,6 +84,8 @@ impl Ops {
             sectors: BTreeMap::new(),
             last_timestamp: 0,
             attachments: Attachments::default(),
+            batches: Batches::default(),
+            tokens: Tokens::default(),
             floor: Lsn::ZERO,
             answered: 0,
             reads: 0,
@@ -91,7 +102,7 @@ impl Ops {
     /// # Errors
     /// It did.
     pub fn never(&mut self, session: SessionId, seq: u64) -> Check {
-        if let Some(lsn) = self.committed.get(&(session, seq)) {
+        if let Some((lsn, _)) = self.committed.get(&(session, seq)) {
             return broken(
                 Property::Linearizable,
                 format!("{session} is told that {seq} never happened; it is at {lsn}"),
@@ -107,7 +118,10 @@ impl Ops {
     pub(super) fn committed(&mut self, info: &EntryInfo) -> Check {
         if matches!(self.kind, VolumeKind::Block { .. }) {
             self.attachments.committed(info)?;
+        } else {
+            self.tokens.committed(info)?;
         }
+        let Part { first, index, last } = self.batches.committed(info);
         let mutation = matches!(
             info.kind,
             EntryKind::Record | EntryKind::Write | EntryKind::Trim | EntryKind::Zeroes
@@ -117,8 +131,9 @@ impl Ops {
         }
         let (key, lsn) = ((info.session, info.seq), info.point.lsn);
         let same = |called: &&Called| {
-            called.tag == info.tag
+            called.tag.wrapping_add(2 * u64::from(index)) == info.tag
                 && called.kind == info.kind
+                && last == (index + 1 == called.records)
                 && (info.kind == EntryKind::Record || called.arg == info.arg)
         };
         let found = self
@@ -131,6 +146,18 @@ impl Ops {
                 format!("{} commits {key:?}, which nobody called", info.point),
             );
         };
+        if !last {
+            return Ok(());
+        }
+        if called.expected.is_some_and(|expected| expected != first) {
+            return broken(
+                Property::Linearizable,
+                format!(
+                    "{key:?} commits at {first}, and only {:?} would do",
+                    called.expected
+                ),
+            );
+        }
         if called.never {
             return broken(
                 Property::Linearizable,
@@ -139,7 +166,7 @@ impl Ops {
                 ),
             );
         }
-        if lsn <= called.floor {
+        if first <= called.floor {
             return broken(
                 Property::Linearizable,
                 format!(
@@ -148,10 +175,10 @@ impl Ops {
                 ),
             );
         }
-        if let Some(first) = self.committed.insert(key, lsn) {
+        if let Some((before, _)) = self.committed.insert(key, (first, index + 1)) {
             return broken(
                 Property::Linearizable,
-                format!("{key:?} is committed twice, at {first} and at {lsn}"),
+                format!("{key:?} is committed twice, at {before} and at {first}"),
             );
         }
         if info.kind == EntryKind::Record {
@@ -210,17 +237,18 @@ impl Oracle {
     ///
     /// # Errors
     /// It is not, or not there.
-    pub fn answered(&mut self, session: SessionId, seq: u64, lsn: Lsn) -> Check {
-        if self.ops.committed.get(&(session, seq)) != Some(&lsn) {
+    pub fn answered(&mut self, session: SessionId, seq: u64, lsn: Lsn, count: u32) -> Check {
+        if self.ops.committed.get(&(session, seq)) != Some(&(lsn, count)) {
             return broken(
                 Property::Linearizable,
                 format!(
-                    "{session} is told that {seq} is at {lsn}; it is at {:?}",
+                    "{session} is told that {seq} is {count} entries at {lsn}; it is at {:?}",
                     self.ops.committed.get(&(session, seq))
                 ),
             );
         }
-        self.ops.floor = self.ops.floor.max(lsn);
+        let last = Lsn(lsn.0 + u64::from(count) - 1);
+        self.ops.floor = self.ops.floor.max(last);
         self.ops.answered += 1;
         Ok(())
     }
@@ -258,32 +286,50 @@ impl Oracle {
                 ),
             );
         }
-        let mut expected = read.from;
-        for info in read.entries {
-            if info.point.lsn != expected || info.point.lsn > read.through {
-                return broken(
-                    Property::Linearizable,
-                    format!(
-                        "a read shows {} where {expected} belongs, up to {}",
-                        info.point, read.through
-                    ),
-                );
-            }
-            expected = expected.next();
-        }
-        if read.whole && expected <= read.through {
-            return broken(
-                Property::Linearizable,
-                format!(
-                    "a read from {} ends before {expected}, committed is {}",
-                    read.from, read.through
-                ),
-            );
-        }
+        self.check_page(read)?;
         if read.floor > Lsn::ZERO {
             self.ops.floor = self.ops.floor.max(read.through);
         }
         self.ops.reads += 1;
+        Ok(())
+    }
+
+    /// A page holds every entry of its stretch that is to be shown, in order, and no other; it makes headway.
+    fn check_page(&self, read: &LogRead<'_>) -> Check {
+        let mut shown = read.entries.iter().map(|info| info.point.lsn);
+        let stretch = (read.from.0..read.next.0).map(Lsn);
+        for lsn in stretch.filter(|lsn| !self.ops.batches.is_void(*lsn)) {
+            let found = shown.next();
+            if found != Some(lsn) || lsn > read.through {
+                return broken(
+                    Property::Linearizable,
+                    format!(
+                        "a read shows {found:?} where {lsn} belongs, up to {}",
+                        read.through
+                    ),
+                );
+            }
+        }
+        if let Some(lsn) = shown.next() {
+            let property = if self.ops.batches.is_void(lsn) {
+                Property::Batches
+            } else {
+                Property::Linearizable
+            };
+            return broken(
+                property,
+                format!("a read from {} to {} shows {lsn}", read.from, read.next),
+            );
+        }
+        if read.next <= read.from && read.from <= read.through {
+            return broken(
+                Property::Linearizable,
+                format!(
+                    "a read from {} gives nothing, committed is {}",
+                    read.from, read.through
+                ),
+            );
+        }
         Ok(())
     }
 

@@ -12,11 +12,14 @@
 //! | 8 | damage is not absence: what was durable is held, or reported lost | `damage.rs` | R6.3, C5, H12 |
 //! | 9 | liveness: once faults stop, writes resume and all copies become equal | `liveness.rs` | R6.1, H4 |
 //! | 10 | attachments: nothing of a session commits once its attachment is over | `attachments.rs` | R9.3 |
+//! | 11 | batches: all or none, side by side, never shown in part | `batches.rs` | R9.4 |
+//! | 12 | tokens: no record of an older writer commits behind a newer one's token | `tokens.rs` | R9.5 |
 //!
 //! An entry is known by its position, its epoch and its header CRC; that CRC covers the CRC of the entry before it,
 //! so that equal entries at one LSN mean equal logs up to there.
 
 mod attachments;
+mod batches;
 mod copy;
 pub mod damage;
 mod durability;
@@ -27,6 +30,7 @@ pub mod liveness;
 pub mod monotonic;
 mod phantom;
 mod register;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -63,6 +67,10 @@ pub enum Property {
     Liveness,
     /// 10
     Attachments,
+    /// 11
+    Batches,
+    /// 12
+    Tokens,
     /// An assertion of the code under test, or a state that it says cannot be.
     Assertion,
 }
@@ -80,6 +88,8 @@ impl fmt::Display for Property {
             Self::DamageIsNotAbsence => "8 damage is not absence",
             Self::Liveness => "9 liveness",
             Self::Attachments => "10 attachments",
+            Self::Batches => "11 batches",
+            Self::Tokens => "12 tokens",
             Self::Assertion => "assertion in the code under test",
         })
     }
@@ -111,6 +121,8 @@ pub struct EntryInfo {
     pub crc: u32,
     /// Its kind.
     pub kind: EntryKind,
+    /// Of its kind.
+    pub flags: u8,
     /// Whose it is.
     pub session: SessionId,
     /// Of the connection.
@@ -139,6 +151,7 @@ impl EntryInfo {
             point: header.point,
             crc: header.header_crc,
             kind: header.kind,
+            flags: header.flags,
             session: header.session,
             generation: header.generation,
             seq: header.seq,
@@ -210,5 +223,25 @@ impl Oracle {
             copy.acted = Some(epoch);
         }
         Ok(())
+    }
+}
+
+/// An entry for tests of properties.
+#[cfg(test)]
+fn entry(lsn: u64, kind: EntryKind, session: u64) -> EntryInfo {
+    EntryInfo {
+        point: LogPoint {
+            epoch: Epoch(1),
+            lsn: Lsn(lsn),
+        },
+        crc: 0,
+        kind,
+        flags: 0,
+        session: SessionId(session),
+        generation: 1,
+        seq: 1,
+        arg: 0,
+        len: 0,
+        tag: 0,
     }
 }

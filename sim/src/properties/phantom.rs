@@ -37,6 +37,6 @@ impl Oracle {
                 ),
             );
         }
-        Ok(())
+        self.ops.batches.check_end(commit)
     }
 }

@@ -38,6 +38,9 @@ impl World {
                     None => None,
                 };
                 let session = SessionId(rng.id());
+                let mut log_rng = Rng::new(session.0);
+                let rivals = size_bytes.is_none() && log_rng.below(3) == 0;
+                let token = if rivals { log_rng.below(4) } else { 0 };
                 let act_at = 20 * MS + rng.below(100 * MS);
                 let patience_ns =
                     MS * [300, 1_000, 3_000][usize::try_from(rng.below(3)).unwrap_or(0)];
@@ -66,7 +69,13 @@ impl World {
                     attach,
                     takeover: false,
                     size_bytes,
+                    token,
+                    rivals,
+                    fenced_by: None,
+                    tail: Lsn(1),
+                    seen: Lsn::ZERO,
                     rng,
+                    log_rng,
                     answered: 0,
                     answered_at: 0,
                     finishing: false,
@@ -147,11 +156,15 @@ impl World {
         client.phase = Phase::Opening;
         client.act_at = now + client.patience_ns + 1;
         client.takeover = client.rng.below(6) == 0;
+        if client.rivals && client.log_rng.below(8) == 0 {
+            client.token += 1;
+        }
         let ask = Ask::Open {
             session: client.session,
             generation: client.generation,
             create: !client.known,
             attachment: client.attach.clone().map(|name| (name, client.takeover)),
+            token: client.token,
         };
         self.ask(c, ask, Waiting::Open);
     }
@@ -164,6 +177,19 @@ impl World {
             }
             return;
         }
+        if let Some(current) = client.fenced_by {
+            if client.open_ops.is_empty() {
+                client.fenced_by = None;
+                client.begin_session();
+                client.token = current + 1;
+                let (now, node) = (self.now(), self.clients[c].node);
+                self.clients[c].reconnect(now, Some(node), 300 * MS);
+            }
+            return;
+        }
+        if client.size_bytes.is_none() && client.log_rng.below(4) == 0 {
+            return self.client_tail(c);
+        }
         match client.rng.below(10) {
             0..=6 if client.open_ops.len() < client.window => {
                 let op = client.mutation();
@@ -174,6 +200,8 @@ impl World {
                 let ops = &mut self.oracle_mut(volume).ops;
                 let called = Called {
                     tag: op.first_word(),
+                    records: op.records,
+                    expected: op.expected,
                     kind: op.kind,
                     arg: op.offset,
                     floor: ops.floor,
@@ -220,7 +248,24 @@ impl World {
         let waiting = Waiting::ReadLog {
             from,
             floor,
-            bytes_max,
+            tail: false,
+        };
+        self.ask(c, ask, waiting);
+    }
+
+    /// Follows the log, at whatever node the client talks to.
+    fn client_tail(&mut self, c: usize) {
+        let client = &mut self.clients[c];
+        let from = client.tail;
+        let ask = Ask::ReadLog {
+            from,
+            bytes_max: 128 << client.log_rng.below(8),
+            stale_ok: true,
+        };
+        let waiting = Waiting::ReadLog {
+            from,
+            floor: Lsn::ZERO,
+            tail: true,
         };
         self.ask(c, ask, waiting);
     }
@@ -247,6 +292,12 @@ impl World {
             (Waiting::Mutate(seq), Reply::Op(OpResult::Refused(Refusal::RefusedBefore { .. }))) => {
                 self.outcome_known(c, seq, Outcome::Never);
             }
+            (Waiting::Mutate(seq), Reply::Op(OpResult::Refused(Refusal::UnexpectedLsn { .. }))) => {
+                self.outcome_known(c, seq, Outcome::Never)
+            }
+            (waiting, Reply::Op(OpResult::Refused(Refusal::FencedToken { current }))) => {
+                self.client_fenced(c, &waiting, current)
+            }
             (_, Reply::Op(OpResult::Refused(refusal))) => {
                 let now = self.now();
                 let client = &mut self.clients[c];
@@ -261,14 +312,16 @@ impl World {
             (Waiting::Open, Reply::Op(OpResult::Opened { commit, .. })) => {
                 self.session_open(c, commit);
             }
-            (Waiting::Mutate(seq), Reply::Op(OpResult::Committed { lsn, .. })) => {
-                self.mutation_done(c, seq, lsn);
+            (Waiting::Mutate(seq), Reply::Op(OpResult::Committed { lsn, count, .. })) => {
+                self.mutation_done(c, seq, lsn, count);
             }
             (Waiting::Outcome(seq), Reply::Op(OpResult::Outcome(outcome))) => {
                 self.outcome_known(c, seq, outcome);
             }
             (Waiting::Position { floor }, Reply::Op(OpResult::Position { commit, .. })) => {
-                let volume = self.clients[c].volume;
+                let client = &mut self.clients[c];
+                client.seen = client.seen.max(commit);
+                let volume = client.volume;
                 let check = self.oracle_mut(volume).position_read(commit, floor);
                 self.check(check);
             }
@@ -278,21 +331,18 @@ impl World {
                 self.check(check);
             }
             (
-                Waiting::ReadLog {
-                    from,
-                    floor,
-                    bytes_max,
-                },
-                Reply::Log(through, Some(entries)),
+                Waiting::ReadLog { from, floor, tail },
+                Reply::Log(through, Some((next, entries))),
             ) => {
-                let volume = self.clients[c].volume;
-                // A reader stops at a segment's end, so only an empty answer must mean that there is no more.
-                let whole = entries.is_empty();
-                let _ = bytes_max;
+                let client = &mut self.clients[c];
+                if tail && client.tail == from {
+                    client.tail = next;
+                }
+                let volume = client.volume;
                 let read = LogRead {
                     from,
                     through,
-                    whole,
+                    next,
                     entries: &entries,
                     floor,
                 };
@@ -336,21 +386,37 @@ impl World {
         self.client_sleep(c);
     }
 
-    fn mutation_done(&mut self, c: usize, seq: u64, lsn: Lsn) {
+    /// A newer writer has the log. What this client sends from now on would be refused; what it has sent is settled first.
+    fn client_fenced(&mut self, c: usize, waiting: &Waiting, current: u64) {
+        let now = self.now();
+        let volume = self.clients[c].volume;
+        let check = self.oracle_mut(volume).token_told(current);
+        self.check(check);
+        if let Waiting::Mutate(seq) = waiting {
+            self.outcome_known(c, *seq, Outcome::Never);
+            self.clients[c].fenced_by = Some(current);
+        } else {
+            self.clients[c].refused(now, &Refusal::FencedToken { current });
+            self.client_sleep(c);
+        }
+    }
+
+    fn mutation_done(&mut self, c: usize, seq: u64, lsn: Lsn, count: u32) {
         let now = self.now();
         let client = &mut self.clients[c];
         client.open_ops.remove(&seq);
         client.answered += 1;
         client.answered_at = now;
+        client.seen = client.seen.max(Lsn(lsn.0 + u64::from(count) - 1));
         let (volume, session) = (client.volume, client.session);
-        let check = self.oracle_mut(volume).answered(session, seq, lsn);
+        let check = self.oracle_mut(volume).answered(session, seq, lsn, count);
         self.check(check);
     }
 
     fn outcome_known(&mut self, c: usize, seq: u64, outcome: Outcome) {
         let (volume, session) = (self.clients[c].volume, self.clients[c].session);
         match outcome {
-            Outcome::Committed { lsn, .. } => self.mutation_done(c, seq, lsn),
+            Outcome::Committed { lsn, count } => self.mutation_done(c, seq, lsn, count),
             Outcome::Never => {
                 let check = self.oracle_mut(volume).ops.never(session, seq);
                 self.check(check);

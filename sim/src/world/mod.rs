@@ -50,8 +50,11 @@ pub enum Reply {
     Op(OpResult),
     /// Bytes of a block volume.
     Block(Option<Bytes>),
-    /// Records up to a commit point.
-    Log(mainstay_types::Lsn, Option<Vec<EntryInfo>>),
+    /// The last position that may be shown; where to go on, and what is shown.
+    Log(
+        mainstay_types::Lsn,
+        Option<(mainstay_types::Lsn, Vec<EntryInfo>)>,
+    ),
 }
 
 #[derive(Debug)]

@@ -33,6 +33,8 @@ pub struct Args {
     pub framing: Framing,
     /// Records that are appended together, all or none; `None`: each by itself.
     pub batch: Option<usize>,
+    /// Of the single writer that this is.
+    pub token: Option<u64>,
     /// Records, or batches, sent ahead of their answers, 1 to [`IN_FLIGHT_MAX`].
     pub in_flight: usize,
     /// How long each record waits for its answer, failovers included; `None` is the client's default.
@@ -51,6 +53,7 @@ impl Args {
             volume: volume.into(),
             framing: Framing::Lines,
             batch: None,
+            token: None,
             in_flight: 256,
             deadline: None,
             json: false,
@@ -96,6 +99,9 @@ pub async fn run(
     let mut builder = client.log(&args.volume);
     if let Some(deadline) = args.deadline {
         builder = builder.deadline(deadline);
+    }
+    if let Some(token) = args.token {
+        builder = builder.token(token);
     }
     let events = client.events();
     let log = builder

@@ -1,6 +1,7 @@
 //! Tests of a whole volume, and the rig that drives one without disk, network or clock.
 
 mod batches;
+mod tokens;
 
 use std::collections::VecDeque;
 
@@ -15,7 +16,7 @@ use mainstay_types::{
 };
 
 use crate::{
-    Action, ClientOp, ConnId, Event, Now, OpResult, Sessions, Token, Volume, VolumeConfig,
+    Action, ClientOp, ConnId, Event, Now, OpResult, Page, Sessions, Token, Volume, VolumeConfig,
     VolumeStart, WalJob, WalWrite,
 };
 
@@ -54,9 +55,13 @@ pub(crate) fn process(node: u32) -> PrimaryId {
 }
 
 fn spec() -> VolumeSpec {
+    spec_of(VolumeKind::Log)
+}
+
+fn spec_of(kind: VolumeKind) -> VolumeSpec {
     VolumeSpec {
         name: "log".parse().expect("a name"),
-        kind: VolumeKind::Log,
+        kind,
     }
 }
 
@@ -89,8 +94,28 @@ impl Rig {
         Self::opened(node, LogEnd::ZERO, &Bytes::new(), &[])
     }
 
+    /// Primary of epoch 1 of a block volume.
+    pub(crate) fn block() -> Self {
+        let kind = VolumeKind::Block {
+            size_bytes: 1 << 20,
+        };
+        let mut rig = Self::of_kind(kind, 1, LogEnd::ZERO, &Bytes::new(), &[]);
+        rig.promote(1);
+        rig
+    }
+
     /// A copy whose disk holds a checkpoint at `applied` and the entries behind it.
     pub(crate) fn opened(node: u32, applied: LogEnd, blob: &Bytes, tail: &[EntryRef]) -> Self {
+        Self::of_kind(VolumeKind::Log, node, applied, blob, tail)
+    }
+
+    fn of_kind(
+        kind: VolumeKind,
+        node: u32,
+        applied: LogEnd,
+        blob: &Bytes,
+        tail: &[EntryRef],
+    ) -> Self {
         let mut log = EpochRuns::empty(applied.point);
         for entry in tail {
             log.push(entry.header.point.epoch, 1);
@@ -110,7 +135,7 @@ impl Rig {
                 rebuilding: false,
                 seed: 1,
             },
-            spec: spec(),
+            spec: spec_of(kind),
             log_lineage: LINEAGE,
             applied,
             sessions: Sessions::decode(blob).expect("a table"),
@@ -176,6 +201,12 @@ impl Rig {
         });
         self.event(Event::Tick);
         assert_eq!(self.volume.member().acting_epoch(), Some(epoch_of));
+    }
+
+    /// Another node acts in `epoch`.
+    pub(crate) fn depose(&mut self, epoch: u64) {
+        let register = Box::new(register(98, epoch));
+        self.message(98, MemberMessage::Decided(register));
     }
 
     fn message(&mut self, from: u32, body: MemberMessage) {
@@ -295,16 +326,16 @@ impl Rig {
                 } => self.replies.push((conn, token, result)),
                 Action::ReadLog {
                     token,
+                    from,
                     through,
                     voids,
                     cached,
                     ..
                 } => {
                     let entries = cached.expect("all entries are in memory");
-                    let records = entries.iter().filter(|entry| {
-                        entry.header.kind == EntryKind::Record
-                            && !voids.hide(entry.header.point.lsn)
-                    });
+                    let page = Page::of(entries, from, through, &voids);
+                    let records = page.entries.iter();
+                    let records = records.filter(|e| e.header.kind == EntryKind::Record);
                     let text = |entry: &EntryRef| {
                         let text = String::from_utf8_lossy(&entry.payload()).into_owned();
                         (entry.header.point.lsn.0, text)
@@ -349,11 +380,17 @@ impl Rig {
 }
 
 fn opening(session: u64) -> ClientOp {
+    opening_with(session, 0)
+}
+
+/// Opens a session as the writer with `token`.
+pub(crate) fn opening_with(session: u64, token: u64) -> ClientOp {
     ClientOp::Open {
         session: SessionId(session),
         generation: 0,
         create: true,
         attachment: None,
+        token,
     }
 }
 
