@@ -1,6 +1,7 @@
 //! The command line: every command and option, with the texts that `--help` prints. Nothing is carried out here.
 
 pub mod witness;
+pub mod workload;
 
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
@@ -12,6 +13,7 @@ use mainstay_types::{Instance, VolumeName};
 use crate::config::{ListenAddr, NbdTlsSection, TlsMode};
 use crate::locate::{ClusterArgs, DEFAULT_DIR};
 use witness::WitnessCommand;
+use workload::WorkloadArgs;
 
 /// Replicated storage that promotes a new primary by itself.
 #[derive(Debug, Parser)]
@@ -184,6 +186,20 @@ Examples:
   mainstay nbd disk --listen 0.0.0.0:10809 --tls-cert server-cert.pem --tls-key server-key.pem --tls-client-ca ca-cert.pem
   nbdinfo 'nbds://host:10809/disk?tls-certificates=/etc/pki/nbd'")]
     Nbd(NbdArgs),
+
+    /// Put load on a cluster and write down everything that clients do and see
+    #[command(long_about = "\
+Put load on a cluster and write down everything that clients do and see.
+
+The history is one JSON object a line: when each operation began, and when and how it ended. An operation without an \
+answer is \"info\", never \"fail\": it may still take effect. Nothing is judged here; `cargo xtask check FILE` of the \
+project does that, and docs/history.md describes the format for other checkers.")]
+    #[command(after_long_help = "\
+Examples:
+  mainstay workload registers --history registers.jsonl --seconds 60
+  mainstay workload bank --history bank.jsonl --operations 10000 --rate 0 --seed 7
+  mainstay workload log --history - | jq -c 'select(.type == \"info\")'")]
+    Workload(WorkloadArgs),
 }
 
 /// Of `node`.

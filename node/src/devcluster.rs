@@ -17,8 +17,10 @@ mod layout;
 mod leftovers;
 mod state;
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -44,6 +46,8 @@ pub struct Options {
     pub program: PathBuf,
     /// Sections added to every configuration file, as TOML; for experiments.
     pub extra_config: String,
+    /// Where the first node reaches the second, if not on its own address: through something between them that breaks.
+    pub routes: BTreeMap<(NodeId, NodeId), SocketAddr>,
 }
 
 impl Options {
@@ -55,6 +59,7 @@ impl Options {
             respawn: false,
             program: std::env::current_exe()?,
             extra_config: String::new(),
+            routes: BTreeMap::new(),
         })
     }
 }
@@ -151,7 +156,7 @@ impl DevCluster {
         leftovers::stop(&dir).await;
         let layout = Layout::open(&dir, options.wanted)?;
         layout.check_ports().await?;
-        layout.write_configs(&options.extra_config)?;
+        layout.write_configs(&options.extra_config, &options.routes)?;
         let (commands, state) = Actor::spawn(layout.clone(), options.program, options.respawn);
         let cluster = Self {
             commands,

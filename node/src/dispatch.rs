@@ -7,6 +7,7 @@ use mainstay_client::report::WitnessChange;
 use mainstay_types::{Lsn, NodeId, VolumeKind};
 
 use crate::cli::witness::WitnessCommand;
+use crate::cli::workload::{WorkloadArg, WorkloadArgs};
 use crate::cli::{
     AppendArgs, Command, CreateArgs, DeleteArgs, EventsArgs, ExplainArgs, Framing as FramingArg,
     KindArg, LogCommand, NbdArgs, PromoteArgs, ReadArgs, StatusArgs, TailArgs, VolumeCommand,
@@ -28,6 +29,7 @@ pub async fn run(command: Command) -> Option<anyhow::Result<()>> {
         Command::Explain(args) => explain(args).await,
         Command::Log(command) => log_command(command).await,
         Command::Nbd(args) => nbd(args).await,
+        Command::Workload(args) => workload(args).await,
         Command::Node(_)
         | Command::Worker(_)
         | Command::Up(_)
@@ -254,4 +256,34 @@ async fn nbd(args: NbdArgs) -> anyhow::Result<()> {
     };
     let stop = commands::nbd::until_ctrl_c();
     commands::nbd::run(options, endpoints(&args.cluster)?, &mut io::stdout(), stop).await
+}
+
+async fn workload(args: WorkloadArgs) -> anyhow::Result<()> {
+    use commands::workload::{self, Workload};
+
+    let workload = match args.workload {
+        WorkloadArg::Registers => Workload::Registers,
+        WorkloadArg::Log => Workload::Log,
+        WorkloadArg::Bank => Workload::Bank,
+    };
+    let volume = args.volume.map(|volume| volume.to_string());
+    let options = workload::Args {
+        workload,
+        volume: volume.unwrap_or_else(|| format!("workload-{}", workload.name())),
+        history: args.history,
+        time: Duration::from_secs(args.seconds),
+        operations: args.operations,
+        processes: args.processes,
+        rate: args.rate,
+        deadline: Duration::from_millis(args.deadline_ms),
+        keys: args.keys,
+        seed: args.seed.unwrap_or_else(rand::random),
+        json: args.json,
+    };
+    let endpoints = endpoints(&args.cluster)?;
+    // Where the history goes to standard output, the summary does not.
+    if options.history.as_os_str() == "-" {
+        return workload::run(&options, endpoints, &mut io::stderr()).await;
+    }
+    workload::run(&options, endpoints, &mut io::stdout()).await
 }

@@ -39,17 +39,20 @@ enum Step {
     Tools,
     /// All tests pass.
     Tests,
+    /// What clients of a cluster saw, while its nodes were killed, paused and cut off for two minutes, holds.
+    Chaos,
     /// The simulator finds no violation.
     Simulator,
 }
 
 /// In this order: what is quick to fail comes first, and tools come before the tests that need them.
-const ALL: [Step; 6] = [
+const ALL: [Step; 7] = [
     Step::Format,
     Step::Lints,
     Step::Docs,
     Step::Tools,
     Step::Tests,
+    Step::Chaos,
     Step::Simulator,
 ];
 const FAST: [Step; 3] = [Step::Format, Step::Lints, Step::Tests];
@@ -93,6 +96,7 @@ impl Step {
             Self::Docs => "docs",
             Self::Tools => "tools",
             Self::Tests => "tests",
+            Self::Chaos => "chaos",
             Self::Simulator => "simulator",
         }
     }
@@ -108,6 +112,7 @@ impl Step {
             Self::Tools => return tools::install(),
             // Every test binary runs, also after a failure in another.
             Self::Tests => cargo(root, "test --workspace --no-fail-fast", &[])?,
+            Self::Chaos => crate::chaos::in_gate(&crate::product::build_for_tests(root)?)?,
             Self::Simulator => {
                 let run = "run --release --package mainstay-sim --";
                 cargo(root, &format!("{run} --seeds {}", options.seeds), &[])?

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+mod chaos;
+mod check;
 mod failover;
 mod gate;
 mod product;
@@ -26,6 +28,10 @@ enum Command {
     Test(gate::Options),
     /// The gate's twin that changes files: formats, and applies what the lints suggest
     Fix,
+    /// Kills, pauses and cuts off the nodes of a cluster under load, and judges what its clients saw
+    Chaos(chaos::Options),
+    /// Judges histories that `mainstay workload` wrote: linearizable registers, an append log, a bank
+    Check(check::Options),
     /// Measures how long clients wait when a primary is lost, and that nothing acknowledged is lost with it
     Failover(failover::Options),
     /// Real programs on a cluster over NBD while its primaries are killed: fio, ext4, PostgreSQL, the NBD tools
@@ -36,6 +42,8 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Test(options) => gate::test(&options),
         Command::Fix => gate::fix(),
+        Command::Chaos(options) => gate::root().and_then(|root| chaos::chaos(&options, &root)),
+        Command::Check(options) => check::check(&options),
         Command::Failover(options) => {
             gate::root().and_then(|root| failover::failover(&options, &root))
         }

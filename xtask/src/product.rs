@@ -7,10 +7,20 @@ use anyhow::{Context, ensure};
 
 /// Builds the program as users run it.
 pub(crate) fn build(root: &Path) -> anyhow::Result<PathBuf> {
+    build_as(root, "release", "release")
+}
+
+/// Builds it as the tests of the workspace do, which is quick after them.
+pub(crate) fn build_for_tests(root: &Path) -> anyhow::Result<PathBuf> {
+    build_as(root, "test", "debug")
+}
+
+fn build_as(root: &Path, profile: &str, folder: &str) -> anyhow::Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let args = [
         "build",
-        "--release",
+        "--profile",
+        profile,
         "--package",
         "mainstay-node",
         "--bin",
@@ -21,8 +31,8 @@ pub(crate) fn build(root: &Path) -> anyhow::Result<PathBuf> {
         .current_dir(root)
         .status()
         .context("start cargo")?;
-    ensure!(status.success(), "the release build failed");
+    ensure!(status.success(), "the {profile} build failed");
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    Ok(target.join("release").join("mainstay"))
+    Ok(target.join(folder).join("mainstay"))
 }

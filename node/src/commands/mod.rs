@@ -20,6 +20,7 @@ mod table;
 mod text;
 pub mod volume;
 pub mod witness;
+pub mod workload;
 
 use std::io::{self, Write};
 

@@ -1,9 +1,9 @@
 //! The plan of a directory: which nodes, which ports, which files. Made once and kept.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::io;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -245,18 +245,19 @@ impl Layout {
         }
     }
 
-    /// Writes one configuration file a node, each with `extra` at its end, and checks them.
-    pub fn write_configs(&self, extra: &str) -> Result<(), LayoutError> {
+    /// Writes one configuration file a node, each with `extra` at its end, and checks them. A node reaches another by the route
+    /// that `routes` has for the two, or else on the other's own address.
+    pub fn write_configs(&self, extra: &str, routes: &Routes) -> Result<(), LayoutError> {
         for node in &self.nodes {
             let path = self.config_path(node.id);
-            let text = self.config_text(node, extra);
+            let text = self.config_text(node, extra, routes);
             Config::parse(&path, &text)?;
             std::fs::write(&path, text).map_err(|source| LayoutError::Io { path, source })?;
         }
         Ok(())
     }
 
-    fn config_text(&self, node: &LayoutNode, extra: &str) -> String {
+    fn config_text(&self, node: &LayoutNode, extra: &str, routes: &Routes) -> String {
         let mut out = String::from(
             "# Written by `mainstay up` at each start; changes made here are overwritten.\n",
         );
@@ -286,7 +287,9 @@ impl Layout {
                 peer.id,
                 roles_text(&peer.roles)
             ));
-            add(format_args!("grpc = \"{host}:{}\"", peer.grpc_port));
+            let own = SocketAddr::from((host, peer.grpc_port));
+            let grpc = routes.get(&(node.id, peer.id)).unwrap_or(&own);
+            add(format_args!("grpc = \"{grpc}\""));
             if let Some(port) = peer.nbd_port {
                 add(format_args!("nbd = \"{host}:{port}\""));
             }
@@ -321,6 +324,9 @@ impl Layout {
         self.dir.join(format!("node-{id}.log"))
     }
 }
+
+/// Where one node reaches another, by the two.
+type Routes = BTreeMap<(NodeId, NodeId), SocketAddr>;
 
 fn roles_text(roles: &[Role]) -> String {
     let names: Vec<&str> = roles

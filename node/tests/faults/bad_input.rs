@@ -2,6 +2,7 @@
 //!
 //! What the configuration's checker alone can see is tested beside it (`node/src/config/tests.rs`); here the built program says it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
@@ -33,7 +34,9 @@ impl Files {
             host: Some(random_loopback()),
         };
         let layout = Layout::open(dir.path(), wanted).expect("a plan");
-        layout.write_configs("").expect("configurations");
+        layout
+            .write_configs("", &BTreeMap::new())
+            .expect("configurations");
         Self { dir, layout }
     }
 

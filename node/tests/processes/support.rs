@@ -1,5 +1,6 @@
 //! What the tests share: waiting for conditions, and one node to supervise.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -57,7 +58,9 @@ impl TestNode {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let layout = Layout::open(dir.path(), wanted(1, 1)).expect("a layout");
-        layout.write_configs("").expect("configurations");
+        layout
+            .write_configs("", &BTreeMap::new())
+            .expect("configurations");
         let id = NodeId(1);
         std::fs::create_dir_all(layout.data_dir(id)).expect("a data directory");
         Self {
