@@ -39,6 +39,7 @@ mod event;
 mod forwarding;
 mod inflight;
 mod log;
+mod replicas;
 mod room;
 mod session;
 mod tail;
@@ -60,7 +61,8 @@ pub use crate::error::{
 };
 pub use crate::event::{ClientEvent, ClientEvents};
 pub use crate::log::{
-    LogBuilder, LogPage, LogPosition, LogRecord, LogVolume, PendingAppend, ReadLimits,
+    Consistency, FoundRecord, LogBuilder, LogPage, LogPosition, LogRecord, LogVolume,
+    PendingAppend, ReadLimits,
 };
 pub use crate::tail::Tail;
 
