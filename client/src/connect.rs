@@ -43,6 +43,8 @@ pub(crate) struct Opening {
     pub(crate) silence_ms: u32,
     /// Of the writer of a log; zero for none.
     pub(crate) token: u64,
+    /// For reading what is committed, at whatever node.
+    pub(crate) any_copy: bool,
 }
 
 impl Opening {
@@ -59,6 +61,7 @@ impl Opening {
             epoch_floor: Epoch::ZERO,
             silence_ms: 0,
             token: 0,
+            any_copy: false,
         }
     }
 
@@ -77,6 +80,7 @@ impl Opening {
             create: self.create,
             silence_ms: self.silence_ms,
             token: self.token,
+            any_copy: self.any_copy,
         };
         pb::ClientRequest {
             tag: 0,
@@ -97,7 +101,7 @@ pub(crate) struct VolumeStream {
 }
 
 /// Why one node did not open the volume.
-enum Failure {
+pub(crate) enum Failure {
     Refused(Refusal),
     Elsewhere(Option<Candidate>),
     Lost(String),
@@ -195,7 +199,7 @@ async fn attempt(
     }
 }
 
-async fn open_at(
+pub(crate) async fn open_at(
     cluster: &Cluster,
     address: &str,
     opening: &Opening,
@@ -297,6 +301,9 @@ pub(crate) fn refusal(refused: pb::Refused) -> Verdict {
         },
         Reason::TooLarge(m) => Refusal::TooLarge {
             bytes_max: m.bytes_max,
+        },
+        Reason::CopyBehind(m) => Refusal::Behind {
+            commit: Lsn(m.commit),
         },
         Reason::FencedToken(m) => Refusal::FencedToken { current: m.current },
         Reason::TooManyRecords(m) => Refusal::TooManyRecords {

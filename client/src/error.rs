@@ -96,6 +96,12 @@ pub enum Refusal {
         /// The newest token.
         current: u64,
     },
+    /// The node that was asked does not know that so much is committed.
+    #[error("behind: committed is known up to {commit} there")]
+    Behind {
+        /// What it knows.
+        commit: Lsn,
+    },
     /// More records than one batch may hold: append them as several.
     #[error("more than {records_max} records in one batch")]
     TooManyRecords {
@@ -167,7 +173,10 @@ impl Refusal {
     /// ```
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Overloaded | Self::Unreadable)
+        matches!(
+            self,
+            Self::Overloaded | Self::Unreadable | Self::Behind { .. }
+        )
     }
 }
 

@@ -46,6 +46,7 @@ mod forwarding;
 mod inflight;
 mod local;
 mod log;
+mod replicas;
 mod room;
 mod session;
 mod tail;
@@ -68,7 +69,8 @@ pub use crate::error::{
 pub use crate::event::{ClientEvent, ClientEvents};
 pub use crate::local::{LocalNode, LocalReplies, LocalRequests};
 pub use crate::log::{
-    LogBuilder, LogPage, LogPosition, LogRecord, LogVolume, PendingAppend, ReadLimits,
+    Consistency, FoundRecord, LogBuilder, LogPage, LogPosition, LogRecord, LogVolume,
+    PendingAppend, ReadLimits,
 };
 pub use crate::tail::Tail;
 

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::cluster::Cluster;
 use crate::inflight::Mutation;
+use crate::replicas::{Replicas, Seen};
 use crate::session::{Ended, Sent, Session, Wanted};
 use crate::tail::Tail;
 use crate::{AppendError, Committed, OpId, OpenError, Outcome, OutcomeError, ReadError, Refusal};
@@ -146,8 +147,17 @@ impl LogBuilder {
         ) {
             return Err(OpenError::Refused(Refusal::WrongKind));
         }
+        let replicas = Replicas::new(
+            Arc::clone(&session.cluster),
+            session.volume.clone(),
+            // Spread over the copies, and not drawn anew at each read: a reader stays where it is well served.
+            usize::try_from(session.opened.commit ^ session.id.0).unwrap_or(0),
+        );
+        replicas.seen.note(Lsn(session.opened.commit));
         Ok(LogVolume {
             session: Arc::new(session),
+            replicas: Arc::new(replicas),
+            consistency: Consistency::Linearizable,
         })
     }
 }
@@ -166,12 +176,33 @@ pub struct LogRecord {
 /// Some records in a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogPage {
-    /// In the order of their positions.
+    /// In the order of their positions; from [`LogVolume::read_back`], the newest first.
     pub records: Vec<LogRecord>,
     /// Where to read on.
     pub next: Lsn,
-    /// Nothing more was committed at that moment.
+    /// Nothing more was committed at that moment; backwards, nothing older is held.
     pub end: bool,
+}
+
+/// Where a time begins in a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct FoundRecord {
+    /// Position of the first record that is not older.
+    pub lsn: Lsn,
+    /// Its time, microseconds since 1970.
+    pub timestamp_us: u64,
+}
+
+/// What a read must include.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Consistency {
+    /// Everything that was committed before the read was called, by whomever. The primary serves it, and there must be one.
+    #[default]
+    Linearizable,
+    /// What the node that is asked knows to be committed: any node with a copy serves it, also while there is no primary. Never beyond
+    /// the commit point; perhaps behind it. A handle and its clones never go back: what one of them has read, or has been told is
+    /// committed, is included in every later read.
+    Committed,
 }
 
 /// Bounds of one read.
@@ -207,6 +238,8 @@ pub struct LogPosition {
 #[derive(Debug, Clone)]
 pub struct LogVolume {
     session: Arc<Session>,
+    replicas: Arc<Replicas>,
+    consistency: Consistency,
 }
 
 impl LogVolume {
@@ -437,7 +470,7 @@ impl LogVolume {
         let op = sent.op;
         Ok(PendingAppend {
             op,
-            wait: Box::pin(wait(sent)),
+            wait: Box::pin(wait(sent, Arc::clone(&self.replicas.seen))),
         })
     }
 
@@ -470,14 +503,87 @@ impl LogVolume {
     /// # Ok(()) });
     /// ```
     pub async fn read(&self, from: Lsn, limits: ReadLimits) -> Result<LogPage, ReadError> {
+        self.read_page(from, limits, false).await
+    }
+
+    /// Reads committed records below `before`, the newest first. Give [`LogPage::next`] as the next `before` to go on; a page may hold
+    /// no record and still go on. `Lsn(u64::MAX)` begins at the end of the log. Cancelling is safe.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub async fn read_back(&self, before: Lsn, limits: ReadLimits) -> Result<LogPage, ReadError> {
+        self.read_page(before, limits, true).await
+    }
+
+    async fn read_page(
+        &self,
+        from: Lsn,
+        limits: ReadLimits,
+        backwards: bool,
+    ) -> Result<LogPage, ReadError> {
         let request = client_request::Body::ReadLog(pb::ReadLog {
             from_lsn: from.0,
-            max_records: limits.records_max,
+            max_records: limits.records_max.max(1),
             max_bytes: limits.bytes_max,
+            backwards,
+            committed: self.committed(),
         });
-        match self.session.query(request).await? {
-            Body::Records(records) => Ok(page(records)),
+        match self.ask(request).await? {
+            Body::Records(records) => {
+                self.replicas.seen.note(Lsn(records.commit));
+                Ok(page(records))
+            }
             _ => Err(ReadError::Misfit),
+        }
+    }
+
+    /// Finds the first committed record at or after a time, in microseconds since 1970; none if all are older. Some twenty steps at the
+    /// server, however long the log is. Records' times are the primaries' and never go back. Cancelling is safe.
+    ///
+    /// # Errors
+    /// No node answered until the deadline.
+    pub async fn find_by_timestamp(
+        &self,
+        timestamp_us: u64,
+    ) -> Result<Option<FoundRecord>, ReadError> {
+        let request = client_request::Body::FindTime(pb::FindTime {
+            timestamp_us,
+            committed: self.committed(),
+        });
+        match self.ask(request).await? {
+            Body::Found(found) => {
+                self.replicas.seen.note(Lsn(found.lsn.unwrap_or(0)));
+                Ok(found.lsn.map(|lsn| FoundRecord {
+                    lsn: Lsn(lsn),
+                    timestamp_us: found.timestamp_us,
+                }))
+            }
+            _ => Err(ReadError::Misfit),
+        }
+    }
+
+    /// This handle with another consistency of its reads ([`Self::read`], [`Self::read_back`], [`Self::find_by_timestamp`],
+    /// [`Self::position`]). Shares the session, and what was seen, with the handle that it was made from.
+    #[must_use]
+    pub fn with_consistency(&self, consistency: Consistency) -> Self {
+        Self {
+            consistency,
+            ..self.clone()
+        }
+    }
+
+    /// What a read must include, if any copy may serve it.
+    fn committed(&self) -> Option<pb::AnyCommitted> {
+        match self.consistency {
+            Consistency::Linearizable => None,
+            Consistency::Committed => Some(self.replicas.at_least()),
+        }
+    }
+
+    async fn ask(&self, request: client_request::Body) -> Result<Body, ReadError> {
+        match self.consistency {
+            Consistency::Linearizable => self.session.query(request).await,
+            Consistency::Committed => self.replicas.query(request, self.session.deadline).await,
         }
     }
 
@@ -508,7 +614,8 @@ impl LogVolume {
         )
     }
 
-    /// Where the log stands now: everything committed before the call is below `next`. Cancelling is safe.
+    /// Where the log stands now: everything committed before the call is below `next`, or, with [`Consistency::Committed`], everything
+    /// that this handle has seen. Cancelling is safe.
     ///
     /// # Errors
     /// No primary answered until the deadline.
@@ -524,13 +631,18 @@ impl LogVolume {
     /// # Ok(()) });
     /// ```
     pub async fn position(&self) -> Result<LogPosition, ReadError> {
-        let request = client_request::Body::Position(pb::Position {});
-        match self.session.query(request).await? {
-            Body::Position(position) => Ok(LogPosition {
-                first: Lsn(position.first_lsn),
-                next: Lsn(position.next_lsn),
-                epoch: Epoch(position.epoch),
-            }),
+        let request = client_request::Body::Position(pb::Position {
+            committed: self.committed(),
+        });
+        match self.ask(request).await? {
+            Body::Position(position) => {
+                self.replicas.seen.note(Lsn(position.commit));
+                Ok(LogPosition {
+                    first: Lsn(position.first_lsn),
+                    next: Lsn(position.next_lsn),
+                    epoch: Epoch(position.epoch),
+                })
+            }
             _ => Err(ReadError::Misfit),
         }
     }
@@ -657,9 +769,13 @@ impl LogVolume {
     }
 }
 
-async fn wait(sent: Sent) -> Result<Committed, AppendError> {
+async fn wait(sent: Sent, seen: Arc<Seen>) -> Result<Committed, AppendError> {
     let op = sent.op;
-    sent.wait().await.map_err(|ended| match ended {
+    let ended = sent.wait().await;
+    if let Ok(committed) = &ended {
+        seen.note(committed.last());
+    }
+    ended.map_err(|ended| match ended {
         Ended::Refused(refusal) => AppendError::Refused(refusal),
         Ended::Unknown(cause) => AppendError::Unknown { op, cause },
     })

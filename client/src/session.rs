@@ -106,6 +106,7 @@ impl Session {
                 epoch_floor: Epoch::ZERO,
                 silence_ms: wanted.silence.map_or(0, silence_ms),
                 token: wanted.token,
+                any_copy: false,
             }
         };
         // From before the first request: a process that stands still while it opens has held nothing yet.

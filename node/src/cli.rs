@@ -581,6 +581,11 @@ Examples:
   mainstay log append ledger --batch 3 < transfers.txt      every three lines are appended together, or none of them")]
     Append(AppendArgs),
     /// Print records of a range of positions
+    #[command(after_long_help = "\
+Examples:
+  mainstay log read ledger --since $(date -d '1 hour ago' +%s)
+  mainstay log read ledger --reverse --limit 10      the newest ten, the newest first
+  mainstay log read ledger --committed               from any copy, also while there is no primary")]
     Read(ReadArgs),
     /// Print records from a position on
     #[command(after_long_help = "\
@@ -642,6 +647,22 @@ pub struct ReadArgs {
     /// Last position, inclusive [default: the last that is committed now]
     #[arg(long, value_name = "LSN")]
     pub to: Option<u64>,
+
+    /// From the first record that is not older than this time, in seconds since 1970
+    #[arg(long, value_name = "SECONDS", conflicts_with = "from", value_parser = parse_seconds)]
+    pub since: Option<u64>,
+
+    /// Print no more records than this
+    #[arg(long, value_name = "N")]
+    pub limit: Option<u64>,
+
+    /// The newest record first
+    #[arg(long)]
+    pub reverse: bool,
+
+    /// From any node with a copy, with what it knows to be committed: perhaps not the newest
+    #[arg(long)]
+    pub committed: bool,
 
     /// How records are told apart
     #[arg(long, value_enum, default_value = "lines")]
@@ -741,6 +762,21 @@ impl NbdTlsArgs {
             client_ca: self.tls_client_ca,
         })
     }
+}
+
+/// Seconds since 1970, with a fraction or without, as microseconds.
+fn parse_seconds(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is not a time in seconds since 1970, such as 1700000000.5");
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let seconds: u64 = whole.parse().map_err(|_| wrong())?;
+    let digits = fraction.bytes().all(|byte| byte.is_ascii_digit());
+    let micros = format!("{:0<6}", fraction.get(..6).unwrap_or(fraction));
+    let micros: u64 = micros.parse().map_err(|_| wrong())?;
+    if !digits {
+        return Err(wrong());
+    }
+    let whole = seconds.checked_mul(1_000_000).ok_or_else(wrong)?;
+    whole.checked_add(micros).ok_or_else(wrong)
 }
 
 fn parse_listen(text: &str) -> Result<ListenAddr, crate::config::AddressError> {

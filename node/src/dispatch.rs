@@ -225,6 +225,10 @@ async fn read(args: ReadArgs) -> anyhow::Result<()> {
     let options = log::read::Args {
         from: args.from.map(Lsn),
         to: args.to.map(Lsn),
+        since_us: args.since,
+        limit: args.limit,
+        reverse: args.reverse,
+        committed: args.committed,
         printed: log::Printed {
             framing: framing(args.framing),
             with_lsn: args.lsn,

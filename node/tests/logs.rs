@@ -6,10 +6,12 @@ use std::io::Cursor;
 
 use mainstay_client::report::{CreateVolume, Promote};
 use mainstay_client::{
-    Admin, AppendError, Client, ClientConfig, LogVolume, OpenError, Outcome, ReadLimits, Refusal,
+    Admin, AppendError, Client, ClientConfig, Consistency, LogRecord, LogVolume, OpenError,
+    Outcome, ReadError, ReadLimits, Refusal,
 };
-use mainstay_node::commands::log::append;
+use mainstay_node::commands::log::{append, read};
 use mainstay_types::{Lsn, NodeId, VolumeKind};
+use mainstay_volume::VolumeConfig;
 use support::{Cluster, healed};
 
 async fn with_log(cluster: &Cluster) -> (Client, Admin) {
@@ -113,5 +115,126 @@ async fn a_token_must_be_one_and_a_reader_has_none() {
         };
         assert!(message.contains("token"), "{message}");
     }
+    cluster.shut_down().await;
+}
+
+/// Every record, page by page.
+async fn all(log: &LogVolume, limits: ReadLimits, back: bool) -> Vec<LogRecord> {
+    let mut records = Vec::new();
+    let mut next = if back { Lsn(u64::MAX) } else { Lsn(1) };
+    loop {
+        let page = match back {
+            false => log.read(next, limits).await,
+            true => log.read_back(next, limits).await,
+        };
+        let page = page.expect("read");
+        assert!(page.records.len() <= limits.records_max as usize);
+        records.extend(page.records);
+        if page.end {
+            return records;
+        }
+        next = page.next;
+    }
+}
+
+/// Records on the disk, none of them in memory: pages of any bound, both ways, and the search by time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_is_read_both_ways_and_searched_by_time_on_the_disk() {
+    let volume = VolumeConfig {
+        tail_bytes: 0,
+        ..VolumeConfig::default()
+    };
+    let cluster = Cluster::with(1, 1, volume).await;
+    let client = Client::connect(ClientConfig::new(cluster.endpoints()))
+        .await
+        .expect("connected");
+    let create = CreateVolume::new("ledger", VolumeKind::Log);
+    client.admin().create_volume(create).await.expect("created");
+    healed(&client.admin(), "ledger", 1).await;
+    let log = client.log("ledger").open().await.expect("open");
+    for batch in 0..60_usize {
+        let record = |at: usize| format!("{batch}/{at}:{}", "x".repeat(batch * 37 % 5000));
+        let records: Vec<String> = (0..20).map(record).collect();
+        log.append_batch(records).await.expect("committed");
+    }
+    let whole = all(&log, ReadLimits::default(), false).await;
+    assert_eq!(whole.len(), 1200);
+    for (records_max, bytes_max) in [(1, 1 << 20), (7, 1 << 20), (4096, 3000), (1000, 200_000)] {
+        let limits = ReadLimits {
+            records_max,
+            bytes_max,
+        };
+        assert!(all(&log, limits, false).await == whole, "{limits:?}");
+        let mut back = all(&log, limits, true).await;
+        back.reverse();
+        assert!(back == whole, "backwards, {limits:?}");
+    }
+    for record in whole.iter().step_by(61) {
+        let first = whole.iter().find(|r| r.timestamp_us >= record.timestamp_us);
+        let found = log.find_by_timestamp(record.timestamp_us).await;
+        let found = found.expect("searched").map(|found| found.lsn);
+        assert_eq!(found, first.map(|record| record.lsn));
+    }
+    let newest = whole.last().expect("records").timestamp_us;
+    assert_eq!(log.find_by_timestamp(newest + 1).await, Ok(None));
+    let oldest = log.find_by_timestamp(0).await.expect("searched");
+    assert_eq!(oldest.map(|found| found.lsn), Some(whole[0].lsn));
+
+    let args = read::Args {
+        reverse: true,
+        limit: Some(2),
+        since_us: Some(whole[1190].timestamp_us),
+        ..read::Args::all("ledger")
+    };
+    let mut out = Vec::new();
+    let printed = read::run(&args, cluster.endpoints(), &mut out).await;
+    printed.expect("printed");
+    let newest = [&whole[1199].data[..], b"\n", &whole[1198].data[..], b"\n"].concat();
+    assert!(out == newest, "{} bytes", out.len());
+    cluster.shut_down().await;
+}
+
+/// The last copy serves what it knows to be committed while there is no quorum, and nothing to a reader who has seen more.
+#[tokio::test(flavor = "multi_thread")]
+async fn any_copy_serves_what_is_committed_and_no_reader_goes_back() {
+    let mut cluster = Cluster::start().await;
+    let (client, admin) = with_log(&cluster).await;
+    let log = client
+        .log("ledger")
+        .deadline(std::time::Duration::from_secs(3));
+    let log = log.open().await.expect("open");
+    let committed = log.with_consistency(Consistency::Committed);
+    log.append_batch(["a", "b"]).await.expect("committed");
+    assert_eq!(
+        records(&committed).await,
+        ["a", "b"],
+        "what this handle wrote"
+    );
+    let other = client.log("ledger").read_only().open().await.expect("open");
+    let other = other.with_consistency(Consistency::Committed);
+
+    promote(&admin, 1).await;
+    cluster.stop(NodeId(3)).await;
+    log.append("c").await.expect("committed");
+    cluster.stop_together(&[NodeId(1), NodeId(2)]).await;
+    cluster.restart(NodeId(3)).await;
+    // Nobody is primary. A reader who has seen less is served...
+    assert_eq!(records(&other).await, ["a", "b"]);
+    let position = other.position().await.expect("known");
+    let found = other.find_by_timestamp(0).await.expect("searched");
+    assert!(found.is_some_and(|found| found.lsn < position.next));
+    let linear = log.read(Lsn(1), ReadLimits::default()).await;
+    assert!(
+        matches!(linear, Err(ReadError::Deadline { .. })),
+        "{linear:?}"
+    );
+    // ...and one who has seen more is not.
+    let back = committed.read(Lsn(1), ReadLimits::default()).await;
+    assert!(matches!(back, Err(ReadError::Deadline { .. })), "{back:?}");
+
+    cluster.restart(NodeId(1)).await;
+    cluster.restart(NodeId(2)).await;
+    healed(&admin, "ledger", 3).await;
+    assert_eq!(records(&committed).await, ["a", "b", "c"]);
     cluster.shut_down().await;
 }

@@ -416,6 +416,7 @@ fn requests(golden: &mut Golden) {
         create: true,
         silence_ms: 0,
         token: 0,
+        any_copy: false,
     };
     golden.ask("open", Body::Open(open));
     let record = Bytes::from_static(b"record");
@@ -467,8 +468,22 @@ fn requests(golden: &mut Golden) {
         from_lsn: 9,
         max_records: 10,
         max_bytes: 11,
+        backwards: false,
+        committed: None,
     };
     golden.ask("read_log", Body::ReadLog(read_log));
+    let committed = Some(pb::AnyCommitted { at_least: 8 });
+    let back = pb::ReadLog {
+        backwards: true,
+        committed,
+        ..read_log
+    };
+    golden.ask("read_log_back", Body::ReadLog(back));
+    let find = pb::FindTime {
+        timestamp_us: 1_700_000_000_000_000,
+        committed,
+    };
+    golden.ask("find_time", Body::FindTime(find));
     golden.ask("tail", Body::Tail(pb::Tail { from_lsn: 9 }));
     golden.ask(
         "cancel_tail",
@@ -476,7 +491,18 @@ fn requests(golden: &mut Golden) {
     );
     golden.ask("outcome", Body::Outcome(pb::Outcome { seq }));
     golden.ask("flush", Body::Flush(pb::Flush {}));
-    golden.ask("position", Body::Position(pb::Position {}));
+    golden.ask("position", Body::Position(pb::Position { committed: None }));
+    golden.ask(
+        "position_committed",
+        Body::Position(pb::Position { committed }),
+    );
+    let any_copy = pb::Open {
+        volume: "ledger".to_owned(),
+        read_only: true,
+        any_copy: true,
+        ..pb::Open::default()
+    };
+    golden.ask("open_any_copy", Body::Open(any_copy));
     golden.ask("close", Body::Close(pb::Close {}));
     golden.ask("pong", Body::Pong(pb::Pong { number: 7 }));
     let forwarding = pb::Open {
@@ -560,6 +586,7 @@ fn replies(golden: &mut Golden) {
         }],
         next_lsn: 402,
         end: true,
+        commit: 0,
     };
     golden.reply("records", Body::Records(records));
     use pb::outcome_is::Outcome;
@@ -582,6 +609,11 @@ fn replies(golden: &mut Golden) {
     };
     golden.reply("position_is", Body::Position(position));
     golden.reply("closed", Body::Closed(pb::Closed {}));
+    let found = pb::Found {
+        lsn: Some(401),
+        timestamp_us,
+    };
+    golden.reply("found", Body::Found(found));
 }
 
 fn refusals(golden: &mut Golden) {
@@ -617,6 +649,7 @@ fn refusals(golden: &mut Golden) {
         Reason::AttachmentEnded(pb::AttachmentEnded {}),
         Reason::TooManyRecords(pb::TooManyRecords { records_max: 1024 }),
         Reason::FencedToken(pb::FencedToken { current: 3 }),
+        Reason::CopyBehind(pb::CopyBehind { commit: 7 }),
     ];
     for (at, reason) in reasons.into_iter().enumerate() {
         golden.refused(&format!("refused_{}", at + 2), reason);

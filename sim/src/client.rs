@@ -8,7 +8,7 @@ use mainstay_replication::Rng;
 use mainstay_storage::EntryKind;
 use mainstay_storage::format::{encode_range, encode_unstamped};
 use mainstay_types::{Lsn, NodeId, SessionId, VolumeId};
-use mainstay_volume::{Attachment, ClientOp, Outcome, Refusal};
+use mainstay_volume::{Attachment, ClientOp, Direction, Outcome, PageLimits, Refusal};
 
 use crate::properties::linearizable::{BLOCK, SECTOR};
 
@@ -148,7 +148,11 @@ impl Ask {
                 stale_ok,
             } => ClientOp::ReadLog {
                 from,
-                bytes_max,
+                direction: Direction::Forwards,
+                limits: PageLimits {
+                    bytes_max,
+                    records_max: usize::MAX,
+                },
                 stale_ok,
             },
             Self::Outcome { seq } => ClientOp::Outcome { seq },

@@ -13,10 +13,11 @@ use mainstay_storage::engine::SimDisk;
 use mainstay_storage::format::{EntryIter, EntryRef};
 use mainstay_storage::{Checkpoint, Image, LogEnd, Meta, Wal, WalReader};
 use mainstay_types::{ClusterId, Incarnation, Instance, Lineage, Lsn, MonoTime, NodeId, VolumeId};
+use mainstay_volume::disk_reads::read_page;
 use mainstay_volume::store::{
     CopyConfig, NewCopy, State, carry_out, create_copy, open_log, open_state,
 };
-use mainstay_volume::{ConnId, Page, Token, Voids, Volume, VolumeStart, WalJob};
+use mainstay_volume::{ConnId, Page, Stretch, Token, Volume, VolumeStart, WalJob};
 
 use crate::clock::Clock;
 use crate::disk::Delays;
@@ -424,20 +425,15 @@ pub async fn read_block(
 pub async fn read_log(
     reader: WalReader<SimDisk>,
     lineage: Lineage,
-    ask: (ConnId, Token, Lsn, Lsn, usize),
-    voids: Voids,
+    (conn, token): (ConnId, Token),
+    stretch: Stretch,
     cached: Option<Vec<EntryRef>>,
     answer: Answer,
 ) {
-    let (conn, token, from, through, bytes_max) = ask;
+    let through = stretch.through;
     let page = match cached {
-        Some(entries) => Some(Page::of(entries, from, through, &voids)),
-        None => reader.read(from, bytes_max).await.ok().map(|batch| {
-            let chunks = batch.chunks.into_iter();
-            let entries =
-                chunks.flat_map(|chunk| EntryIter::headers_only(lineage, chunk).flatten());
-            Page::of(entries, from, through, &voids)
-        }),
+        Some(entries) => Some(Page::of(entries, &stretch)),
+        None => read_page(&reader, lineage, &stretch).await.ok(),
     };
     let entries = page.map(|page| {
         let shown = page.entries.iter().map(EntryInfo::of);

@@ -554,6 +554,7 @@ fn records(world: &World, from: u64, max: usize) -> pb::Records {
         end: next_lsn > world.log.len() as u64,
         records,
         next_lsn,
+        commit: world.log.len() as u64,
     }
 }
 

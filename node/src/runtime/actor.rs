@@ -251,7 +251,8 @@ impl Actor {
             }
             Action::ReadBlock { conn, token, .. }
             | Action::ReadExtents { conn, token, .. }
-            | Action::ReadLog { conn, token, .. } => self.read(conn, token, action),
+            | Action::ReadLog { conn, token, .. }
+            | Action::Find { conn, token, .. } => self.read(conn, token, action),
             Action::Feed { plan, bytes_max } => self.work.push(Work::Feed { plan, bytes_max }),
             Action::Checkpoint { blob, at } => self.work.push(Work::Checkpoint { blob, at }),
             Action::Recycle { below } => {
@@ -306,24 +307,24 @@ impl Actor {
                 extents_max,
             }),
             Action::ReadLog {
-                from,
-                through,
-                voids,
+                stretch,
                 cached: Some(entries),
                 ..
-            } => asked.answer(records(Page::of(entries, from, through, &voids))),
-            Action::ReadLog {
-                from,
-                through,
+            } => asked.answer(records(Page::of(entries, &stretch))),
+            Action::ReadLog { stretch, .. } => self.work.push(Work::ReadLog { asked, stretch }),
+            Action::Find {
+                at_ns,
+                first,
+                last,
                 voids,
-                bytes_max,
+                behind,
                 ..
-            } => self.work.push(Work::ReadLog {
+            } => self.work.push(Work::Find {
                 asked,
-                from,
-                through,
+                at_ns,
+                part: (first, last),
                 voids,
-                bytes_max,
+                behind,
             }),
             _ => {}
         }

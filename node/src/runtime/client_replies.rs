@@ -8,7 +8,7 @@ use mainstay_types::{Epoch, Lsn, NodeId, VolumeKind};
 use mainstay_volume::{BATCH_RECORDS_MAX, OpResult, Outcome, Refusal};
 
 use super::Node;
-use super::handle::{RecordOut, VolumeHandle};
+use super::handle::{ConnAnswer, RecordOut, VolumeHandle};
 
 /// Greatest payload of one record or write.
 pub(super) const PAYLOAD_BYTES_MAX: usize = 16 << 20;
@@ -106,6 +106,41 @@ pub(super) fn bad_request(why: &str) -> Reply {
     refusal(why.to_owned(), Reason::BadRequest(pb::BadRequest {}))
 }
 
+/// So much is not known to be committed here.
+pub(super) fn behind(commit: Lsn) -> Reply {
+    let message = format!("this node knows the log to be committed up to {commit} only");
+    refusal(
+        message,
+        Reason::CopyBehind(pb::CopyBehind { commit: commit.0 }),
+    )
+}
+
+/// Where the log stands, as far as this node knows.
+pub(super) fn position_here(handle: &VolumeHandle) -> Reply {
+    let (commit, report) = (*handle.commit.borrow(), handle.report());
+    Reply::Position(pb::PositionIs {
+        first_lsn: report.first.0,
+        next_lsn: commit.0 + 1,
+        commit: commit.0,
+        epoch: report.sealed.0,
+    })
+}
+
+/// The answer to a read of a log, if it is one.
+pub(super) fn of_log_read(node: &Node, answer: ConnAnswer) -> Reply {
+    match answer {
+        ConnAnswer::Records {
+            records,
+            next,
+            end,
+            through,
+        } => of_records(records, next, end, through),
+        ConnAnswer::Result(result) => of_result(node, result, false),
+        ConnAnswer::Unreadable(why) => unreadable(why),
+        ConnAnswer::Block(_) | ConnAnswer::Extents(_) => unsupported("this read"),
+    }
+}
+
 /// Stored bytes that do not read back.
 pub(super) fn unreadable(why: String) -> Reply {
     refusal(why, Reason::Unreadable(pb::Unreadable {}))
@@ -180,6 +215,10 @@ pub(super) fn of_result(node: &Node, result: OpResult, block: bool) -> Reply {
             commit: commit.0,
             epoch: epoch.0,
         }),
+        OpResult::Found(found) => Reply::Found(pb::Found {
+            lsn: found.map(|(lsn, _)| lsn.0),
+            timestamp_us: found.map_or(0, |(_, stamp)| stamp / 1000),
+        }),
         OpResult::Refused(Refusal::NotPrimary { primary, epoch }) => {
             not_primary(node, primary, epoch)
         }
@@ -233,7 +272,7 @@ pub(super) fn of_extents(result: Result<Vec<Extent>, ImageReadError>) -> Reply {
 }
 
 /// Records of a log volume.
-pub(super) fn of_records(records: Vec<RecordOut>, next: Lsn, end: bool) -> Reply {
+pub(super) fn of_records(records: Vec<RecordOut>, next: Lsn, end: bool, through: Lsn) -> Reply {
     let record = |record: RecordOut| pb::Record {
         lsn: record.lsn.0,
         timestamp_us: record.timestamp_ns / 1000,
@@ -244,6 +283,7 @@ pub(super) fn of_records(records: Vec<RecordOut>, next: Lsn, end: bool) -> Reply
         records,
         next_lsn: next.0,
         end,
+        commit: through.0,
     })
 }
 

@@ -15,12 +15,16 @@ use mainstay_storage::EntryKind;
 use mainstay_storage::format::{encode_range, encode_unstamped};
 use mainstay_storage::image::RANGE_BYTES_MAX;
 use mainstay_types::{Lsn, SessionId, VolumeKind, VolumeName};
-use mainstay_volume::{Attachment, BATCH_RECORDS_MAX, ClientOp, ConnId, Event, OpResult};
+use mainstay_volume::{
+    Attachment, BATCH_RECORDS_MAX, ClientOp, ConnId, Direction, Event, OpResult, PageLimits,
+};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::committed_reads::{ReadHere, committed_read};
 use super::handle::{ConnAnswer, ConnReply, ToVolume, VolumeHandle};
 use super::places::Places;
 use super::silence::Silence;
@@ -43,6 +47,9 @@ const RECORDS_BYTES: usize = 1 << 20;
 
 /// Extents of one answer.
 const EXTENTS: usize = 4096;
+
+/// Reads from this copy of one stream under way.
+const READS_HERE_MAX: usize = 256;
 
 /// How long a lookup of an unknown volume may take.
 const LOOKUP: Duration = Duration::from_millis(1000);
@@ -122,6 +129,8 @@ struct Opened {
     taken: Vec<(u64, ClientOp)>,
     read_only: bool,
     tails: BTreeMap<u64, tokio::task::JoinHandle<()>>,
+    /// Reads of what is committed here, until the copy knows enough. End with the stream.
+    late: JoinSet<()>,
     /// Mutations without an answer, by tag: place among the stream's mutations, and payload.
     pending: BTreeMap<u64, (u64, u64)>,
     places: Places,
@@ -282,6 +291,11 @@ impl Stream {
                 "a generation does not exceed 32 bits",
             ));
         };
+        if open.any_copy && !(open.read_only && open.session == 0) {
+            return Err(Status::invalid_argument(
+                "a stream to any copy is for reading, without a session",
+            ));
+        }
         let (sender, answers) = mpsc::unbounded_channel();
         let conn = self.node.new_conn();
         let mut opened = Opened {
@@ -291,6 +305,7 @@ impl Stream {
             taken: Vec::new(),
             read_only: open.read_only,
             tails: BTreeMap::new(),
+            late: JoinSet::new(),
             pending: BTreeMap::new(),
             places: Places::default(),
             pending_bytes: 0,
@@ -302,6 +317,15 @@ impl Stream {
             conn,
             replies: sender,
         });
+        if open.any_copy {
+            let (commit, sealed) = (
+                *opened.handle.commit.borrow(),
+                opened.handle.report().sealed,
+            );
+            let body = replies::opened(&self.node, &opened.handle, sealed, 0, 1, commit);
+            self.send(tag, body).await?;
+            return Ok(Some(opened));
+        }
         // A stream without a session leaves nothing in the log; a read proves that this is the primary.
         let op = if open.read_only && open.session == 0 {
             ClientOp::Position
@@ -411,7 +435,25 @@ impl Stream {
                 }
                 return Ok(());
             }
-            Body::Position(_) => ClientOp::Position,
+            Body::Position(position) => match position.committed {
+                None => ClientOp::Position,
+                Some(known) => {
+                    let read = ReadHere::Position;
+                    return self.read_here(opened, tag, Lsn(known.at_least), read).await;
+                }
+            },
+            Body::FindTime(find) => {
+                let at_ns = find.timestamp_us.saturating_mul(1000);
+                let stale_ok = find.committed.is_some();
+                let op = ClientOp::Find { at_ns, stale_ok };
+                match find.committed {
+                    None => op,
+                    Some(known) => {
+                        let read = ReadHere::Log(op);
+                        return self.read_here(opened, tag, Lsn(known.at_least), read).await;
+                    }
+                }
+            }
             Body::Close(_) => ClientOp::Close,
             Body::Read(read) => ClientOp::ReadBlock {
                 offset: read.offset,
@@ -428,11 +470,16 @@ impl Stream {
                     extents_max: (range.max_extents as usize).clamp(1, EXTENTS),
                 }
             }
-            Body::ReadLog(read) => ClientOp::ReadLog {
-                from: Lsn(read.from_lsn.max(1)),
-                bytes_max: (read.max_bytes as usize).clamp(1, RECORDS_BYTES),
-                stale_ok: false,
-            },
+            Body::ReadLog(read) => {
+                let op = read_op(&read);
+                match read.committed {
+                    None => op,
+                    Some(known) => {
+                        let read = ReadHere::Log(op);
+                        return self.read_here(opened, tag, Lsn(known.at_least), read).await;
+                    }
+                }
+            }
             Body::Outcome(outcome) => ClientOp::Outcome { seq: outcome.seq },
             Body::TrimLog(_) => {
                 return self.send(tag, replies::unsupported("trimming a log")).await;
@@ -519,10 +566,7 @@ impl Stream {
                 ConnAnswer::Result(result) => replies::of_result(&self.node, result, block),
                 ConnAnswer::Block(result) => replies::of_block(result),
                 ConnAnswer::Extents(result) => replies::of_extents(result),
-                ConnAnswer::Records { records, next, end } => {
-                    replies::of_records(records, next, end)
-                }
-                ConnAnswer::Unreadable(why) => replies::unreadable(why),
+                answer => replies::of_log_read(&self.node, answer),
             };
             self.send_committed(&mut committed).await?;
             let ends = replies::ends_stream(&body);
@@ -567,6 +611,29 @@ impl Stream {
                     .await
             }
         }
+    }
+
+    /// Reads from this copy, once it knows the log to be committed up to `at_least`.
+    async fn read_here(
+        &self,
+        opened: &mut Opened,
+        tag: u64,
+        at_least: Lsn,
+        read: ReadHere,
+    ) -> Result<(), Status> {
+        while opened.late.try_join_next().is_some() {}
+        if opened.late.len() >= READS_HERE_MAX {
+            return self
+                .send(tag, replies::refused(&mainstay_volume::Refusal::Overloaded))
+                .await;
+        }
+        let (node, handle) = (self.node.clone(), opened.handle.clone());
+        let out = self.out.clone();
+        opened.late.spawn(async move {
+            let body = Some(committed_read(&node, &handle, at_least, read).await);
+            let _gone = out.send(Ok(pb::ClientReply { tag, body })).await;
+        });
+        Ok(())
     }
 
     fn start_tail(&self, opened: &mut Opened, tag: u64, from: Lsn) {
@@ -616,7 +683,11 @@ impl Tail {
             }
             let op = ClientOp::ReadLog {
                 from,
-                bytes_max: RECORDS_BYTES,
+                direction: Direction::Forwards,
+                limits: PageLimits {
+                    bytes_max: RECORDS_BYTES,
+                    records_max: usize::MAX,
+                },
                 stale_ok: true,
             };
             self.handle.tell(Event::Client {
@@ -628,12 +699,17 @@ impl Tail {
                 return;
             };
             let body = match reply.answer {
-                ConnAnswer::Records { records, next, end } => {
+                ConnAnswer::Records {
+                    records,
+                    next,
+                    end,
+                    through,
+                } => {
                     from = next;
                     if records.is_empty() {
                         continue;
                     }
-                    replies::of_records(records, next, end)
+                    replies::of_records(records, next, end, through)
                 }
                 ConnAnswer::Unreadable(why) => replies::unreadable(why),
                 ConnAnswer::Result(OpResult::Refused(refusal)) => replies::refused(&refusal),
@@ -648,6 +724,27 @@ impl Tail {
                 return;
             }
         }
+    }
+}
+
+/// A page of a log, bounded as this server bounds it.
+fn read_op(read: &pb::ReadLog) -> ClientOp {
+    let records_max = match read.max_records {
+        0 => usize::MAX,
+        count => count as usize,
+    };
+    ClientOp::ReadLog {
+        from: Lsn(read.from_lsn.max(1)),
+        direction: if read.backwards {
+            Direction::Backwards
+        } else {
+            Direction::Forwards
+        },
+        limits: PageLimits {
+            bytes_max: (read.max_bytes as usize).clamp(1, RECORDS_BYTES),
+            records_max,
+        },
+        stale_ok: read.committed.is_some(),
     }
 }
 

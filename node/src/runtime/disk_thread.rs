@@ -12,14 +12,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use mainstay_replication::AppendPlan;
 use mainstay_storage::engine::{RealDisk, run_on};
-use mainstay_storage::format::{EntryIter, EntryRef};
+use mainstay_storage::format::EntryRef;
 use mainstay_storage::image::{CheckpointError, Extent};
-use mainstay_storage::wal::ReadPath;
+use mainstay_storage::wal::{ReadError, ReadPath};
 use mainstay_storage::{Checkpoint, EntryKind, Image, LogEnd, WalReader};
 use mainstay_types::{BLOCK_BYTES, Lineage, Lsn, VolumeName};
+use mainstay_volume::disk_reads::{find_record, read_page};
 use mainstay_volume::store::{CopyError, State, open_state};
-use mainstay_volume::{Event, OpResult, Page, Token, Voids, Volume, VolumeConfig};
+use mainstay_volume::{
+    Event, OpResult, Page, Refusal, Stretch, Token, Voids, Volume, VolumeConfig,
+};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use super::copies::{BLOCKS_AT_ONCE, ExportPart};
 use super::handle::{Answers, ConnAnswer, ConnReply, DiskAwake, RecordOut, ToVolume};
@@ -47,12 +51,16 @@ pub(super) enum Work {
         extents_max: usize,
     },
     /// Read records from the log.
-    ReadLog {
+    ReadLog { asked: Asked, stretch: Stretch },
+    /// Find the first record of a part of the log that is not older than a time.
+    Find {
         asked: Asked,
-        from: Lsn,
-        through: Lsn,
+        at_ns: u64,
+        /// First and last LSN to look at.
+        part: (Lsn, Lsn),
         voids: Voids,
-        bytes_max: usize,
+        /// The answer if there is none.
+        behind: Option<(Lsn, u64)>,
     },
     /// Read entries for a copy that is behind.
     Feed { plan: AppendPlan, bytes_max: usize },
@@ -147,6 +155,8 @@ struct Worker {
     stalled_after: Duration,
     /// The image is consistent once this is applied.
     rebuilt_at: Option<Lsn>,
+    /// The newest checkpoint, under way or done.
+    checkpointing: Option<JoinHandle<()>>,
     /// An entry could not be applied: the image shows nothing any more.
     failed: bool,
 }
@@ -199,6 +209,7 @@ impl Worker {
             awake,
             stalled_after,
             rebuilt_at,
+            checkpointing: None,
             failed: false,
         };
         Ok((worker, thread, volume))
@@ -227,8 +238,11 @@ impl Worker {
         }
     }
 
-    /// The log ends its last write.
+    /// A checkpoint under way is completed, and the log ends its last write.
     async fn end(&mut self) {
+        if let Some(task) = self.checkpointing.take() {
+            let _ended = task.await;
+        }
         let _stopped = self.log.jobs.send(ToLog::Stop);
         if let Some(task) = self.log.local.take() {
             let _ended = task.await;
@@ -252,13 +266,14 @@ impl Worker {
                 range,
                 extents_max,
             } => self.read_extents(asked, range, extents_max),
-            Work::ReadLog {
+            Work::ReadLog { asked, stretch } => self.read_log(asked, stretch),
+            Work::Find {
                 asked,
-                from,
-                through,
+                at_ns,
+                part,
                 voids,
-                bytes_max,
-            } => self.read_log(asked, from, through, voids, bytes_max),
+                behind,
+            } => self.find(asked, at_ns, part, voids, behind),
             Work::Feed { plan, bytes_max } => self.feed(plan, bytes_max),
             Work::Checkpoint { blob, at } if !self.failed => self.checkpoint(blob, at).await,
             Work::Export {
@@ -325,21 +340,31 @@ impl Worker {
         });
     }
 
-    fn read_log(&self, asked: Asked, from: Lsn, through: Lsn, voids: Voids, bytes_max: usize) {
+    fn read_log(&self, asked: Asked, stretch: Stretch) {
         let (reader, lineage) = (self.reader.clone(), self.log_lineage);
         tokio::task::spawn_local(async move {
-            let answer = match reader.read(from, bytes_max).await {
-                Ok(batch) => {
-                    let entries = batch
-                        .chunks
-                        .into_iter()
-                        .flat_map(|chunk| EntryIter::headers_only(lineage, chunk));
-                    let entries = entries.map_while(Result::ok);
-                    records(Page::of(entries, from, through, &voids))
-                }
-                Err(error) => ConnAnswer::Unreadable(error.to_string()),
-            };
-            asked.answer(answer);
+            asked.answer(match read_page(&reader, lineage, &stretch).await {
+                Ok(page) => records(page),
+                Err(error) => unreadable(error),
+            });
+        });
+    }
+
+    fn find(
+        &self,
+        asked: Asked,
+        at_ns: u64,
+        part: (Lsn, Lsn),
+        voids: Voids,
+        behind: Option<(Lsn, u64)>,
+    ) {
+        let (reader, lineage) = (self.reader.clone(), self.log_lineage);
+        tokio::task::spawn_local(async move {
+            let found = find_record(&reader, lineage, at_ns, part, &voids).await;
+            asked.answer(match found {
+                Ok(found) => ConnAnswer::Result(OpResult::Found(found.or(behind))),
+                Err(error) => unreadable(error),
+            });
         });
     }
 
@@ -389,7 +414,7 @@ impl Worker {
         // Polled once here: nothing that is applied later may be in it, as `blob` would not know of it.
         let done = poll_fn(|context| Poll::Ready(work.as_mut().poll(context).is_ready())).await;
         if !done {
-            tokio::task::spawn_local(work);
+            self.checkpointing = Some(tokio::task::spawn_local(work));
         }
     }
 
@@ -468,6 +493,17 @@ pub(super) fn records(page: Page) -> ConnAnswer {
         records: records.map(record).collect(),
         next: page.next,
         end: page.end,
+        through: page.through,
+    }
+}
+
+/// What was asked for was recycled meanwhile, or does not read back.
+fn unreadable(error: ReadError) -> ConnAnswer {
+    match error {
+        ReadError::BelowFirst { first } => {
+            ConnAnswer::Result(OpResult::Refused(Refusal::Trimmed { first }))
+        }
+        error => ConnAnswer::Unreadable(error.to_string()),
     }
 }
 

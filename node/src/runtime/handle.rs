@@ -72,12 +72,14 @@ pub enum ConnAnswer {
     Extents(Result<Vec<Extent>, ImageReadError>),
     /// Records of a log volume.
     Records {
-        /// Committed records in order.
+        /// Committed records in the order in which they were asked for.
         records: Vec<RecordOut>,
         /// Where to go on.
         next: Lsn,
         /// Whether nothing committed lies behind them.
         end: bool,
+        /// The last position that could be shown.
+        through: Lsn,
     },
     /// Records that do not read back.
     Unreadable(String),

@@ -14,6 +14,7 @@ pub mod beats;
 mod client_replies;
 pub mod client_service;
 pub mod clock;
+mod committed_reads;
 pub mod copies;
 mod disk_thread;
 pub mod event_file;

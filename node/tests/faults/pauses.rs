@@ -98,7 +98,7 @@ impl OldStream {
     }
 
     fn position(&self) -> client_request::Body {
-        client_request::Body::Position(pb::Position {})
+        client_request::Body::Position(pb::Position { committed: None })
     }
 
     fn append(&self) -> client_request::Body {
@@ -114,6 +114,8 @@ impl OldStream {
             from_lsn: 1,
             max_records: 10,
             max_bytes: 1 << 16,
+            backwards: false,
+            committed: None,
         })
     }
 

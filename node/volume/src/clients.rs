@@ -3,12 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::BytesMut;
-use mainstay_replication::{Mistake, Role};
+use mainstay_replication::Role;
 use mainstay_storage::EntryKind;
 use mainstay_storage::format::encode_unstamped;
-use mainstay_types::{Epoch, Lsn, MonoTime, NodeId, SessionId, VolumeKind};
+use mainstay_types::{Epoch, Lsn, MonoTime, NodeId, SessionId};
 
-use crate::batch::Voids;
 use crate::event::{Action, Attachment, ClientOp, ConnId, Now, OpResult, Refusal, Token};
 use crate::gather::Gather;
 use crate::mutations::{FLAGS, Mutation, committed};
@@ -169,14 +168,19 @@ impl Clients {
 
 impl Volume {
     pub(crate) fn handle_client(&mut self, now: Now, conn: ConnId, token: Token, op: ClientOp) {
-        if let ClientOp::ReadLog {
-            from,
-            bytes_max,
-            stale_ok: true,
-        } = op
-        {
-            let through = self.visible();
-            return self.read_log(conn, token, from, through, bytes_max);
+        let through = self.visible();
+        match op {
+            ClientOp::ReadLog {
+                from,
+                direction,
+                limits,
+                stale_ok: true,
+            } => return self.read_log(conn, token, from, direction, through, limits),
+            ClientOp::Find {
+                at_ns,
+                stale_ok: true,
+            } => return self.find(conn, token, at_ns, through),
+            _ => {}
         }
         match self.member.role() {
             Role::Primary { .. } => {}
@@ -246,17 +250,23 @@ impl Volume {
                 None
             }),
             ClientOp::ReadLog {
-                from, bytes_max, ..
+                from,
+                direction,
+                limits,
+                ..
             } => {
-                self.ask_read(
-                    now,
-                    Read::Log {
-                        conn,
-                        token,
-                        from,
-                        bytes_max,
-                    },
-                );
+                let read = Read::Log {
+                    conn,
+                    token,
+                    from,
+                    direction,
+                    limits,
+                };
+                self.ask_read(now, read);
+                Ok(None)
+            }
+            ClientOp::Find { at_ns, .. } => {
+                self.ask_read(now, Read::Find { conn, token, at_ns });
                 Ok(None)
             }
             ClientOp::Position => {
@@ -531,108 +541,11 @@ impl Volume {
         }
     }
 
-    fn reply(&mut self, conn: ConnId, token: Token, result: OpResult) {
+    pub(crate) fn reply(&mut self, conn: ConnId, token: Token, result: OpResult) {
         self.out.push_back(Action::Reply {
             conn,
             token,
             result,
-        });
-    }
-}
-
-/// Reads that the core allowed.
-impl Volume {
-    pub(crate) fn serve_read(&mut self, id: u64, at: Lsn) {
-        let Some(read) = self.reads.remove(&id) else {
-            return;
-        };
-        match read {
-            Read::Block {
-                conn,
-                token,
-                offset,
-                len,
-            } => {
-                self.out.push_back(Action::ReadBlock {
-                    conn,
-                    token,
-                    offset,
-                    len,
-                });
-            }
-            Read::Extents {
-                conn,
-                token,
-                offset,
-                len,
-                extents_max,
-            } => self.out.push_back(Action::ReadExtents {
-                conn,
-                token,
-                offset,
-                len,
-                extents_max,
-            }),
-            Read::Log {
-                conn,
-                token,
-                from,
-                bytes_max,
-            } => self.read_log(conn, token, from, self.visible().min(at), bytes_max),
-            Read::Position { conn, token } => {
-                let at = self.visible().min(at);
-                let first = self.member.log().base().lsn.next();
-                let epoch = self.member.sealed();
-                self.reply(
-                    conn,
-                    token,
-                    OpResult::Position {
-                        first,
-                        commit: at,
-                        epoch,
-                    },
-                );
-            }
-        }
-    }
-
-    pub(crate) fn refuse_read(&mut self, id: u64) {
-        let Some(read) = self.reads.remove(&id) else {
-            return;
-        };
-        let (Read::Block { conn, token, .. }
-        | Read::Extents { conn, token, .. }
-        | Read::Log { conn, token, .. }
-        | Read::Position { conn, token }) = read;
-        let refusal = self.not_primary();
-        self.reply(conn, token, OpResult::Refused(refusal));
-    }
-
-    fn read_log(&mut self, conn: ConnId, token: Token, from: Lsn, through: Lsn, bytes_max: usize) {
-        let first = self.member.log().base().lsn.next();
-        if self.spec.kind != VolumeKind::Log {
-            return self.reply(conn, token, OpResult::Refused(Refusal::WrongKind));
-        }
-        if from < first {
-            return self.reply(conn, token, OpResult::Refused(Refusal::Trimmed { first }));
-        }
-        let cached = if from > through {
-            Some(Vec::new())
-        } else {
-            self.tail.entries(from, through, bytes_max)
-        };
-        let mut voids = self.sessions.voids().within(from, through);
-        if self.config.member.mistakes.has(Mistake::TornBatchShown) {
-            voids = Voids::default();
-        }
-        self.out.push_back(Action::ReadLog {
-            conn,
-            token,
-            from,
-            through,
-            voids,
-            bytes_max,
-            cached,
         });
     }
 }

@@ -9,6 +9,7 @@ use mainstay_storage::{LogEnd, format::EntryRef};
 use mainstay_types::{Epoch, Lsn, MonoTime, NodeId, Register, SessionId};
 
 use crate::batch::Voids;
+use crate::pages::{Direction, PageLimits, Stretch};
 
 /// Names one client connection of this process.
 pub type ConnId = u64;
@@ -187,11 +188,20 @@ pub enum ClientOp {
     },
     /// Read records of a log volume.
     ReadLog {
-        /// First LSN wanted.
+        /// First LSN wanted; backwards, the one above it.
         from: Lsn,
-        /// At most this many bytes, but at least one record.
-        bytes_max: usize,
+        /// Towards the end of the log, or away from it.
+        direction: Direction,
+        /// How much.
+        limits: PageLimits,
         /// Whether any committed prefix will do, or only one that includes everything committed before the request.
+        stale_ok: bool,
+    },
+    /// Find the first record of a log volume that is not older than a time.
+    Find {
+        /// Nanoseconds since 1970.
+        at_ns: u64,
+        /// As of a read.
         stale_ok: bool,
     },
     /// Settle an operation whose answer was lost.
@@ -257,6 +267,8 @@ pub enum OpResult {
         /// The epoch of this primary.
         epoch: Epoch,
     },
+    /// The first record that is not older than the time asked for: its position and its timestamp. None, if all are older.
+    Found(Option<(Lsn, u64)>),
     /// Refused; nothing was changed.
     Refused(Refusal),
     /// This node stopped being primary while the operation was under way: the outcome is unknown here. Open a new
@@ -462,16 +474,28 @@ pub enum Action {
         conn: ConnId,
         /// As given.
         token: Token,
-        /// First LSN wanted.
-        from: Lsn,
-        /// Last LSN that may be shown, inclusive.
-        through: Lsn,
-        /// What may not be shown among them.
-        voids: Voids,
-        /// At most this many bytes, but at least one record.
-        bytes_max: usize,
+        /// What is wanted.
+        stretch: Stretch,
         /// Entries from memory.
         cached: Option<Vec<EntryRef>>,
+    },
+    /// Search the log for the first record in `first..=last` that is not older than `at_ns`, and answer the client with it, or else
+    /// with `behind`.
+    Find {
+        /// Its connection.
+        conn: ConnId,
+        /// As given.
+        token: Token,
+        /// Nanoseconds since 1970.
+        at_ns: u64,
+        /// First LSN to look at.
+        first: Lsn,
+        /// Last LSN to look at.
+        last: Lsn,
+        /// What may not be shown.
+        voids: Voids,
+        /// What was found behind `last`.
+        behind: Option<(Lsn, u64)>,
     },
     /// Read entries from the log for a copy that is behind; answer with `Fed`.
     Feed {

@@ -15,10 +15,12 @@
 mod attach;
 mod batch;
 mod clients;
+pub mod disk_reads;
 mod event;
 mod gather;
 mod mutations;
 mod pages;
+mod reads;
 mod sessions;
 pub mod store;
 mod tail;
@@ -30,7 +32,7 @@ pub use event::{
     Action, Attachment, ClientOp, ConnId, Event, Now, OpResult, Outcome, Refusal, Token, WalJob,
     WalWrite,
 };
-pub use pages::Page;
+pub use pages::{Direction, Page, PageLimits, Stretch};
 pub use sessions::{BlobError, RESULTS_KEPT, Sessions};
 pub use volume::{Volume, VolumeConfig, VolumeStart};
 

@@ -1,46 +1,132 @@
 //! What a reader of a log is shown of the entries that were read for it.
 
+use std::future::Future;
+
+use mainstay_storage::EntryKind;
 use mainstay_storage::format::EntryRef;
 use mainstay_types::Lsn;
 
 use crate::batch::Voids;
 
-/// Entries to be shown, in order.
+/// Which way a log is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From older to newer records.
+    Forwards,
+    /// From newer to older records.
+    Backwards,
+}
+
+/// Bounds of one page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageLimits {
+    /// At most this many bytes of entries, but at least one record if there is one.
+    pub bytes_max: usize,
+    /// At most this many records; not zero.
+    pub records_max: usize,
+}
+
+/// A stretch of the log that a reader wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stretch {
+    /// First LSN wanted; backwards, the one above it, which lies at most one above `through`.
+    pub from: Lsn,
+    /// Which way.
+    pub direction: Direction,
+    /// First LSN held.
+    pub first: Lsn,
+    /// Last LSN that may be shown, inclusive.
+    pub through: Lsn,
+    /// What may not be shown among them.
+    pub voids: Voids,
+    /// How much.
+    pub limits: PageLimits,
+}
+
+/// Entries to be shown.
 #[derive(Debug)]
 pub struct Page {
-    /// Those that may be shown; bookkeeping entries are among them.
+    /// Those that may be shown, in the order in which they were asked for; bookkeeping entries are among them.
     pub entries: Vec<EntryRef>,
-    /// Where to read on: behind everything that was looked at, also behind what is hidden.
+    /// What to ask for next: behind everything that was looked at, also behind what is hidden.
     pub next: Lsn,
     /// Nothing that may be shown lies behind them at this moment.
     pub end: bool,
+    /// Last LSN that may be shown.
+    pub through: Lsn,
 }
 
 impl Page {
-    /// Of `entries`, which are contiguous from `from` on, those up to `through` that `voids` does not hide.
+    /// Of `entries`, which are contiguous: from `stretch.from` on, or, backwards, up to the one before it.
     #[must_use]
-    pub fn of(
-        entries: impl IntoIterator<Item = EntryRef>,
-        from: Lsn,
-        through: Lsn,
-        voids: &Voids,
-    ) -> Self {
+    pub fn of(entries: Vec<EntryRef>, stretch: &Stretch) -> Self {
         let mut page = Self {
             entries: Vec::new(),
-            next: from,
+            next: stretch.from,
             end: false,
+            through: stretch.through,
         };
-        for entry in entries {
-            let lsn = entry.header.point.lsn;
-            if lsn > through {
-                break;
-            }
-            page.next = lsn.next();
-            if !voids.hide(lsn) {
-                page.entries.push(entry);
-            }
+        match stretch.direction {
+            Direction::Forwards => page.fill(entries.into_iter(), stretch),
+            Direction::Backwards => page.fill(entries.into_iter().rev(), stretch),
         }
-        page.end = page.next > through;
+        page.end = match stretch.direction {
+            Direction::Forwards => page.next > stretch.through,
+            Direction::Backwards => page.next <= stretch.first,
+        };
         page
     }
+
+    fn fill(&mut self, entries: impl Iterator<Item = EntryRef>, stretch: &Stretch) {
+        let (mut bytes, mut records) = (0_usize, 0);
+        for entry in entries {
+            let lsn = entry.header.point.lsn;
+            bytes = bytes.saturating_add(entry.bytes.len());
+            let full = records >= stretch.limits.records_max
+                || (bytes > stretch.limits.bytes_max && records > 0);
+            if lsn > stretch.through || full {
+                return;
+            }
+            self.next = match stretch.direction {
+                Direction::Forwards => lsn.next(),
+                Direction::Backwards => lsn,
+            };
+            if !stretch.voids.hide(lsn) {
+                records += usize::from(entry.header.kind == EntryKind::Record);
+                self.entries.push(entry);
+            }
+        }
+    }
+}
+
+/// The first record in `first..=last` that is not older than `at_ns`, by bisection: timestamps never go back as positions rise.
+///
+/// `probe` gives the first record at or behind a position, up to `last`, with its timestamp.
+///
+/// # Errors
+/// Those of `probe`.
+pub(crate) async fn find<E, F: Future<Output = Result<Option<(Lsn, u64)>, E>>>(
+    at_ns: u64,
+    first: Lsn,
+    last: Lsn,
+    voids: &Voids,
+    mut probe: impl FnMut(Lsn) -> F,
+) -> Result<Option<(Lsn, u64)>, E> {
+    // Every record below `low` is older; behind `high` begins with one that is not, or there is none.
+    let (mut low, mut high) = (first.0, last.0.saturating_add(1));
+    while low < high {
+        let middle = low + (high - low) / 2;
+        match probe(Lsn(middle)).await? {
+            Some((lsn, stamp)) if stamp < at_ns => low = lsn.0 + 1,
+            _ => high = middle,
+        }
+    }
+    let mut from = Lsn(low);
+    while from <= last {
+        match probe(from).await? {
+            Some((lsn, _)) if voids.hide(lsn) => from = lsn.next(),
+            found => return Ok(found),
+        }
+    }
+    Ok(None)
 }

@@ -180,6 +180,35 @@ impl Tail {
         Some(out)
     }
 
+    /// First LSN held.
+    pub(crate) fn first(&self) -> Lsn {
+        self.base.point.lsn.next()
+    }
+
+    /// Entries below `before` and not below `lowest`, in order: the newest ones, up to `bytes_max` bytes but at least one. `None` if
+    /// the newest of them is no longer here.
+    pub(crate) fn entries_before(
+        &self,
+        before: Lsn,
+        lowest: Lsn,
+        bytes_max: usize,
+    ) -> Option<Vec<EntryRef>> {
+        let mut out = VecDeque::new();
+        let mut bytes = 0;
+        let newest = self.chunk_of(before.prev())?;
+        let entries = self.chunks.range(..=newest).rev();
+        let entries = entries.flat_map(|chunk| chunk.entries.iter().rev());
+        for entry in entries.skip_while(|entry| entry.header.point.lsn >= before) {
+            bytes += entry.bytes.len();
+            let full = bytes > bytes_max && !out.is_empty();
+            if full || entry.header.point.lsn < lowest {
+                break;
+            }
+            out.push_front(entry.clone());
+        }
+        Some(out.into())
+    }
+
     fn chunk_of(&self, lsn: Lsn) -> Option<usize> {
         if lsn <= self.base.point.lsn || lsn > self.end().point.lsn {
             return None;

@@ -13,6 +13,7 @@ use mainstay_types::{Epoch, Lsn, MonoTime, NodeId, SessionId, VolumeKind, Volume
 
 use crate::clients::Clients;
 use crate::event::{Action, ConnId, Event, Now, OpResult, Token, WalJob, WalWrite};
+use crate::pages::{Direction, PageLimits};
 use crate::sessions::Sessions;
 use crate::tail::{Tail, join};
 
@@ -86,7 +87,13 @@ pub(crate) enum Read {
         conn: ConnId,
         token: Token,
         from: Lsn,
-        bytes_max: usize,
+        direction: Direction,
+        limits: PageLimits,
+    },
+    Find {
+        conn: ConnId,
+        token: Token,
+        at_ns: u64,
     },
     Position {
         conn: ConnId,

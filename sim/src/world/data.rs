@@ -446,18 +446,23 @@ impl World {
             Action::ReadLog {
                 conn,
                 token,
-                from,
-                through,
-                voids,
-                bytes_max,
+                stretch,
                 cached,
             } => {
                 let (reader, lineage) = (host.reader.clone(), host.log_lineage);
                 let answer = self.answer(i, volume, incarnation);
-                let ask = (conn, token, from, through, bytes_max);
-                let task = read_log(reader, lineage, ask, voids, cached, answer.clone());
+                let task = read_log(
+                    reader,
+                    lineage,
+                    (conn, token),
+                    stretch,
+                    cached,
+                    answer.clone(),
+                );
                 self.executor.spawn(answer.pid, task);
             }
+            // The simulated clients ask for no times.
+            Action::Find { .. } => {}
             Action::Feed { plan, bytes_max } => {
                 let (reader, lineage) = (host.reader.clone(), host.log_lineage);
                 let answer = self.answer(i, volume, incarnation);

@@ -134,6 +134,25 @@ impl WalIndex {
         self.lock().segments.len()
     }
 
+    /// An entry at or before `lsn`, in the same segment, from which on there are about `bytes` bytes up to `lsn`, or the first one of the
+    /// segment. None if `lsn` is outside the log.
+    #[must_use]
+    pub fn reach_back(&self, lsn: Lsn, bytes: u64) -> Option<Lsn> {
+        let state = self.lock();
+        if lsn > state.end.point.lsn {
+            return None;
+        }
+        let at = state
+            .segments
+            .partition_point(|info| info.first_lsn() <= lsn)
+            .checked_sub(1)?;
+        let info = &state.segments[at];
+        let offset = info.offset_before(lsn).saturating_sub(bytes);
+        let at = info.notes.partition_point(|(_, noted)| *noted <= offset);
+        let noted = at.checked_sub(1).map(|at| info.notes[at].0);
+        Some(noted.unwrap_or_else(|| info.first_lsn()))
+    }
+
     /// Where `lsn` is; none if it is outside the log.
     pub(super) fn place(&self, lsn: Lsn) -> Option<Place> {
         let state = self.lock();

@@ -1,9 +1,9 @@
-//! `mainstay log read`: the records of a range of positions, byte for byte as they were appended.
+//! `mainstay log read`: the records of a range of positions, byte for byte as they were appended, in either direction.
 
 use std::io::Write;
 
 use anyhow::bail;
-use mainstay_client::{LogPage, LogVolume, ReadLimits};
+use mainstay_client::{Consistency, LogPage, LogVolume, ReadLimits};
 use mainstay_types::Lsn;
 
 use super::{Printed, explain_read};
@@ -18,8 +18,14 @@ pub struct Args {
     pub from: Option<Lsn>,
     /// Last position, inclusive; `None`: the last that is committed now.
     pub to: Option<Lsn>,
+    /// From the first record that is not older, in microseconds since 1970.
+    pub since_us: Option<u64>,
     /// Records at most.
     pub limit: Option<u64>,
+    /// The newest first.
+    pub reverse: bool,
+    /// From any copy, with what it knows to be committed.
+    pub committed: bool,
     /// How they are printed.
     pub printed: Printed,
 }
@@ -32,7 +38,10 @@ impl Args {
             volume: volume.into(),
             from: None,
             to: None,
+            since_us: None,
             limit: None,
+            reverse: false,
+            committed: false,
             printed: Printed::default(),
         }
     }
@@ -43,24 +52,54 @@ impl Args {
 /// # Errors
 /// The log cannot be opened, the range was trimmed, or no primary answers.
 pub async fn run(args: &Args, endpoints: Vec<String>, out: &mut impl Write) -> anyhow::Result<()> {
-    let log = open(&args.volume, endpoints).await?;
     if let (Some(from), Some(to)) = (args.from, args.to)
         && to < from
     {
         bail!("--to {to} lies before --from {from}");
     }
-    let here = log
-        .position()
-        .await
-        .map_err(|error| explain_read(&args.volume, error))?;
-    let from = args.from.unwrap_or(here.first).max(Lsn(1));
+    let mut log = open(&args.volume, endpoints).await?;
+    if args.committed {
+        log = log.with_consistency(Consistency::Committed);
+    }
+    if let Some((from, end)) = range(args, &log).await? {
+        print(args, &log, from, end, out).await?;
+    }
+    out.flush()?;
+    Ok(())
+}
+
+/// The first position wanted, and one above the last; none if every record is too old.
+async fn range(args: &Args, log: &LogVolume) -> anyhow::Result<Option<(Lsn, Lsn)>> {
+    let explain = |error| explain_read(&args.volume, error);
+    let here = log.position().await.map_err(explain)?;
     // Nothing that is committed later is waited for.
     let end = Lsn(here
         .next
         .0
         .min(args.to.map_or(u64::MAX, |to| to.0.saturating_add(1))));
+    let from = match args.since_us {
+        None => args.from.unwrap_or(here.first),
+        Some(since) => match log.find_by_timestamp(since).await.map_err(explain)? {
+            None => return Ok(None),
+            Some(found) => found.lsn,
+        },
+    };
+    Ok(Some((from.max(Lsn(1)), end)))
+}
+
+async fn print(
+    args: &Args,
+    log: &LogVolume,
+    from: Lsn,
+    end: Lsn,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
     let mut left = args.limit.unwrap_or(u64::MAX);
-    let mut pages = Pages::new(&log, &args.volume, from, end);
+    let mut pages = if args.reverse {
+        Pages::back(log, &args.volume, from, end)
+    } else {
+        Pages::new(log, &args.volume, from, end)
+    };
     while left > 0
         && let Some(page) = pages.next().await?
     {
@@ -72,7 +111,6 @@ pub async fn run(args: &Args, endpoints: Vec<String>, out: &mut impl Write) -> a
         }
         left -= shown as u64;
     }
-    out.flush()?;
     Ok(())
 }
 
@@ -86,9 +124,11 @@ pub(super) async fn open(volume: &str, endpoints: Vec<String>) -> anyhow::Result
 pub(super) struct Pages<'a> {
     log: &'a LogVolume,
     volume: &'a str,
-    next: Lsn,
-    /// One above the last position.
+    /// First position that is left.
+    from: Lsn,
+    /// One above the last position that is left.
     end: Lsn,
+    back: bool,
 }
 
 impl<'a> Pages<'a> {
@@ -96,27 +136,51 @@ impl<'a> Pages<'a> {
         Self {
             log,
             volume,
-            next: from,
+            from,
             end,
+            back: false,
+        }
+    }
+
+    /// The newest first.
+    pub(super) fn back(log: &'a LogVolume, volume: &'a str, from: Lsn, end: Lsn) -> Self {
+        Self {
+            back: true,
+            ..Self::new(log, volume, from, end)
         }
     }
 
     /// The next records of the range; none at its end.
     pub(super) async fn next(&mut self) -> anyhow::Result<Option<LogPage>> {
-        if self.next >= self.end {
+        if self.from >= self.end {
             return Ok(None);
         }
-        let read = self.log.read(self.next, ReadLimits::default()).await;
+        let limits = ReadLimits::default();
+        let read = match self.back {
+            false => self.log.read(self.from, limits).await,
+            true => self.log.read_back(self.end, limits).await,
+        };
         let mut page = read.map_err(|error| explain_read(self.volume, error))?;
-        if page.next <= self.next && !page.end {
+        let headway = match self.back {
+            false => page.next > self.from,
+            true => page.next < self.end,
+        };
+        if !headway && !page.end {
             bail!(
-                "log `{}` does not go on at position {}",
+                "log `{}` does not go on between positions {} and {}",
                 self.volume,
-                self.next
+                self.from,
+                self.end
             );
         }
-        page.records.retain(|record| record.lsn < self.end);
-        self.next = if page.end { self.end } else { page.next };
+        let (from, end) = (self.from, self.end);
+        page.records
+            .retain(|record| record.lsn >= from && record.lsn < end);
+        match (self.back, page.end) {
+            (_, true) => self.from = self.end,
+            (false, false) => self.from = page.next,
+            (true, false) => self.end = page.next,
+        }
         Ok(Some(page))
     }
 }

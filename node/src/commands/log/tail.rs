@@ -71,7 +71,7 @@ pub async fn run(args: &Args, endpoints: Vec<String>, out: &mut impl Write) -> a
     Ok(())
 }
 
-/// The newest records. Positions have gaps, so the window before the end grows until it holds enough.
+/// The newest records, in order.
 async fn newest(
     log: &LogVolume,
     volume: &str,
@@ -79,20 +79,16 @@ async fn newest(
     end: Lsn,
     wanted: usize,
 ) -> anyhow::Result<Vec<LogRecord>> {
-    let mut window = wanted as u64;
-    loop {
-        let from = Lsn(end.0.saturating_sub(window)).max(first);
-        let mut found = Vec::new();
-        let mut pages = Pages::new(log, volume, from, end);
-        while let Some(page) = pages.next().await? {
-            found.extend(page.records);
-            found.drain(..found.len().saturating_sub(wanted));
-        }
-        if found.len() >= wanted || from == first {
-            return Ok(found);
-        }
-        window = window.saturating_mul(4);
+    let mut found = Vec::new();
+    let mut pages = Pages::back(log, volume, first, end);
+    while found.len() < wanted
+        && let Some(page) = pages.next().await?
+    {
+        found.extend(page.records);
     }
+    found.truncate(wanted);
+    found.reverse();
+    Ok(found)
 }
 
 async fn follow(

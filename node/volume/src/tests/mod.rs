@@ -1,6 +1,7 @@
 //! Tests of a whole volume, and the rig that drives one without disk, network or clock.
 
 mod batches;
+mod reads;
 mod tokens;
 
 use std::collections::VecDeque;
@@ -16,8 +17,8 @@ use mainstay_types::{
 };
 
 use crate::{
-    Action, ClientOp, ConnId, Event, Now, OpResult, Page, Sessions, Token, Volume, VolumeConfig,
-    VolumeStart, WalJob, WalWrite,
+    Action, ClientOp, ConnId, Direction, Event, Now, OpResult, Page, PageLimits, Sessions, Token,
+    Volume, VolumeConfig, VolumeStart, WalJob, WalWrite,
 };
 
 pub(crate) const LINEAGE: Lineage = Lineage(7);
@@ -44,6 +45,8 @@ pub(crate) struct Rig {
 pub(crate) struct Shown {
     pub(crate) records: Vec<(u64, String)>,
     pub(crate) through: u64,
+    pub(crate) next: u64,
+    pub(crate) end: bool,
 }
 
 pub(crate) fn process(node: u32) -> PrimaryId {
@@ -290,9 +293,23 @@ impl Rig {
 
     /// What a reader at this copy is shown from `from` on.
     pub(crate) fn read(&mut self, from: u64, bytes_max: usize) -> Shown {
+        let limits = PageLimits {
+            bytes_max,
+            records_max: usize::MAX,
+        };
+        self.read_page(from, Direction::Forwards, limits)
+    }
+
+    pub(crate) fn read_page(
+        &mut self,
+        from: u64,
+        direction: Direction,
+        limits: PageLimits,
+    ) -> Shown {
         let op = ClientOp::ReadLog {
             from: Lsn(from),
-            bytes_max,
+            direction,
+            limits,
             stale_ok: true,
         };
         self.ask(1_000, 88, op);
@@ -326,14 +343,12 @@ impl Rig {
                 } => self.replies.push((conn, token, result)),
                 Action::ReadLog {
                     token,
-                    from,
-                    through,
-                    voids,
+                    stretch,
                     cached,
                     ..
                 } => {
                     let entries = cached.expect("all entries are in memory");
-                    let page = Page::of(entries, from, through, &voids);
+                    let page = Page::of(entries, &stretch);
                     let records = page.entries.iter();
                     let records = records.filter(|e| e.header.kind == EntryKind::Record);
                     let text = |entry: &EntryRef| {
@@ -342,7 +357,9 @@ impl Rig {
                     };
                     let shown = Shown {
                         records: records.map(text).collect(),
-                        through: through.0,
+                        through: page.through.0,
+                        next: page.next.0,
+                        end: page.end,
                     };
                     self.shown.push((token, shown));
                 }

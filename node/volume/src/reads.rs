@@ -1,0 +1,204 @@
+//! Reads: of what is committed and may be shown, once the core has allowed them.
+
+use mainstay_replication::Mistake;
+use mainstay_storage::EntryKind;
+use mainstay_types::{Lsn, VolumeKind};
+
+use crate::batch::Voids;
+use crate::event::{Action, ConnId, OpResult, Refusal, Token};
+use crate::pages::{Direction, PageLimits, Stretch};
+use crate::volume::{Read, Volume};
+
+impl Volume {
+    pub(crate) fn serve_read(&mut self, id: u64, at: Lsn) {
+        let Some(read) = self.reads.remove(&id) else {
+            return;
+        };
+        match read {
+            Read::Block {
+                conn,
+                token,
+                offset,
+                len,
+            } => {
+                self.out.push_back(Action::ReadBlock {
+                    conn,
+                    token,
+                    offset,
+                    len,
+                });
+            }
+            Read::Extents {
+                conn,
+                token,
+                offset,
+                len,
+                extents_max,
+            } => self.out.push_back(Action::ReadExtents {
+                conn,
+                token,
+                offset,
+                len,
+                extents_max,
+            }),
+            Read::Log {
+                conn,
+                token,
+                from,
+                direction,
+                limits,
+            } => {
+                let through = self.visible().min(at);
+                self.read_log(conn, token, from, direction, through, limits);
+            }
+            Read::Find { conn, token, at_ns } => {
+                let through = self.visible().min(at);
+                self.find(conn, token, at_ns, through);
+            }
+            Read::Position { conn, token } => {
+                let at = self.visible().min(at);
+                let first = self.member.log().base().lsn.next();
+                let epoch = self.member.sealed();
+                self.reply(
+                    conn,
+                    token,
+                    OpResult::Position {
+                        first,
+                        commit: at,
+                        epoch,
+                    },
+                );
+            }
+        }
+    }
+
+    pub(crate) fn refuse_read(&mut self, id: u64) {
+        let Some(read) = self.reads.remove(&id) else {
+            return;
+        };
+        let (Read::Block { conn, token, .. }
+        | Read::Extents { conn, token, .. }
+        | Read::Log { conn, token, .. }
+        | Read::Find { conn, token, .. }
+        | Read::Position { conn, token }) = read;
+        let refusal = self.not_primary();
+        self.reply(conn, token, OpResult::Refused(refusal));
+    }
+
+    /// Reads entries up to `through`, from memory or from the disk.
+    pub(crate) fn read_log(
+        &mut self,
+        conn: ConnId,
+        token: Token,
+        from: Lsn,
+        direction: Direction,
+        through: Lsn,
+        limits: PageLimits,
+    ) {
+        let first = match self.first_readable(from) {
+            Ok(first) => first,
+            Err(refusal) => return self.reply(conn, token, OpResult::Refused(refusal)),
+        };
+        let from = match direction {
+            Direction::Forwards => from,
+            Direction::Backwards => from.min(through.next()),
+        };
+        let bytes_max = limits.bytes_max;
+        let cached = match direction {
+            Direction::Forwards if from > through => Some(Vec::new()),
+            Direction::Forwards => self.tail.entries(from, through, bytes_max),
+            Direction::Backwards if from <= first => Some(Vec::new()),
+            Direction::Backwards => self.tail.entries_before(from, first, bytes_max),
+        };
+        let voids = match direction {
+            Direction::Forwards => self.hidden(from, through),
+            Direction::Backwards => self.hidden(first, from),
+        };
+        self.out.push_back(Action::ReadLog {
+            conn,
+            token,
+            stretch: Stretch {
+                from,
+                direction,
+                first,
+                through,
+                voids,
+                limits,
+            },
+            cached,
+        });
+    }
+
+    /// Finds the first record that is not older than `at_ns`: in memory, if one in memory is older, else on the disk.
+    pub(crate) fn find(&mut self, conn: ConnId, token: Token, at_ns: u64, through: Lsn) {
+        let first = match self.first_readable(Lsn(u64::MAX)) {
+            Ok(first) => first,
+            Err(refusal) => return self.reply(conn, token, OpResult::Refused(refusal)),
+        };
+        let held = self.tail.first().max(first);
+        let voids = self.hidden(first, through);
+        let oldest = self.record_from(held, through);
+        let in_memory = held <= first || oldest.is_some_and(|(_, stamp)| stamp < at_ns);
+        let behind = self.find_in_memory(at_ns, held, through, &voids);
+        if in_memory {
+            return self.reply(conn, token, OpResult::Found(behind));
+        }
+        self.out.push_back(Action::Find {
+            conn,
+            token,
+            at_ns,
+            first,
+            last: held.prev().min(through),
+            voids,
+            behind,
+        });
+    }
+
+    fn find_in_memory(
+        &self,
+        at_ns: u64,
+        first: Lsn,
+        last: Lsn,
+        voids: &Voids,
+    ) -> Option<(Lsn, u64)> {
+        let probe = |lsn| std::future::ready(Ok::<_, ()>(self.record_from(lsn, last)));
+        let mut search = std::pin::pin!(crate::pages::find(at_ns, first, last, voids, probe));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        match search.as_mut().poll(&mut context) {
+            std::task::Poll::Ready(found) => found.ok().flatten(),
+            std::task::Poll::Pending => unreachable!("what is in memory is there at once"),
+        }
+    }
+
+    /// The first record in memory at or behind `from`, up to `last`, with its timestamp.
+    fn record_from(&self, from: Lsn, last: Lsn) -> Option<(Lsn, u64)> {
+        let mut lsn = from;
+        while lsn <= last {
+            let header = &self.tail.get(lsn)?.header;
+            if header.kind == EntryKind::Record {
+                return Some((lsn, header.arg));
+            }
+            lsn = lsn.next();
+        }
+        None
+    }
+
+    /// First LSN that can be read, if `from` is not below it.
+    fn first_readable(&self, from: Lsn) -> Result<Lsn, Refusal> {
+        if self.spec.kind != VolumeKind::Log {
+            return Err(Refusal::WrongKind);
+        }
+        let first = self.member.log().base().lsn.next();
+        if from < first {
+            return Err(Refusal::Trimmed { first });
+        }
+        Ok(first)
+    }
+
+    fn hidden(&self, from: Lsn, through: Lsn) -> Voids {
+        if self.config.member.mistakes.has(Mistake::TornBatchShown) {
+            return Voids::default();
+        }
+        self.sessions.voids().within(from, through)
+    }
+}
