@@ -511,6 +511,22 @@ impl LogVolume {
     ///
     /// # Errors
     /// As [`Self::read`].
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let log = client.log("ledger").open().await?;
+    /// use mainstay_client::ReadLimits;
+    /// use mainstay_types::Lsn;
+    ///
+    /// log.append_batch(["older", "newer"]).await?;
+    /// let newest = ReadLimits { records_max: 1, ..ReadLimits::default() };
+    /// let page = log.read_back(Lsn(u64::MAX), newest).await?;
+    /// assert_eq!(page.records[0].data, "newer");
+    /// # Ok(()) });
+    /// ```
     pub async fn read_back(&self, before: Lsn, limits: ReadLimits) -> Result<LogPage, ReadError> {
         self.read_page(before, limits, true).await
     }
@@ -542,6 +558,18 @@ impl LogVolume {
     ///
     /// # Errors
     /// No node answered until the deadline.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let log = client.log("ledger").open().await?;
+    /// let committed = log.append("a record").await?;
+    /// let found = log.find_by_timestamp(committed.timestamp_us).await?;
+    /// assert_eq!(found.map(|record| record.lsn), Some(committed.lsn));
+    /// # Ok(()) });
+    /// ```
     pub async fn find_by_timestamp(
         &self,
         timestamp_us: u64,
@@ -564,6 +592,21 @@ impl LogVolume {
 
     /// This handle with another consistency of its reads ([`Self::read`], [`Self::read_back`], [`Self::find_by_timestamp`],
     /// [`Self::position`]). Shares the session, and what was seen, with the handle that it was made from.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let log = client.log("ledger").open().await?;
+    /// use mainstay_client::{Consistency, ReadLimits};
+    ///
+    /// let committed = log.append("a record").await?;
+    /// let any_copy = log.with_consistency(Consistency::Committed);
+    /// let page = any_copy.read(committed.lsn, ReadLimits::default()).await?;
+    /// assert!(page.records.iter().all(|record| record.lsn >= committed.lsn));
+    /// # Ok(()) });
+    /// ```
     #[must_use]
     pub fn with_consistency(&self, consistency: Consistency) -> Self {
         Self {
