@@ -592,6 +592,15 @@ Examples:
 Example:
   mainstay log tail ledger --follow      goes on across failovers, without a gap or a repeat")]
     Tail(TailArgs),
+    /// Give up records that are no longer needed, for good
+    #[command(after_long_help = "\
+Examples:
+  mainstay log trim ledger --below 1000
+  mainstay log trim ledger --before $(date -d '30 days ago' +%s)
+
+Readers are shown nothing below the trim point from then on. Members give the space back in whole segments, as soon as every registered
+member holds what lies below.")]
+    Trim(TrimArgs),
 }
 
 /// How records are told apart in a stream of bytes.
@@ -698,6 +707,26 @@ pub struct TailArgs {
     /// Print the position before each record
     #[arg(long)]
     pub lsn: bool,
+
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// Of `log trim`.
+#[derive(Debug, Clone, Args)]
+#[command(group(clap::ArgGroup::new("upto").required(true).args(["below", "before"])))]
+pub struct TrimArgs {
+    /// The log
+    pub volume: VolumeName,
+
+    /// Give up everything below this position
+    #[arg(long, value_name = "LSN")]
+    pub below: Option<u64>,
+
+    /// Give up every record older than this time, in seconds since 1970
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    pub before: Option<u64>,
 
     /// The cluster.
     #[command(flatten)]

@@ -10,7 +10,8 @@ use crate::cli::witness::WitnessCommand;
 use crate::cli::workload::{WorkloadArg, WorkloadArgs};
 use crate::cli::{
     AppendArgs, Command, CreateArgs, DeleteArgs, EventsArgs, ExplainArgs, Framing as FramingArg,
-    KindArg, LogCommand, NbdArgs, PromoteArgs, ReadArgs, StatusArgs, TailArgs, VolumeCommand,
+    KindArg, LogCommand, NbdArgs, PromoteArgs, ReadArgs, StatusArgs, TailArgs, TrimArgs,
+    VolumeCommand,
 };
 use crate::commands::{self, log, unless_pipe_closed};
 use crate::locate::ClusterArgs;
@@ -193,6 +194,7 @@ async fn log_command(command: LogCommand) -> anyhow::Result<()> {
         LogCommand::Append(args) => append(args).await,
         LogCommand::Read(args) => read(args).await,
         LogCommand::Tail(args) => tail(args).await,
+        LogCommand::Trim(args) => trim(args).await,
     }
 }
 
@@ -249,6 +251,15 @@ async fn tail(args: TailArgs) -> anyhow::Result<()> {
         ..log::tail::Args::newest(args.volume.as_str())
     };
     log::tail::run(&options, endpoints(&args.cluster)?, &mut io::stdout()).await
+}
+
+async fn trim(args: TrimArgs) -> anyhow::Result<()> {
+    let below = match (args.below, args.before) {
+        (Some(lsn), _) => log::trim::Below::Position(Lsn(lsn)),
+        (None, time) => log::trim::Below::Time(time.unwrap_or(0)),
+    };
+    let endpoints = endpoints(&args.cluster)?;
+    log::trim::run(args.volume.as_str(), below, endpoints, &mut io::stdout()).await
 }
 
 async fn nbd(args: NbdArgs) -> anyhow::Result<()> {

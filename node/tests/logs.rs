@@ -9,10 +9,10 @@ use mainstay_client::{
     Admin, AppendError, Client, ClientConfig, Consistency, LogRecord, LogVolume, OpenError,
     Outcome, ReadError, ReadLimits, Refusal,
 };
-use mainstay_node::commands::log::{append, read};
+use mainstay_node::commands::log::{append, read, trim};
 use mainstay_types::{Lsn, NodeId, VolumeKind};
 use mainstay_volume::VolumeConfig;
-use support::{Cluster, healed};
+use support::{Cluster, PATIENCE, healed};
 
 async fn with_log(cluster: &Cluster) -> (Client, Admin) {
     let client = Client::connect(ClientConfig::new(cluster.endpoints()))
@@ -237,4 +237,97 @@ async fn any_copy_serves_what_is_committed_and_no_reader_goes_back() {
     healed(&admin, "ledger", 3).await;
     assert_eq!(records(&committed).await, ["a", "b", "c"]);
     cluster.shut_down().await;
+}
+
+async fn trim_below(cluster: &Cluster, lsn: u64) -> anyhow::Result<String> {
+    let mut out = Vec::new();
+    let below = trim::Below::Position(Lsn(lsn));
+    trim::run("ledger", below, cluster.endpoints(), &mut out).await?;
+    Ok(String::from_utf8(out).expect("text"))
+}
+
+async fn append_much(log: &LogVolume, from: u64) {
+    for batch in from..from + 20 {
+        let record = |at: u64| format!("{batch}/{at}:{}", "x".repeat(40_000));
+        let records: Vec<String> = (0..10).map(record).collect();
+        log.append_batch(records).await.expect("committed");
+    }
+}
+
+/// Waits until the primary does not hold the first entries of the log any more.
+async fn given_back(admin: &Admin) {
+    let waited = tokio::time::timeout(PATIENCE, async {
+        loop {
+            let found = admin.show_volume("ledger").await.expect("shown");
+            if found.first_lsn > Lsn(1) {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    });
+    waited.await.expect("segments are given back");
+}
+
+/// A log is trimmed while a node is away: readers are shown nothing below, on every primary; the segments go; and the node, which comes
+/// back blank, gets the state and the log that there is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trimmed_log_is_smaller_and_a_blank_node_gets_what_is_left() {
+    let volume = VolumeConfig {
+        log_keep_bytes: 1 << 20,
+        tail_bytes: 1 << 20,
+        ..VolumeConfig::default()
+    };
+    let mut cluster = Cluster::with(3, 3, volume).await;
+    let (client, admin) = with_log(&cluster).await;
+    let log = client.log("ledger").open().await.expect("open");
+    append_much(&log, 0).await;
+    promote(&admin, 1).await;
+    cluster.stop(NodeId(3)).await;
+    append_much(&log, 20).await;
+    // Nothing is released while node 3 is a member and lags; then it is dropped.
+    let second = log.position().await.expect("known").next;
+    append_much(&log, 40).await;
+    let error = trim_below(&cluster, 1 << 40)
+        .await
+        .expect_err("beyond the end");
+    assert!(
+        format!("{error:#}").contains("the next entry is"),
+        "{error:#}"
+    );
+    let told = trim_below(&cluster, second.0).await.expect("trimmed");
+    assert_eq!(told, format!("log `ledger` begins at position {second}\n"));
+    let below = log.read(Lsn(1), ReadLimits::default()).await;
+    let trimmed = ReadError::Refused(Refusal::Trimmed { first: second });
+    assert_eq!(below, Err(trimmed.clone()));
+    let whole = read_from(&log, second).await;
+    assert_eq!(whole.len(), 200);
+    given_back(&admin).await;
+
+    cluster.wipe(NodeId(3));
+    cluster.restart(NodeId(3)).await;
+    healed(&admin, "ledger", 3).await;
+    promote(&admin, 3).await;
+    assert_eq!(log.read(Lsn(1), ReadLimits::default()).await, Err(trimmed));
+    assert!(
+        read_from(&log, second).await == whole,
+        "from the copy of the node that was blank"
+    );
+    // The session of before, and its numbers, came with the state.
+    log.append("more").await.expect("committed");
+    assert_eq!(read_from(&log, second).await.len(), 201);
+    promote(&admin, 2).await;
+    assert_eq!(read_from(&log, second).await.len(), 201);
+    cluster.shut_down().await;
+}
+
+async fn read_from(log: &LogVolume, first: Lsn) -> Vec<LogRecord> {
+    let (mut records, mut next) = (Vec::new(), first);
+    loop {
+        let page = log.read(next, ReadLimits::default()).await.expect("read");
+        records.extend(page.records);
+        if page.end {
+            return records;
+        }
+        next = page.next;
+    }
 }

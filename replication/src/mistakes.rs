@@ -64,11 +64,13 @@ pub enum Mistake {
     OldTokenTaken,
     /// R9.5: an older writer hears of a newer token before that is committed.
     TokenToldEarly,
+    /// H5: what a trim covers is released although a registered member may lack it.
+    ReleaseUnheld,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::RestartedPrimaryGoesOn,
         Self::NoSyncPoint,
         Self::PromotionDropsSilent,
@@ -98,6 +100,7 @@ impl Mistake {
         Self::TornBatchShown,
         Self::OldTokenTaken,
         Self::TokenToldEarly,
+        Self::ReleaseUnheld,
     ];
 }
 

@@ -344,4 +344,22 @@ impl Member {
             .unwrap_or(Lsn::ZERO)
             .min(self.commit.next())
     }
+
+    /// The first entry that a registered member may lack, as the primary knows: no copy may give up anything from there on (H5).
+    /// A member that has not answered in this epoch may lack everything. Zero for everybody but a primary.
+    #[must_use]
+    pub fn lacked_from(&self) -> Lsn {
+        let State::Primary(primary) = &self.state else {
+            return Lsn::ZERO;
+        };
+        let joint = primary.joint.iter().flat_map(|joint| &joint.members);
+        let registered = primary.register.members.iter().chain(joint);
+        let others = registered.filter(|member| member.node != self.me.node);
+        let acked = |node| primary.progress.get(&node).map_or(Lsn::ZERO, |p| p.acked);
+        others
+            .map(|member| acked(member.node).next())
+            .chain([self.journal.durable().lsn().next(), self.commit.next()])
+            .min()
+            .unwrap_or(Lsn::ZERO)
+    }
 }

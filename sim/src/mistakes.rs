@@ -33,4 +33,5 @@ pub const CAUGHT: [(Mistake, u64); Mistake::ALL.len()] = [
     (Mistake::TornBatchShown, 121),
     (Mistake::OldTokenTaken, 4),
     (Mistake::TokenToldEarly, 4),
+    (Mistake::ReleaseUnheld, 0),
 ];

@@ -62,6 +62,7 @@ pub async fn open(node: &Arc<Node>, dir: PathBuf) -> Result<VolumeHandle, CopyEr
         writing: VecDeque::new(),
         report,
         commit,
+        told_whole: false,
         claimed: None,
         served: None,
         orphaned: None,
@@ -88,6 +89,8 @@ struct Actor {
     writing: VecDeque<(OpId, MonoTime)>,
     report: Arc<Mutex<VolumeReport>>,
     commit: watch::Sender<Lsn>,
+    /// The log, which was copied whole, holds everything: that is being written down.
+    told_whole: bool,
     claimed: Option<Epoch>,
     /// The epoch that serves, or whose promotion the hooks were told of. They are told of its end, too.
     served: Option<Epoch>,
@@ -355,6 +358,12 @@ impl Actor {
     /// Has the image read from its first block to its last, beside everything else, for a full copy.
     fn export(&mut self, parts: mpsc::Sender<copies::ExportPart>) {
         let VolumeKind::Block { size_bytes } = self.volume.spec().kind else {
+            let (applied, sessions) = self.volume.log_copy_begins();
+            self.work.push(Work::ExportLog {
+                parts,
+                applied,
+                sessions,
+            });
             return;
         };
         let Some((base, sessions)) = self.volume.copy_begins() else {
@@ -370,6 +379,12 @@ impl Actor {
 
     /// Tells the rest of the process what has changed.
     fn publish(&mut self) {
+        let log = self.volume.spec().kind == VolumeKind::Log;
+        let rebuilding = log && self.volume.member().is_rebuilding();
+        if rebuilding && !self.told_whole && self.volume.copy_is_whole() {
+            self.told_whole = true;
+            let _stopped = self.disk.log.send(ToLog::Rebuilt);
+        }
         let visible = self.volume.visible();
         self.commit
             .send_if_modified(|seen| std::mem::replace(seen, visible) != visible);

@@ -22,7 +22,7 @@ pub(super) fn opened(
     next_seq: u64,
     commit: Lsn,
 ) -> Reply {
-    let first = handle.report().first;
+    let first = handle.report().first_shown;
     Reply::Opened(pb::Opened {
         kind: Some(kind(handle.spec.kind)),
         epoch: epoch.0,
@@ -119,7 +119,7 @@ pub(super) fn behind(commit: Lsn) -> Reply {
 pub(super) fn position_here(handle: &VolumeHandle) -> Reply {
     let (commit, report) = (*handle.commit.borrow(), handle.report());
     Reply::Position(pb::PositionIs {
-        first_lsn: report.first.0,
+        first_lsn: report.first_shown.0,
         next_lsn: commit.0 + 1,
         commit: commit.0,
         epoch: report.sealed.0,
@@ -177,6 +177,7 @@ pub(super) fn refused(refused: &Refusal) -> Reply {
         Refusal::TooManyRecords { limit, .. } => Reason::TooManyRecords(pb::TooManyRecords {
             records_max: count_of(*limit),
         }),
+        Refusal::TrimBeyondEnd { .. } => Reason::BadRequest(pb::BadRequest {}),
         Refusal::WrongKind => Reason::WrongKind(pb::WrongKind { kind: None }),
         Refusal::UnknownSession => Reason::UnknownSession(pb::UnknownSession {}),
         Refusal::ResultForgotten { .. } => Reason::ResultForgotten(pb::ResultForgotten {}),

@@ -481,9 +481,6 @@ impl Stream {
                 }
             }
             Body::Outcome(outcome) => ClientOp::Outcome { seq: outcome.seq },
-            Body::TrimLog(_) => {
-                return self.send(tag, replies::unsupported("trimming a log")).await;
-            }
             Body::AppendBatch(batch) => return self.take_batch(opened, tag, batch).await,
             mutation => {
                 let made = mutation_op(mutation);
@@ -772,6 +769,14 @@ fn mutation_op(body: Body) -> Result<(ClientOp, u64), Reply> {
             payload(EntryKind::Record, append.seq, 0, expected, &append.record)
         }
         Body::AppendAtomic(append) => atomic(&append),
+        // What may be given back is for the primary to say.
+        Body::TrimLog(trim) => payload(
+            EntryKind::TrimLog,
+            trim.seq,
+            trim.first_lsn,
+            None,
+            &Bytes::from_static(&[0; 8]),
+        ),
         Body::Write(write) => payload(EntryKind::Write, write.seq, write.offset, None, &write.data),
         Body::Trim(trim) => range(EntryKind::Trim, trim.seq, trim.offset, trim.len, 0),
         Body::Zeroes(zeroes) => range(EntryKind::Zeroes, zeroes.seq, zeroes.offset, zeroes.len, 0),

@@ -73,6 +73,13 @@ pub(super) enum Work {
         sessions: Bytes,
         size_bytes: u64,
     },
+    /// Begin a full copy of a log: the feed brings the rest.
+    ExportLog {
+        parts: mpsc::Sender<ExportPart>,
+        /// The position of the session table.
+        applied: Lsn,
+        sessions: Bytes,
+    },
     /// End; told when everything before is done.
     Stop { ended: oneshot::Sender<()> },
 }
@@ -282,6 +289,11 @@ impl Worker {
                 sessions,
                 size_bytes,
             } if !self.failed => self.export(parts, base, sessions, size_bytes),
+            Work::ExportLog {
+                parts,
+                applied,
+                sessions,
+            } => self.export_log(parts, applied, sessions),
             Work::Checkpoint { .. } => self.tell(Event::CheckpointFailed),
             Work::Export { .. } => {
                 let _stopped = self.to.send(ToVolume::Exported);
@@ -416,6 +428,24 @@ impl Worker {
         if !done {
             self.checkpointing = Some(tokio::task::spawn_local(work));
         }
+    }
+
+    /// A log's copy begins where the log begins; the session table is ahead of that, and says so.
+    fn export_log(&self, parts: mpsc::Sender<ExportPart>, applied: Lsn, sessions: Bytes) {
+        let (reader, to) = (self.reader.clone(), self.to.clone());
+        tokio::task::spawn_local(async move {
+            let first = reader.index().first_lsn();
+            let begin = match reader.end_at(first.prev()).await {
+                Ok(base) => ExportPart::Begin { base, sessions },
+                Err(error) => ExportPart::Failed(error.to_string()),
+            };
+            let begun = parts.send(begin).await;
+            if begun.is_ok() {
+                let consistent_from = applied;
+                let _gone = parts.send(ExportPart::End { consistent_from }).await;
+            }
+            let _stopped = to.send(ToVolume::Exported);
+        });
     }
 
     /// Reads the image from its first block to its last, beside everything else.

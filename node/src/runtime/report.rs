@@ -31,6 +31,8 @@ pub struct VolumeReport {
     pub applied: Lsn,
     /// First entry held.
     pub first: Lsn,
+    /// First entry that is shown to readers.
+    pub first_shown: Lsn,
     /// When the lease of the epoch in which it acts ends, or ended; zero if there was none yet.
     pub lease_until: MonoTime,
     /// How long the oldest log write has been under way.
@@ -71,6 +73,7 @@ impl VolumeReport {
             commit: member.commit(),
             applied: volume.applied(),
             first: member.log().base().lsn.next(),
+            first_shown: volume.first_shown(),
             lease_until: member.lease_until(),
             sync_age: Duration::ZERO,
             peers: member.peer_status(now),
@@ -99,6 +102,7 @@ impl VolumeReport {
         self.commit = member.commit();
         self.applied = volume.applied();
         self.first = member.log().base().lsn.next();
+        self.first_shown = volume.first_shown();
         self.lease_until = member.lease_until();
         self.sync_age = sync_age;
         self.peers = member.peer_status(now);

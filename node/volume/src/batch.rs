@@ -119,6 +119,11 @@ impl Batches {
         self.open.map_or(applied, |open| open.done.lsn.prev())
     }
 
+    /// What lies below the trim point is shown to nobody anyway.
+    pub(crate) fn forget_below(&mut self, first: Lsn) {
+        self.voids.0.retain(|(_, last)| *last >= first);
+    }
+
     pub(crate) fn voids(&self) -> &Voids {
         &self.voids
     }

@@ -100,6 +100,8 @@ pub(crate) struct Clients {
     /// Until when what is staged waits.
     held: Option<MonoTime>,
     pub(crate) fence: Fence,
+    /// Released by an entry of this primary's own that is on its way.
+    pub(crate) releasing: Lsn,
     pub(crate) last_timestamp: u64,
     /// The epoch that all of this belongs to.
     epoch: Epoch,

@@ -355,6 +355,14 @@ pub enum Refusal {
         /// Allowed.
         limit: usize,
     },
+    /// Nothing that is not committed can be trimmed.
+    #[error("cannot trim below {first}: the next entry is {next}")]
+    TrimBeyondEnd {
+        /// Asked for.
+        first: Lsn,
+        /// One above the last entry that could be trimmed.
+        next: Lsn,
+    },
     /// A block operation on a log, or the reverse.
     #[error("the volume is of another kind")]
     WrongKind,

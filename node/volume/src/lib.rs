@@ -25,6 +25,7 @@ mod sessions;
 pub mod store;
 mod tail;
 mod tokens;
+mod trims;
 mod volume;
 
 pub use batch::{BATCH_RECORDS_MAX, FLAG_MORE, Voids};

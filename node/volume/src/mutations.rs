@@ -56,7 +56,10 @@ impl Volume {
             return self.duplicate(conn, token, session, seq);
         }
         let unchecked = self.config.member.mistakes.has(Mistake::OldTokenTaken);
-        if let Some(fence) = self.clients.fence_over(known.token)
+        let trim = trim_of(&mutation.entry);
+        if let Some(first) = trim {
+            self.complete_trim(first, &mut mutation)?;
+        } else if let Some(fence) = self.clients.fence_over(known.token)
             && !unchecked
         {
             return self.refuse_fenced(conn, token, fence);
@@ -138,8 +141,15 @@ impl Volume {
             return Err(Refusal::WrongKind);
         }
         let mut bytes = payload_bytes(&mutation.entry);
+        let record = |entry: &[u8]| entry[KIND] == EntryKind::Record as u8;
+        if !record(&mutation.entry) {
+            return Err(Refusal::WrongKind);
+        }
         for entry in &mutation.more {
             self.check_entry(entry)?;
+            if !record(entry) {
+                return Err(Refusal::WrongKind);
+            }
             bytes += payload_bytes(entry);
         }
         let limit = self.config.record_bytes_max;
@@ -213,7 +223,7 @@ impl Volume {
             });
         }
         match (kind, self.spec.kind) {
-            (Some(EntryKind::Record), VolumeKind::Log) => Ok(()),
+            (Some(EntryKind::Record | EntryKind::TrimLog), VolumeKind::Log) => Ok(()),
             (Some(EntryKind::Write), VolumeKind::Block { .. }) => self.check_range(arg, payload),
             (Some(EntryKind::Trim | EntryKind::Zeroes), VolumeKind::Block { .. }) => {
                 let len = range_of(&entry[ENTRY_HEADER_BYTES..]).map_err(|_| Refusal::WrongKind)?;
@@ -240,6 +250,12 @@ impl Volume {
             }),
         }
     }
+}
+
+/// Where a trim shall make the log begin, if the entry is one.
+fn trim_of(entry: &[u8]) -> Option<Lsn> {
+    let arg = entry[ARG..ARG + 8].try_into().expect("eight bytes");
+    (entry[KIND] == EntryKind::TrimLog as u8).then(|| Lsn(u64::from_le_bytes(arg)))
 }
 
 fn payload_bytes(entry: &[u8]) -> u64 {

@@ -57,7 +57,7 @@ impl Volume {
             }
             Read::Position { conn, token } => {
                 let at = self.visible().min(at);
-                let first = self.member.log().base().lsn.next();
+                let first = self.first_shown();
                 let epoch = self.member.sealed();
                 self.reply(
                     conn,
@@ -188,7 +188,7 @@ impl Volume {
         if self.spec.kind != VolumeKind::Log {
             return Err(Refusal::WrongKind);
         }
-        let first = self.member.log().base().lsn.next();
+        let first = self.first_shown();
         if from < first {
             return Err(Refusal::Trimmed { first });
         }

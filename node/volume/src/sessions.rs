@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use mainstay_storage::EntryKind;
-use mainstay_storage::format::EntryRef;
+use mainstay_storage::format::{EntryHeader, EntryRef};
 use mainstay_types::{Lsn, SessionId};
 
 use crate::batch::{Batches, Step, Voids};
+use crate::trims::release_of;
 
 /// Results kept for each session: a client must not have more unanswered.
 pub const RESULTS_KEPT: usize = 4096;
@@ -21,7 +22,7 @@ const SESSIONS_KEPT: usize = 10_000;
 /// Flag of a `SessionOpen` entry: the session writes under the present attachment.
 pub(crate) const FLAG_ATTACHED: u8 = 1;
 
-const BLOB_VERSION: u16 = 3;
+const BLOB_VERSION: u16 = 4;
 
 /// A committed mutation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +111,12 @@ pub struct Sessions {
     batches: Batches,
     /// Greatest token of a writer; zero if none ever gave one. Never falls.
     pub(crate) token: u64,
+    /// Nobody is shown anything below it. Never falls.
+    pub(crate) trim_point: Lsn,
+    /// Copies may give back what lies below it; at most the trim point. Never falls.
+    pub(crate) release: Lsn,
+    /// The table is that of this position although less is applied: a log that was copied whole begins below it. Zero for none.
+    pub(crate) ahead_until: Lsn,
     /// Greatest timestamp of a record.
     pub(crate) last_timestamp: u64,
     /// Beside the sessions, because it must be as durable: an image that was copied while it changed is consistent
@@ -146,6 +153,12 @@ impl Sessions {
             .map(|attached| attached.name.as_str())
     }
 
+    /// Where the log begins for its readers.
+    #[must_use]
+    pub fn trim_point(&self) -> Lsn {
+        self.trim_point
+    }
+
     /// An image that was copied while it changed is consistent once the log is applied up to here.
     #[must_use]
     pub fn consistent_from(&self) -> Lsn {
@@ -154,6 +167,9 @@ impl Sessions {
 
     /// The last entry that may be shown when everything up to `applied` was taken: no part of a batch that is not whole.
     pub(crate) fn visible(&self, applied: Lsn) -> Lsn {
+        if applied < self.ahead_until {
+            return Lsn::ZERO;
+        }
         self.batches.visible(applied)
     }
 
@@ -166,6 +182,12 @@ impl Sessions {
     pub(crate) fn apply(&mut self, entry: &EntryRef) -> Option<Done> {
         let header = &entry.header;
         let lsn = header.point.lsn;
+        if lsn <= self.ahead_until {
+            if lsn == self.ahead_until {
+                self.ahead_until = Lsn::ZERO;
+            }
+            return None;
+        }
         if header.kind == EntryKind::Record {
             // Also of a batch that is cut short: timestamps rise with positions, whatever is shown.
             self.last_timestamp = self.last_timestamp.max(header.arg);
@@ -177,7 +199,12 @@ impl Sessions {
                 seq: header.seq,
                 lsn,
                 count: 1,
-                arg: header.arg,
+                // The answer to a trim has no timestamp.
+                arg: if header.kind == EntryKind::TrimLog {
+                    0
+                } else {
+                    header.arg
+                },
             },
         };
         match header.kind {
@@ -198,17 +225,35 @@ impl Sessions {
                 self.token = self.token.max(header.arg);
             }
             EntryKind::SessionClose => self.close(header.session),
-            EntryKind::Record | EntryKind::Write | EntryKind::Trim | EntryKind::Zeroes => {
-                let session = self.touch(header.session, lsn);
-                session.last_seq = header.seq;
-                session.results.push_back(done);
-                if session.results.len() > RESULTS_KEPT {
-                    session.results.pop_front();
+            EntryKind::TrimLog => {
+                self.trim(Lsn(header.arg), release_of(&entry.payload()));
+                if header.session != SessionId(0) {
+                    self.note_done(header, done);
+                    return Some(done);
                 }
+            }
+            EntryKind::Record | EntryKind::Write | EntryKind::Trim | EntryKind::Zeroes => {
+                self.note_done(header, done);
                 return Some(done);
             }
         }
         None
+    }
+
+    fn note_done(&mut self, header: &EntryHeader, done: Done) {
+        let session = self.touch(header.session, header.point.lsn);
+        session.last_seq = header.seq;
+        session.results.push_back(done);
+        if session.results.len() > RESULTS_KEPT {
+            session.results.pop_front();
+        }
+    }
+
+    fn trim(&mut self, first: Lsn, release: Option<Lsn>) {
+        self.trim_point = self.trim_point.max(first);
+        let release = release.unwrap_or(Lsn::ZERO).min(first);
+        self.release = self.release.max(release);
+        self.batches.forget_below(self.trim_point);
     }
 
     fn touch(&mut self, id: SessionId, lsn: Lsn) -> &mut Session {
@@ -253,6 +298,9 @@ impl Sessions {
         out.put_u64_le(self.last_timestamp);
         out.put_u64_le(self.consistent_from.0);
         out.put_u64_le(self.token);
+        out.put_u64_le(self.trim_point.0);
+        out.put_u64_le(self.release.0);
+        out.put_u64_le(self.ahead_until.0);
         let (lsn, name) = self
             .attached
             .as_ref()
@@ -293,6 +341,9 @@ impl Sessions {
         table.last_timestamp = u64_of(&mut rest)?;
         table.consistent_from = Lsn(u64_of(&mut rest)?);
         table.token = u64_of(&mut rest)?;
+        table.trim_point = Lsn(u64_of(&mut rest)?);
+        table.release = Lsn(u64_of(&mut rest)?);
+        table.ahead_until = Lsn(u64_of(&mut rest)?);
         let lsn = Lsn(u64_of(&mut rest)?);
         let name_len = take(&mut rest, 4)?.get_u32_le() as usize;
         let name =

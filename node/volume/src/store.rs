@@ -193,7 +193,8 @@ pub struct CopyReceiver<D: Disk> {
     disk: D,
     dir: PathBuf,
     new: NewCopy,
-    image: Image<D>,
+    /// None for a log: all of it follows as a learner's feed.
+    image: Option<Image<D>>,
     base: LogEnd,
     sessions: Sessions,
 }
@@ -202,7 +203,7 @@ impl<D: Disk> CopyReceiver<D> {
     /// Begins a copy in the empty directory `dir`: the log will go on behind `base`, with the session table `blob`.
     ///
     /// # Errors
-    /// The volume is no block volume, the table does not decode, or the disk failed.
+    /// The table does not decode, or the disk failed.
     pub async fn begin(
         disk: &D,
         dir: &Path,
@@ -214,20 +215,22 @@ impl<D: Disk> CopyReceiver<D> {
             path: dir.to_owned(),
             source,
         };
-        let VolumeKind::Block { size_bytes } = new.spec.kind else {
-            return Err(io(std::io::Error::other(
-                "only block volumes are copied whole",
-            )));
-        };
         let sessions = Sessions::decode(blob)?;
         disk.create_dir_all(dir).await.map_err(io)?;
-        let config = ImageConfig {
-            lineage: new.log_lineage,
-            size_bytes,
-            sums_pages: SUMS_PAGES,
+        let image = match new.spec.kind {
+            VolumeKind::Block { size_bytes } => {
+                let config = ImageConfig {
+                    lineage: new.log_lineage,
+                    size_bytes,
+                    sums_pages: SUMS_PAGES,
+                };
+                let empty = (LogEnd::ZERO, Bytes::new());
+                let image = Image::create(disk.clone(), dir, config, empty.0, empty.1).await?;
+                image.begin_rebuild().await?;
+                Some(image)
+            }
+            VolumeKind::Log => None,
         };
-        let image = Image::create(disk.clone(), dir, config, LogEnd::ZERO, Bytes::new()).await?;
-        image.begin_rebuild().await?;
         Ok(Self {
             disk: disk.clone(),
             dir: dir.to_owned(),
@@ -243,7 +246,10 @@ impl<D: Disk> CopyReceiver<D> {
     /// # Errors
     /// A block does not verify, or the disk failed.
     pub async fn import(&mut self, blocks: &[ExportedBlock]) -> Result<(), CopyError> {
-        Ok(self.image.import_blocks(blocks).await?)
+        match &mut self.image {
+            Some(image) => Ok(image.import_blocks(blocks).await?),
+            None => Ok(()),
+        }
     }
 
     /// Ends the copy: durable, and a copy to be opened, on return. It is marked as being rebuilt until the log is
@@ -256,10 +262,24 @@ impl<D: Disk> CopyReceiver<D> {
         config: &CopyConfig,
         consistent_from: Lsn,
     ) -> Result<(), CopyError> {
-        self.sessions.consistent_from = consistent_from;
-        self.image
-            .finish_rebuild(self.base, self.sessions.encode())
-            .await?;
+        match self.image {
+            Some(image) => {
+                self.sessions.consistent_from = consistent_from;
+                image
+                    .finish_rebuild(self.base, self.sessions.encode())
+                    .await?;
+            }
+            None => {
+                let checkpoint = Checkpoint {
+                    applied: self.base,
+                    rebuilding: false,
+                    blob: self.sessions.encode(),
+                };
+                let lineage = self.new.log_lineage;
+                let file = CheckpointFile::new(self.disk.clone(), &self.dir, lineage);
+                file.store(&checkpoint).await?;
+            }
+        }
         let log = wal_config(config, self.new.log_lineage, self.new.incarnation);
         Wal::create(self.disk.clone(), &self.dir, log, self.base).await?;
         let facts = MetaFacts {

@@ -126,13 +126,17 @@ pub struct Volume {
     /// The last join of several pieces: most appends go to two copies alike.
     joined: Option<(Lsn, Lsn, Bytes)>,
     checkpoint_runs: bool,
-    checkpointed: Lsn,
+    pub(crate) checkpointed: Lsn,
     since_checkpoint: u64,
     /// (LSN, bytes logged up to it), a sample every mebibyte: how far back `log_keep_bytes` reaches.
     logged: VecDeque<(Lsn, u64)>,
     logged_bytes: u64,
     /// Entries from here on are needed for a full copy under way.
-    pinned: Option<Lsn>,
+    pub(crate) pinned: Option<Lsn>,
+    /// Something was released that this copy still holds.
+    pub(crate) release_due: bool,
+    /// The log was copied whole, with a state of this position.
+    copied_until: Lsn,
     stopped: bool,
     pub(crate) out: VecDeque<Action>,
 }
@@ -169,9 +173,12 @@ impl Volume {
             logged: VecDeque::new(),
             logged_bytes: 0,
             pinned: None,
+            release_due: false,
+            copied_until: Lsn::ZERO,
             stopped: false,
             out: VecDeque::new(),
         };
+        volume.copied_until = volume.sessions.ahead_until;
         // A damaged log is not replayed: its commit point may lie above what it can still give.
         let commit = volume.member.commit().min(volume.tail.end().point.lsn);
         volume.apply_through(commit);
@@ -237,6 +244,7 @@ impl Volume {
 
     /// Proposes what the events brought, feeds the other copies, and keeps memory and disk within bounds.
     pub fn finish(&mut self, now: Now) {
+        self.maybe_release();
         self.flush_if_ready(now);
         self.drain_core(now);
         self.feed(now);
@@ -285,6 +293,13 @@ impl Volume {
             return self.applied;
         }
         self.sessions.visible(self.applied)
+    }
+
+    /// First entry that is shown to readers.
+    #[must_use]
+    pub fn first_shown(&self) -> Lsn {
+        let held = self.member.log().base().lsn.next();
+        held.max(self.sessions.trim_point)
     }
 
     /// The history that seeds the checksums of its entries.
@@ -526,6 +541,7 @@ impl Volume {
                 .get(lsn)
                 .expect("entries are kept in the tail until they are applied");
             let done = self.sessions.apply(entry);
+            self.release_due |= entry.header.kind == EntryKind::TrimLog;
             self.applied = lsn;
             self.since_checkpoint += entry.bytes.len() as u64;
             if matches!(self.spec.kind, VolumeKind::Block { .. }) {
@@ -619,7 +635,8 @@ impl Volume {
     }
 
     fn maybe_checkpoint(&mut self) {
-        let due = self.since_checkpoint >= self.config.checkpoint_bytes && !self.checkpoint_runs;
+        let due = self.since_checkpoint >= self.config.checkpoint_bytes || self.release_due;
+        let due = due && !self.checkpoint_runs;
         // The image must not know entries that this copy's own log could still lose.
         if due && self.applied <= self.member.durable() {
             self.begin_checkpoint();
@@ -632,6 +649,21 @@ impl Volume {
         let at = self.tail.end_at(self.applied)?;
         self.pinned = Some(at.point.lsn.next());
         Some((at, self.sessions.encode()))
+    }
+
+    /// The same for a log, all of which is fed to the copy: the last entry applied, and a session table that says that it is so far
+    /// ahead of the log's beginning.
+    pub fn log_copy_begins(&mut self) -> (Lsn, Bytes) {
+        self.pinned = Some(self.member.log().base().lsn.next());
+        let mut sessions = self.sessions.clone();
+        sessions.ahead_until = self.applied;
+        (self.applied, sessions.encode())
+    }
+
+    /// A log that was copied whole holds everything up to the state that it was given, durably.
+    #[must_use]
+    pub fn copy_is_whole(&self) -> bool {
+        self.applied >= self.copied_until && self.member.durable() >= self.copied_until
     }
 
     /// No full copy needs the log any more.
@@ -662,8 +694,22 @@ impl Volume {
         self.checkpoint_runs = false;
         self.checkpointed = self.checkpointed.max(at.point.lsn);
         if matches!(self.spec.kind, VolumeKind::Log) {
-            return; // The log is the data.
+            // The log is the data: only what was trimmed goes.
+            return self.recycle_log();
         }
+        let kept = self.kept_from();
+        // As far back as somebody needs it, but no further than the bound.
+        let below = self
+            .member
+            .needed_from()
+            .max(kept)
+            .min(self.checkpointed.next());
+        let below = below.min(self.pinned.unwrap_or(below));
+        self.out.push_back(Action::Recycle { below });
+    }
+
+    /// How far back `log_keep_bytes` reaches.
+    pub(crate) fn kept_from(&mut self) -> Lsn {
         // The newest sample that lies the bound or more behind; none as long as the bound is not reached.
         let keep_from = self.logged_bytes.saturating_sub(self.config.log_keep_bytes);
         let mut kept = Lsn::ZERO;
@@ -676,14 +722,7 @@ impl Volume {
             }
             self.logged.pop_front();
         }
-        // As far back as somebody needs it, but no further than the bound.
-        let below = self
-            .member
-            .needed_from()
-            .max(kept)
-            .min(self.checkpointed.next());
-        let below = below.min(self.pinned.unwrap_or(below));
-        self.out.push_back(Action::Recycle { below });
+        kept
     }
 }
 

@@ -54,6 +54,8 @@ pub enum EntryKind {
     Attach = 8,
     /// A client lets go of a block volume.
     Detach = 9,
+    /// Records of a log volume below `arg` are not needed any more. The payload says below which entry copies may give them back.
+    TrimLog = 10,
 }
 
 impl EntryKind {
@@ -70,6 +72,7 @@ impl EntryKind {
             7 => Self::SessionClose,
             8 => Self::Attach,
             9 => Self::Detach,
+            10 => Self::TrimLog,
             _ => return None,
         })
     }

@@ -1,9 +1,10 @@
-//! `mainstay log`: append, read and follow records.
+//! `mainstay log`: append, read and follow records, and trim them.
 
 pub mod append;
 pub mod framing;
 pub mod read;
 pub mod tail;
+pub mod trim;
 
 use std::io::Write;
 

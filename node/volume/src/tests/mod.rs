@@ -3,11 +3,12 @@
 mod batches;
 mod reads;
 mod tokens;
+mod trims;
 
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
-use mainstay_replication::message::{Append, MemberEnvelope, MemberMessage};
+use mainstay_replication::message::{Ack, Append, MemberEnvelope, MemberMessage};
 use mainstay_replication::{EpochRuns, MemberStart, WitnessSet};
 use mainstay_storage::format::{EntryIter, EntryRef, encode_unstamped, stamp};
 use mainstay_storage::{EntryKind, LogEnd};
@@ -38,6 +39,8 @@ pub(crate) struct Rig {
     shown: Vec<(Token, Shown)>,
     /// The last checkpoint that was asked for.
     pub(crate) checkpoint: Option<(LogEnd, Bytes)>,
+    /// The first entry to be kept, as asked for last.
+    pub(crate) recycled: Option<u64>,
 }
 
 /// What a reader is shown.
@@ -68,9 +71,15 @@ fn spec_of(kind: VolumeKind) -> VolumeSpec {
     }
 }
 
-/// `node` alone holds the volume and acts in `epoch`.
-fn register(node: u32, epoch: u64) -> Register {
+/// `node` acts in `epoch`, and its copy alone must have an entry. `beside`: the other members.
+fn register(node: u32, epoch: u64, beside: &[u32]) -> Register {
     let primary = process(node);
+    let member = |node| Member {
+        node: NodeId(node),
+        incarnation: process(node).incarnation,
+        kind: MemberKind::Full,
+    };
+    let members = [&[node], beside].concat();
     Register {
         id: RegisterId(epoch),
         version: epoch,
@@ -78,13 +87,12 @@ fn register(node: u32, epoch: u64) -> Register {
         log_lineage: LINEAGE,
         epoch: Epoch(epoch),
         primary,
-        members: vec![Member {
-            node: primary.node,
-            incarnation: primary.incarnation,
-            kind: MemberKind::Full,
-        }],
+        members: members.iter().map(|node| member(*node)).collect(),
         ack_quorum: 1,
-        policy: Policy::for_placement(vec![primary.node]),
+        policy: Policy {
+            min_copies: 1,
+            ..Policy::for_placement(members.iter().map(|node| NodeId(*node)).collect())
+        },
         cut: LogPoint::ZERO,
         spec: spec(),
         deleted: false,
@@ -164,6 +172,7 @@ impl Rig {
             replies: Vec::new(),
             shown: Vec::new(),
             checkpoint: None,
+            recycled: None,
         };
         rig.drain();
         rig
@@ -193,9 +202,14 @@ impl Rig {
 
     /// Seals at `epoch` and becomes its primary, alone.
     pub(crate) fn promote(&mut self, epoch: u64) {
+        self.promote_with(epoch, &[]);
+    }
+
+    /// The same with other members, whose answers are not needed.
+    pub(crate) fn promote_with(&mut self, epoch: u64, beside: &[u32]) {
         let epoch_of = Epoch(epoch);
         self.message(99, MemberMessage::Seal { epoch: epoch_of });
-        let register = Box::new(register(self.node, epoch));
+        let register = Box::new(register(self.node, epoch, beside));
         self.message(99, MemberMessage::Decided(register));
         self.event(Event::Lease {
             epoch: epoch_of,
@@ -208,7 +222,7 @@ impl Rig {
 
     /// Another node acts in `epoch`.
     pub(crate) fn depose(&mut self, epoch: u64) {
-        let register = Box::new(register(98, epoch));
+        let register = Box::new(register(98, epoch, &[]));
         self.message(98, MemberMessage::Decided(register));
     }
 
@@ -224,6 +238,17 @@ impl Rig {
             body,
         };
         self.event(Event::Peer { envelope, batch });
+    }
+
+    /// `node` holds everything up to `lsn` durably, in epoch 1.
+    pub(crate) fn ack(&mut self, node: u32, lsn: u64) {
+        let ack = Ack {
+            epoch: Epoch(1),
+            instance: process(self.node).instance,
+            lsn: Lsn(lsn),
+            rebuilding: false,
+        };
+        self.message(node, MemberMessage::Ack(ack));
     }
 
     /// `entries` from the primary on node `from`, and its commit point.
@@ -367,6 +392,11 @@ impl Rig {
                     self.checkpoint = Some((at, blob));
                     let now = self.now();
                     self.volume.handle(now, Event::Checkpointed { at });
+                }
+                Action::Recycle { below } => {
+                    self.recycled = Some(below.0);
+                    let now = self.now();
+                    self.volume.handle(now, Event::Recycled { first: below });
                 }
                 Action::Violation(text) => panic!("violation: {text}"),
                 _ => {}
