@@ -216,6 +216,10 @@ impl Session {
     }
 
     pub(crate) async fn close(&self) -> Result<(), ReadError> {
+        if self.id == SessionId(0) {
+            // Opened for reading: there is no session to end, and a primary answers no request to end one.
+            return Ok(());
+        }
         let waited = self.deadline;
         let (reply, answer) = oneshot::channel();
         let _queued = self.commands.send(Command::Close { reply });

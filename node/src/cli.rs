@@ -1,5 +1,6 @@
 //! The command line: every command and option, with the texts that `--help` prints. Nothing is carried out here.
 
+pub mod ledger;
 pub mod witness;
 pub mod workload;
 
@@ -12,6 +13,7 @@ use mainstay_types::{Instance, VolumeName};
 
 use crate::config::{ListenAddr, NbdTlsSection, TlsMode};
 use crate::locate::{ClusterArgs, DEFAULT_DIR};
+use ledger::LedgerCommand;
 use witness::WitnessCommand;
 use workload::WorkloadArgs;
 
@@ -186,6 +188,25 @@ Examples:
   mainstay nbd disk --listen 0.0.0.0:10809 --tls-cert server-cert.pem --tls-key server-key.pem --tls-client-ca ca-cert.pem
   nbdinfo 'nbds://host:10809/disk?tls-certificates=/etc/pki/nbd'")]
     Nbd(NbdArgs),
+
+    /// Keep a double-entry ledger in a log volume
+    #[command(
+        subcommand,
+        long_about = "\
+Keep a double-entry ledger in a log volume.
+
+A transfer is one record of the log, and balances are sums over all of them. Every transfer has a key: however often it is posted or \
+imported, it is made once. An answer means that it is committed, and will be there after any failover.",
+        after_long_help = "\
+Examples:
+  mainstay volume create books --kind log
+  mainstay ledger post books --from cash --to rent --amount 950.00 --key rent-2026-01
+  mainstay ledger import books bank.csv --account account --amount amount --date date
+  mainstay ledger balance books
+  mainstay ledger statement books rent
+  mainstay ledger verify books"
+    )]
+    Ledger(LedgerCommand),
 
     /// Put load on a cluster and write down everything that clients do and see
     #[command(long_about = "\

@@ -1,5 +1,7 @@
 //! From the command line's arguments to what the commands take.
 
+mod ledger;
+
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::time::Duration;
 
@@ -30,6 +32,7 @@ pub async fn run(command: Command) -> Option<anyhow::Result<()>> {
         Command::Explain(args) => explain(args).await,
         Command::Log(command) => log_command(command).await,
         Command::Nbd(args) => nbd(args).await,
+        Command::Ledger(command) => ledger::run(command).await,
         Command::Workload(args) => workload(args).await,
         Command::Node(_)
         | Command::Worker(_)

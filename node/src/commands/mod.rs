@@ -10,6 +10,7 @@
 pub mod attach;
 pub mod events;
 pub mod explain;
+pub mod ledger;
 pub mod log;
 pub mod nbd;
 mod problems;

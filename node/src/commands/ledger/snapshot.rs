@@ -1,0 +1,155 @@
+//! A book in a file, so that only the tail of the log has to be read. It is replaced as a whole, durably, and checked when it is read:
+//! a snapshot of another volume, of another history, or of which a bit changed is refused, never used.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail, ensure};
+use mainstay_types::Lsn;
+use serde::{Deserialize, Serialize};
+
+use super::book::Book;
+
+const FORMAT: u32 = 1;
+
+/// Whose book it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Of {
+    pub(super) volume: String,
+    /// The volume's id: another one of the same name is another ledger.
+    pub(super) id: String,
+    /// A forced promotion may have given up records that the snapshot has: then it is of no use any more.
+    pub(super) lineage: String,
+}
+
+/// The first line of the file; the second is its CRC-32.
+#[derive(Debug, Serialize, Deserialize)]
+struct Stored {
+    format: u32,
+    of: Of,
+    next: u64,
+    /// As text: JSON readers of other languages lose digits.
+    balances: BTreeMap<String, String>,
+    keys: BTreeMap<String, (u64, u32)>,
+    repeats: u64,
+    problems: Vec<String>,
+}
+
+/// The book in `path`; `None` if there is no such file.
+pub(super) fn load(path: &Path, of: &Of) -> anyhow::Result<Option<Book>> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| path.display().to_string()),
+    };
+    let read = parse(&text, of);
+    let advice = "remove the file, and the next command computes it anew from the log";
+    let book = read.with_context(|| format!("snapshot {}; {advice}", path.display()))?;
+    Ok(Some(book))
+}
+
+fn parse(text: &str, of: &Of) -> anyhow::Result<Book> {
+    let (body, sum) = text.split_once('\n').context("it is cut off")?;
+    ensure!(
+        sum.trim_end() == format!("{:08x}", crc32fast::hash(body.as_bytes())),
+        "its checksum does not fit"
+    );
+    let stored: Stored = serde_json::from_str(body)?;
+    ensure!(
+        stored.format == FORMAT,
+        "format {} is not known here",
+        stored.format
+    );
+    if stored.of != *of {
+        bail!("it is of {:?}, not of {of:?}", stored.of);
+    }
+    let balance = |(account, units): (String, String)| Ok((account, units.parse()?));
+    let balances: anyhow::Result<BTreeMap<String, i128>> =
+        stored.balances.into_iter().map(balance).collect();
+    let keys = stored.keys.into_iter();
+    Ok(Book {
+        next: Lsn(stored.next),
+        balances: balances?,
+        keys: keys
+            .map(|(key, (lsn, sum))| (key, (Lsn(lsn), sum)))
+            .collect(),
+        repeats: stored.repeats,
+        problems: stored.problems,
+    })
+}
+
+/// Replaces `path`; a crash leaves the old file or the new one.
+pub(super) fn save(path: &Path, of: &Of, book: &Book) -> anyhow::Result<()> {
+    let balances = book.balances.iter();
+    let keys = book.keys.iter();
+    let stored = Stored {
+        format: FORMAT,
+        of: of.clone(),
+        next: book.next.0,
+        balances: balances
+            .map(|(account, units)| (account.clone(), units.to_string()))
+            .collect(),
+        keys: keys
+            .map(|(key, (lsn, sum))| (key.clone(), (lsn.0, *sum)))
+            .collect(),
+        repeats: book.repeats,
+        problems: book.problems.clone(),
+    };
+    let body = serde_json::to_string(&stored)?;
+    let text = format!("{body}\n{:08x}\n", crc32fast::hash(body.as_bytes()));
+    write_durably(path, text.as_bytes()).with_context(|| format!("write {}", path.display()))
+}
+
+fn write_durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".new");
+    let aside = PathBuf::from(aside);
+    let mut file = fs::File::create(&aside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&aside, path)?;
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+    fs::File::open(dir.unwrap_or_else(|| Path::new(".")))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::transfer::Transfer;
+    use super::*;
+
+    fn of(lineage: &str) -> Of {
+        Of {
+            volume: "ledger".to_owned(),
+            id: "1".to_owned(),
+            lineage: lineage.to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_snapshot_reads_back_and_any_other_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("book.snapshot");
+        assert_eq!(load(&path, &of("a")).expect("no file"), None);
+        let mut book = Book::default();
+        let transfer = Transfer {
+            key: "k".to_owned(),
+            from: "a".to_owned(),
+            to: "b".to_owned(),
+            amount: i64::MAX,
+            date: None,
+            memo: None,
+        };
+        book.take(Lsn(7), &transfer.encode());
+        book.take(Lsn(8), b"?");
+        save(&path, &of("a"), &book).expect("saved");
+        assert_eq!(load(&path, &of("a")).expect("read"), Some(book));
+        assert!(load(&path, &of("b")).is_err(), "another history");
+        let text = fs::read_to_string(&path).expect("read");
+        fs::write(&path, text.replacen("\"next\":9", "\"next\":8", 1)).expect("written");
+        assert!(load(&path, &of("a")).is_err(), "a changed digit");
+        fs::write(&path, &text[..text.len() / 2]).expect("written");
+        assert!(load(&path, &of("a")).is_err(), "cut off");
+    }
+}

@@ -1,0 +1,226 @@
+//! `mainstay ledger` on a cluster: nothing is lost or doubled, however the import and the primaries end.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use mainstay_node::commands::ledger::rows::{Direction, Mapping};
+use mainstay_node::commands::ledger::transfer::Transfer;
+use mainstay_node::commands::ledger::{Import, Ledger, balance, import, post, statement, verify};
+use mainstay_node::commands::volume;
+use mainstay_types::{NodeId, VolumeKind};
+use support::Cluster;
+
+const ROWS: u32 = 6000;
+
+/// A file such as banks make, packed, with rows that are equal to others; and the balances that it leads to.
+fn file(dir: &Path) -> (PathBuf, BTreeMap<String, i64>) {
+    let mut balances: BTreeMap<String, i64> = BTreeMap::new();
+    let mut text = String::from("\"id\";\"account_id\";\"type\";\"amount\"\n");
+    for row in 0..ROWS {
+        let (account, kind) = (row % 97, ["PRIJEM", "VYDAJ", "VYBER"][row as usize % 3]);
+        // Rows come in equal pairs, which are two transfers each.
+        let hundredths = i64::from(row / 2 * 7919 % 100_000 + 1);
+        let (whole, part) = (hundredths / 100, hundredths % 100);
+        text.push_str(&format!("{row};{account};\"{kind}\";{whole}.{part:02}\n"));
+        let change = if kind == "PRIJEM" {
+            hundredths
+        } else {
+            -hundredths
+        };
+        *balances.entry(account.to_string()).or_default() += change;
+    }
+    let path = dir.join("bank.csv.gz");
+    let packed = std::fs::File::create(&path).expect("a file");
+    let mut packed = flate2::write::GzEncoder::new(packed, flate2::Compression::fast());
+    packed.write_all(text.as_bytes()).expect("packed");
+    packed.finish().expect("packed");
+    (path, balances)
+}
+
+fn mapping() -> Mapping {
+    Mapping {
+        account: "account_id".to_owned(),
+        amount: "amount".to_owned(),
+        direction: Some(Direction {
+            column: "type".to_owned(),
+            credit: vec!["PRIJEM".to_owned()],
+            debit: vec!["VYDAJ".to_owned(), "VYBER".to_owned()],
+        }),
+        date: None,
+        key: Some("id".to_owned()),
+        counter: "world".to_owned(),
+        source: "bank".to_owned(),
+        delimiter: b';',
+        decimals: 2,
+    }
+}
+
+fn ledger(snapshot: Option<PathBuf>) -> Ledger {
+    Ledger {
+        volume: "books".to_owned(),
+        snapshot,
+        decimals: 2,
+        json: true,
+    }
+}
+
+async fn with_books() -> Cluster {
+    let cluster = Cluster::start().await;
+    let create = volume::Create::new("books", VolumeKind::Log);
+    let created = volume::create(&create, cluster.endpoints(), &mut Vec::new()).await;
+    created.expect("created");
+    let client =
+        mainstay_client::Client::connect(mainstay_client::ClientConfig::new(cluster.endpoints()));
+    support::healed(&client.await.expect("connected").admin(), "books", 3).await;
+    cluster
+}
+
+async fn balances(ledger: &Ledger, cluster: &Cluster) -> BTreeMap<String, i64> {
+    let mut said = Vec::new();
+    balance(ledger, &[], cluster.endpoints(), &mut said)
+        .await
+        .expect("read");
+    let lines = String::from_utf8(said).expect("text");
+    let of = |line: &str| {
+        let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        let units = line["balance"].as_str().expect("text").replace('.', "");
+        let account = line["account"].as_str().expect("text").to_owned();
+        (account, units.parse().expect("a number"))
+    };
+    lines.lines().map(of).collect()
+}
+
+/// The import loses its primary again and again, is cut off itself, and is started again while requests of the first may still be on
+/// their way; then once more, when all is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_import_that_is_cut_off_and_started_again_makes_each_transfer_once() {
+    let mut cluster = with_books().await;
+    let (file, expected) = file(&cluster.scratch());
+    let snapshot = cluster.scratch().join("books.snapshot");
+    let wanted = Import {
+        file,
+        mapping: mapping(),
+        in_flight: 64,
+        quiet: true,
+    };
+    let start = |cluster: &Cluster| {
+        let (wanted, endpoints) = (wanted.clone(), cluster.endpoints());
+        let ledger = ledger(Some(snapshot.clone()));
+        tokio::spawn(async move {
+            let mut said = Vec::new();
+            import(&ledger, &wanted, endpoints, &mut said).await?;
+            anyhow::Ok(serde_json::from_slice::<serde_json::Value>(&said)?)
+        })
+    };
+    for node in [NodeId(1), NodeId(2), NodeId(3)] {
+        let cut_off = start(&cluster);
+        cluster.stop(node).await;
+        cut_off.abort();
+        let _cut = cut_off.await;
+        cluster.restart(node).await;
+    }
+    let whole = start(&cluster).await.expect("no panic").expect("imported");
+    assert_eq!(whole["rows"], ROWS);
+    let made =
+        whole["made"].as_u64().expect("a number") + whole["existed"].as_u64().expect("a number");
+    assert_eq!(made, u64::from(ROWS));
+    let again = start(&cluster).await.expect("no panic").expect("imported");
+    assert_eq!(
+        (&again["made"], &again["existed"]),
+        (&0.into(), &ROWS.into())
+    );
+    for ledger in [ledger(None), ledger(Some(snapshot.clone()))] {
+        let mut found = balances(&ledger, &cluster).await;
+        let world = found.remove("world").expect("the other side");
+        assert_eq!(world, -expected.values().sum::<i64>());
+        assert_eq!(found, expected);
+        let mut said = Vec::new();
+        verify(&ledger, cluster.endpoints(), &mut said)
+            .await
+            .expect("holds");
+    }
+    // A snapshot that is whole and wrong: a balance, its checksum computed anew.
+    let text = std::fs::read_to_string(&snapshot).expect("a snapshot");
+    let body = text
+        .lines()
+        .next()
+        .expect("a line")
+        .replacen("\"96\":\"-", "\"96\":\"", 1);
+    assert_ne!(
+        text.lines().next(),
+        Some(body.as_str()),
+        "account 96 owes something"
+    );
+    let sum = crc32fast::hash(body.as_bytes());
+    std::fs::write(&snapshot, format!("{body}\n{sum:08x}\n")).expect("written");
+    let mut said = Vec::new();
+    let wrong = verify(&ledger(Some(snapshot)), cluster.endpoints(), &mut said).await;
+    assert!(wrong.is_err(), "verify passed over a wrong snapshot");
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(said.contains("the snapshot does not say"), "{said}");
+    cluster.shut_down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_is_of_one_transfer_and_a_statement_shows_each() {
+    let cluster = with_books().await;
+    let ledger = ledger(None);
+    let rent = Transfer {
+        key: "rent-1".to_owned(),
+        from: "cash".to_owned(),
+        to: "rent".to_owned(),
+        amount: 95_000,
+        date: Some("2026-01-01".to_owned()),
+        memo: None,
+    };
+    let more = Transfer {
+        key: "rent-2".to_owned(),
+        amount: 5,
+        ..rent.clone()
+    };
+    for transfer in [&rent, &rent, &more] {
+        let posted = post(&ledger, transfer, cluster.endpoints(), &mut Vec::new()).await;
+        posted.expect("posted");
+    }
+    let other = Transfer {
+        amount: 1,
+        ..rent.clone()
+    };
+    let refused = post(&ledger, &other, cluster.endpoints(), &mut Vec::new()).await;
+    assert!(format!("{:#}", refused.expect_err("refused")).contains("needs a new key"));
+    let found = balances(&ledger, &cluster).await;
+    assert_eq!(
+        found,
+        BTreeMap::from([("cash".to_owned(), -95_005), ("rent".to_owned(), 95_005)])
+    );
+    let mut said = Vec::new();
+    statement(&ledger, "rent", cluster.endpoints(), &mut said)
+        .await
+        .expect("read");
+    let said = String::from_utf8(said).expect("text");
+    assert_eq!(said.lines().count(), 2);
+    assert!(
+        said.lines()
+            .nth(1)
+            .expect("two")
+            .contains(r#""balance":"950.05""#),
+        "{said}"
+    );
+    // A record of somebody else is no transfer, and is not passed over in silence.
+    let client =
+        mainstay_client::Client::connect(mainstay_client::ClientConfig::new(cluster.endpoints()));
+    let log = client
+        .await
+        .expect("connected")
+        .log("books")
+        .open()
+        .await
+        .expect("opened");
+    log.append("a stray line").await.expect("committed");
+    let broken = verify(&ledger, cluster.endpoints(), &mut Vec::new()).await;
+    assert!(broken.is_err(), "verify passed over a stray record");
+    cluster.shut_down().await;
+}
