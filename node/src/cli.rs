@@ -859,6 +859,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn times_are_seconds_with_a_fraction_or_without() {
+        for (text, micros) in [
+            ("0", 0),
+            ("1700000000", 1_700_000_000_000_000),
+            ("1.5", 1_500_000),
+            ("1.0000019", 1_000_001),
+        ] {
+            assert_eq!(parse_seconds(text), Ok(micros), "{text}");
+        }
+        for text in ["", "-1", "1,5", "1.x", "99999999999999999", "yesterday"] {
+            let error = parse_seconds(text).expect_err(text);
+            assert!(error.contains("seconds since 1970"), "{error}");
+        }
+    }
+
+    #[test]
     fn the_commands_are_consistent() {
         Cli::command().debug_assert();
     }

@@ -215,7 +215,11 @@ impl Member {
         let Some(progress) = self.speaker(now, from, epoch, instance) else {
             return;
         };
-        if progress.mismatched(now, next, retransmit) && hint.lsn < base {
+        // The lowest probe there is was answered: that it points nowhere else is no reason to go on asking. Such a copy differs
+        // from this log at its very base, for example by the last entry of an epoch that this log's base is the end of.
+        let at_base = progress.feed == Feed::Probing && progress.next_send == base.next();
+        let news = progress.mismatched(now, next, retransmit);
+        if (news || at_base) && hint.lsn < base {
             progress.feed = Feed::NeedsCopy;
             self.out.push_back(Output::NeedsCopy { node: from.node });
         }

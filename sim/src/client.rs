@@ -95,6 +95,7 @@ impl Mutation {
             EntryKind::Trim | EntryKind::Zeroes => {
                 encode_unstamped(self.kind, none, 0, 0, self.offset, &encode_range(self.len))
             }
+            EntryKind::TrimLog => encode_unstamped(self.kind, none, 0, 0, self.offset, &[0; 8]),
             _ => {
                 let len = usize::try_from(self.len).expect("small");
                 let mut payload = self.tag.to_le_bytes().repeat(len.div_ceil(8));
@@ -253,6 +254,8 @@ pub struct Client {
     pub token: u64,
     /// Takes a log over now and then, although nobody fenced it.
     pub rivals: bool,
+    /// Trims the log now and then.
+    pub trims: bool,
     /// Its token is too old: it begins anew once it knows what became of everything.
     pub fenced_by: Option<u64>,
     /// Follows a log from here.
@@ -281,6 +284,16 @@ impl Client {
                 0 => 2 + u32::try_from(self.log_rng.below(7)).expect("small"),
                 _ => 1,
             };
+            if self.trims && self.log_rng.below(16) == 0 {
+                return Mutation {
+                    kind: EntryKind::TrimLog,
+                    offset: 1 + self.log_rng.below(self.seen.0 + 1),
+                    len: 0,
+                    tag,
+                    records: 1,
+                    expected: None,
+                };
+            }
             let next = Lsn(self.seen.0 + 1 + self.log_rng.below(2));
             return Mutation {
                 kind: EntryKind::Record,

@@ -19,9 +19,7 @@ use mainstay_storage::{Checkpoint, EntryKind, Image, LogEnd, WalReader};
 use mainstay_types::{BLOCK_BYTES, Lineage, Lsn, VolumeName};
 use mainstay_volume::disk_reads::{find_record, read_page};
 use mainstay_volume::store::{CopyError, State, open_state};
-use mainstay_volume::{
-    Event, OpResult, Page, Refusal, Stretch, Token, Voids, Volume, VolumeConfig,
-};
+use mainstay_volume::{Event, OpResult, Page, Stretch, Token, Voids, Volume, VolumeConfig};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -357,7 +355,7 @@ impl Worker {
         tokio::task::spawn_local(async move {
             asked.answer(match read_page(&reader, lineage, &stretch).await {
                 Ok(page) => records(page),
-                Err(error) => unreadable(error),
+                Err(error) => unreadable(&error),
             });
         });
     }
@@ -375,7 +373,7 @@ impl Worker {
             let found = find_record(&reader, lineage, at_ns, part, &voids).await;
             asked.answer(match found {
                 Ok(found) => ConnAnswer::Result(OpResult::Found(found.or(behind))),
-                Err(error) => unreadable(error),
+                Err(error) => unreadable(&error),
             });
         });
     }
@@ -528,13 +526,8 @@ pub(super) fn records(page: Page) -> ConnAnswer {
 }
 
 /// What was asked for was recycled meanwhile, or does not read back.
-fn unreadable(error: ReadError) -> ConnAnswer {
-    match error {
-        ReadError::BelowFirst { first } => {
-            ConnAnswer::Result(OpResult::Refused(Refusal::Trimmed { first }))
-        }
-        error => ConnAnswer::Unreadable(error.to_string()),
-    }
+fn unreadable(error: &ReadError) -> ConnAnswer {
+    ConnAnswer::Unreadable(error.to_string())
 }
 
 #[cfg(test)]

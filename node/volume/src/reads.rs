@@ -192,6 +192,10 @@ impl Volume {
         if from < first {
             return Err(Refusal::Trimmed { first });
         }
+        if self.member.log().base().lsn >= first {
+            // A sound copy gives back only what was trimmed: this one has lost something, which is not to be told as absence.
+            return Err(self.not_primary());
+        }
         Ok(first)
     }
 

@@ -295,11 +295,10 @@ impl Volume {
         self.sessions.visible(self.applied)
     }
 
-    /// First entry that is shown to readers.
+    /// First entry that is shown to readers. What is held may begin below it, and, on a copy that is damaged, anywhere.
     #[must_use]
     pub fn first_shown(&self) -> Lsn {
-        let held = self.member.log().base().lsn.next();
-        held.max(self.sessions.trim_point)
+        self.sessions.trim_point.max(Lsn(1))
     }
 
     /// The history that seeds the checksums of its entries.

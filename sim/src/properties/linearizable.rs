@@ -13,6 +13,7 @@ use mainstay_types::{Lsn, SessionId, VolumeKind};
 use super::attachments::Attachments;
 use super::batches::{Batches, Part};
 use super::tokens::Tokens;
+use super::trims::Trims;
 use super::{Check, EntryInfo, Oracle, Property, broken};
 
 /// Bytes that carry one value in the model of a block volume.
@@ -67,6 +68,7 @@ pub struct Ops {
     attachments: Attachments,
     pub(super) batches: Batches,
     pub(super) tokens: Tokens,
+    pub(super) trims: Trims,
     /// Everything up to here was answered to somebody.
     pub floor: Lsn,
     /// Mutations answered.
@@ -86,6 +88,7 @@ impl Ops {
             attachments: Attachments::default(),
             batches: Batches::default(),
             tokens: Tokens::default(),
+            trims: Trims::default(),
             floor: Lsn::ZERO,
             answered: 0,
             reads: 0,
@@ -120,18 +123,26 @@ impl Ops {
             self.attachments.committed(info)?;
         } else {
             self.tokens.committed(info)?;
+            self.trims.committed(info);
         }
         let Part { first, index, last } = self.batches.committed(info);
         let mutation = matches!(
             info.kind,
-            EntryKind::Record | EntryKind::Write | EntryKind::Trim | EntryKind::Zeroes
+            EntryKind::Record
+                | EntryKind::Write
+                | EntryKind::Trim
+                | EntryKind::Zeroes
+                | EntryKind::TrimLog
         );
-        if !mutation {
+        // A primary releases what was trimmed before on nobody's behalf.
+        if !mutation || info.session == SessionId(0) {
             return Ok(());
         }
         let (key, lsn) = ((info.session, info.seq), info.point.lsn);
         let same = |called: &&Called| {
-            called.tag.wrapping_add(2 * u64::from(index)) == info.tag
+            // What a trim releases is the primary's to say.
+            let trim = info.kind == EntryKind::TrimLog;
+            (trim || called.tag.wrapping_add(2 * u64::from(index)) == info.tag)
                 && called.kind == info.kind
                 && last == (index + 1 == called.records)
                 && (info.kind == EntryKind::Record || called.arg == info.arg)
@@ -189,7 +200,7 @@ impl Ops {
                 );
             }
             self.last_timestamp = info.arg;
-        } else {
+        } else if info.kind != EntryKind::TrimLog {
             self.change_sectors(info);
         }
         Ok(())
@@ -257,8 +268,12 @@ impl Oracle {
     ///
     /// # Errors
     /// Something answered before lies behind that end.
-    pub fn position_read(&mut self, commit: Lsn, floor: Lsn) -> Check {
+    pub fn position_read(&mut self, first: Lsn, commit: Lsn, floor: Lsn) -> Check {
         self.check_position(commit)?;
+        if self.ops.size_bytes().is_none() {
+            self.check_begin(first, commit)?;
+            self.trim_told(first)?;
+        }
         if commit < floor {
             return broken(
                 Property::Linearizable,
@@ -276,6 +291,7 @@ impl Oracle {
     /// They are not what was committed, or miss something answered before.
     pub fn log_read(&mut self, read: &LogRead<'_>) -> Check {
         self.check_shown(read.entries)?;
+        self.check_begin(read.from, read.through)?;
         self.check_position(read.through)?;
         if read.through < read.floor {
             return broken(

@@ -14,6 +14,7 @@
 //! | 10 | attachments: nothing of a session commits once its attachment is over | `attachments.rs` | R9.3 |
 //! | 11 | batches: all or none, side by side, never shown in part | `batches.rs` | R9.4 |
 //! | 12 | tokens: no record of an older writer commits behind a newer one's token | `tokens.rs` | R9.5 |
+//! | 13 | trims: nothing is shown below the trim point, nothing given back that a registered copy never held | `trims.rs` | R9.7, H5 |
 //!
 //! An entry is known by its position, its epoch and its header CRC; that CRC covers the CRC of the entry before it,
 //! so that equal entries at one LSN mean equal logs up to there.
@@ -31,6 +32,7 @@ pub mod monotonic;
 mod phantom;
 mod register;
 mod tokens;
+mod trims;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -71,6 +73,8 @@ pub enum Property {
     Batches,
     /// 12
     Tokens,
+    /// 13
+    Trims,
     /// An assertion of the code under test, or a state that it says cannot be.
     Assertion,
 }
@@ -90,6 +94,7 @@ impl fmt::Display for Property {
             Self::Attachments => "10 attachments",
             Self::Batches => "11 batches",
             Self::Tokens => "12 tokens",
+            Self::Trims => "13 trims",
             Self::Assertion => "assertion in the code under test",
         })
     }

@@ -41,6 +41,7 @@ impl World {
                 let mut log_rng = Rng::new(session.0);
                 let rivals = size_bytes.is_none() && log_rng.below(3) == 0;
                 let token = if rivals { log_rng.below(4) } else { 0 };
+                let trims = size_bytes.is_none() && log_rng.below(4) == 0;
                 let act_at = 20 * MS + rng.below(100 * MS);
                 let patience_ns =
                     MS * [300, 1_000, 3_000][usize::try_from(rng.below(3)).unwrap_or(0)];
@@ -71,6 +72,7 @@ impl World {
                     size_bytes,
                     token,
                     rivals,
+                    trims,
                     fenced_by: None,
                     tail: Lsn(1),
                     seen: Lsn::ZERO,
@@ -292,8 +294,23 @@ impl World {
             (Waiting::Mutate(seq), Reply::Op(OpResult::Refused(Refusal::RefusedBefore { .. }))) => {
                 self.outcome_known(c, seq, Outcome::Never);
             }
-            (Waiting::Mutate(seq), Reply::Op(OpResult::Refused(Refusal::UnexpectedLsn { .. }))) => {
-                self.outcome_known(c, seq, Outcome::Never)
+            (
+                Waiting::Mutate(seq),
+                Reply::Op(OpResult::Refused(
+                    Refusal::UnexpectedLsn { .. } | Refusal::TrimBeyondEnd { .. },
+                )),
+            ) => self.outcome_known(c, seq, Outcome::Never),
+            (
+                Waiting::ReadLog { tail, .. },
+                Reply::Op(OpResult::Refused(Refusal::Trimmed { first })),
+            ) => {
+                let client = &mut self.clients[c];
+                if tail {
+                    client.tail = client.tail.max(first);
+                }
+                let volume = client.volume;
+                let check = self.oracle_mut(volume).trim_told(first);
+                self.check(check);
             }
             (waiting, Reply::Op(OpResult::Refused(Refusal::FencedToken { current }))) => {
                 self.client_fenced(c, &waiting, current)
@@ -318,11 +335,11 @@ impl World {
             (Waiting::Outcome(seq), Reply::Op(OpResult::Outcome(outcome))) => {
                 self.outcome_known(c, seq, outcome);
             }
-            (Waiting::Position { floor }, Reply::Op(OpResult::Position { commit, .. })) => {
+            (Waiting::Position { floor }, Reply::Op(OpResult::Position { first, commit, .. })) => {
                 let client = &mut self.clients[c];
                 client.seen = client.seen.max(commit);
                 let volume = client.volume;
-                let check = self.oracle_mut(volume).position_read(commit, floor);
+                let check = self.oracle_mut(volume).position_read(first, commit, floor);
                 self.check(check);
             }
             (Waiting::ReadBlock { offset, floor }, Reply::Block(Some(data))) => {

@@ -239,6 +239,10 @@ impl World {
             }
             Done::Recycled(first) => {
                 let key = (self.nodes[i].id, incarnation);
+                if self.oracle_mut(volume).ops.size_bytes().is_none() {
+                    let check = self.oracle_mut(volume).check_given_back(key, first);
+                    self.check(check);
+                }
                 if let Some(copy) = self.oracle_mut(volume).copies.get_mut(&key) {
                     copy.recycled(first);
                 }
