@@ -14,7 +14,7 @@ use mainstay_types::Lsn;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use crate::cluster::{Backoff, Candidate, Cluster};
+use crate::cluster::{Candidate, Cluster};
 use crate::connect::{Opening, Verdict, VolumeStream, connect, redirect, refusal};
 use crate::event::ClientEvent;
 use crate::forwarding::Forwarding;
@@ -138,26 +138,16 @@ impl Driver {
             node: stream.node,
             epoch: stream.epoch,
         });
-        let mut pause = Backoff::new(&self.cluster.config);
         let over = loop {
-            let opened = Instant::now();
             match self.serve(&mut stream).await {
                 Exit::Abandoned => return,
                 Exit::Closed => break Refusal::Closed,
                 Exit::Over(refusal) => break refusal,
-                Exit::Lost { reason, hint } => {
-                    // A node that opens a stream and ends it at once must not be asked in a tight loop.
-                    if opened.elapsed() < self.cluster.config.stall_check {
-                        pause.wait().await;
-                    } else {
-                        pause.reset();
-                    }
-                    match self.reconnect(&stream, reason, hint).await {
-                        Some(Ok(next)) => stream = next,
-                        Some(Err(refusal)) => break refusal,
-                        None => return,
-                    }
-                }
+                Exit::Lost { reason, hint } => match self.reconnect(&stream, reason, hint).await {
+                    Some(Ok(next)) => stream = next,
+                    Some(Err(refusal)) => break refusal,
+                    None => return,
+                },
             }
         };
         drop(stream);

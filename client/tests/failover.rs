@@ -38,24 +38,6 @@ async fn any_endpoint_leads_to_the_primary() {
     assert_eq!(client.admin().nodes().len(), 3, "the others were learned");
 }
 
-/// A node that opens every stream and ends it at the first request was asked again as fast as it answered: hundreds of times in this test.
-#[tokio::test]
-async fn a_node_that_ends_every_stream_at_once_is_not_asked_in_a_tight_loop() {
-    const FOR: Duration = Duration::from_millis(400);
-    let cluster = Cluster::start(1, false).await;
-    let client = cluster.client(&[0]).await;
-    let log = client.log("ledger").open().await.expect("open");
-    cluster.mood(0, Mood::DropsAlways);
-    let append = log.submit("once").await.expect("room");
-    tokio::time::sleep(FOR).await;
-    let opens = cluster.lock().opens.len();
-    // Pauses grow to 20 ms, and each try takes some time itself.
-    assert!((3..=30).contains(&opens), "{opens} streams in {FOR:?}");
-    cluster.mood(0, Mood::Well);
-    append.await.expect("committed as soon as it may be");
-    assert_eq!(cluster.records(), ["once"]);
-}
-
 async fn lost_in_mid_stream(mood: Mood) {
     let cluster = Cluster::start(2, false).await;
     let client = cluster.client(&[0, 1]).await;

@@ -28,8 +28,6 @@ pub(crate) enum Mood {
     Silent,
     /// Ends the stream at the next one, before it is in the log; then well again.
     DropsBefore,
-    /// The same with every one.
-    DropsAlways,
     /// Commits the next one and ends the stream without an answer; then well again.
     DropsAfter,
     /// Answers every three mutations in reverse.
@@ -375,7 +373,7 @@ impl Serving {
             }
             mood
         };
-        if matches!(mood, Mood::Silent | Mood::DropsBefore | Mood::DropsAlways) {
+        if mood == Mood::Silent || mood == Mood::DropsBefore {
             self.node.changed.send_modify(|count| *count += 1);
             return mood == Mood::Silent;
         }
