@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use mainstay_testing::TestCluster;
 
-/// It has no session to end. The request to end one was refused in a way that sent the handle looking for another primary, again and again
-/// without a pause, until its deadline.
+/// It has no session to end. The request to end one got no answer: the call lasted until the handle's deadline, with the processor busy.
 #[tokio::test]
 async fn closing_a_handle_that_only_reads_returns_at_once() {
     let shape = TestCluster::builder().data_nodes(1).witnesses(1);
