@@ -13,17 +13,19 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::{BoxFuture, try_join_all};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::time::{timeout, timeout_at};
 
 use crate::budget::{Claim, ConnectionBudget, ServerBudget};
 use crate::codec::{CodecError, ReplyStyle, ReplyTo, Request};
-use crate::export::{BlockDevice, Ended, Exports};
-use crate::extents::EXTENT_BYTES;
+use crate::export::{BlockDevice, BlockError, Ended, Exports, Extent};
+use crate::extents::{EXTENT_BYTES, flagged};
 use crate::handshake::{Chosen, Negotiated, Negotiation, Upgrade};
 use crate::input::Input;
 use crate::limits::Limits;
+use crate::meta::MetaContext;
 use crate::replies::{Call, Replies, Work};
 use crate::requests::{Operation, Refusal, Speed, StatusQuery, Terms};
 use crate::tls::Tls;
@@ -323,15 +325,38 @@ impl<R: AsyncRead + Unpin> Requests<R> {
             return Work::Change(Box::pin(ready(Ok(()))));
         }
         // A claim is at most one request of the largest size.
-        let affordable = (self.limits.request_bytes_max / EXTENT_BYTES).max(1);
+        let each = EXTENT_BYTES * u32::try_from(query.contexts.len()).unwrap_or(u32::MAX);
+        let affordable = (self.limits.request_bytes_max / each).max(1);
         query.extents_max = query.extents_max.min(affordable);
-        let bytes = (query.extents_max * EXTENT_BYTES).min(self.limits.request_bytes_max);
+        let bytes = (query.extents_max * each).min(self.limits.request_bytes_max);
         self.budget.add_bytes(claim, bytes).await;
-        let most = query.extents_max as usize;
+        let asked = query
+            .contexts
+            .iter()
+            .map(|selected| self.ask_status(&query, selected.context));
         Work::Status {
-            answer: self.device.allocation(query.offset, query.len, most),
+            answer: Box::pin(try_join_all(asked)),
             unit: self.terms.info.block_bytes_min,
             query,
+        }
+    }
+
+    fn ask_status(
+        &self,
+        query: &StatusQuery,
+        context: MetaContext,
+    ) -> BoxFuture<'static, Result<Vec<Extent<u32>>, BlockError>> {
+        let StatusQuery { offset, len, .. } = *query;
+        let most = query.extents_max as usize;
+        match context {
+            MetaContext::Allocation => {
+                let told = self.device.allocation(offset, len, most);
+                Box::pin(async move { Ok(flagged(told.await?)) })
+            }
+            MetaContext::ChangedSince(point) => {
+                let told = self.device.changed_since(point, offset, len, most);
+                Box::pin(async move { Ok(flagged(told.await?)) })
+            }
         }
     }
 

@@ -149,7 +149,8 @@ pub(super) fn refused(refused: &Refusal) -> Reply {
 }
 
 /// An answer of the volume.
-pub(super) fn of_result(node: &Node, result: OpResult, block: bool) -> Reply {
+pub(super) fn of_result(node: &Node, handle: &VolumeHandle, result: OpResult) -> Reply {
+    let block = matches!(handle.spec.kind, VolumeKind::Block { .. });
     match result {
         OpResult::Opened { .. } => refusal(
             "opened twice".to_owned(),
@@ -176,6 +177,7 @@ pub(super) fn of_result(node: &Node, result: OpResult, block: bool) -> Reply {
             next_lsn: commit.0 + 1,
             commit: commit.0,
             epoch: epoch.0,
+            lineage: handle.lineage.0,
         }),
         OpResult::Refused(Refusal::NotPrimary { primary, epoch }) => {
             not_primary(node, primary, epoch)
@@ -220,6 +222,7 @@ pub(super) fn of_extents(result: Result<Vec<Extent>, ImageReadError>) -> Reply {
     let extent = |extent: Extent| pb::Extent {
         len: extent.len,
         data: extent.allocated,
+        unchanged: !extent.changed,
     };
     match result {
         Ok(extents) => Reply::Extents(pb::Extents {

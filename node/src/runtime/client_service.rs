@@ -349,9 +349,10 @@ impl Stream {
                     true,
                 )
             }
-            Some(ConnAnswer::Result(result)) => {
-                (replies::of_result(&self.node, result, false), false)
-            }
+            Some(ConnAnswer::Result(result)) => (
+                replies::of_result(&self.node, &opened.handle, result),
+                false,
+            ),
             _ => (replies::not_primary(&self.node, None, report.sealed), false),
         };
         if open.silence_ms > 0 {
@@ -425,6 +426,11 @@ impl Stream {
                     offset: range.offset,
                     len: range.len,
                     extents_max: (range.max_extents as usize).clamp(1, EXTENTS),
+                    // Of a point in another history nothing is known: everything counts as changed.
+                    since: range
+                        .changed_since
+                        .filter(|point| point.lineage == opened.handle.lineage.0)
+                        .map(|point| Lsn(point.lsn)),
                 }
             }
             Body::ReadLog(read) => ClientOp::ReadLog {
@@ -515,7 +521,9 @@ impl Stream {
                     });
                     continue;
                 }
-                ConnAnswer::Result(result) => replies::of_result(&self.node, result, block),
+                ConnAnswer::Result(result) => {
+                    replies::of_result(&self.node, &opened.handle, result)
+                }
                 ConnAnswer::Block(result) => replies::of_block(result),
                 ConnAnswer::Extents(result) => replies::of_extents(result),
                 ConnAnswer::Records { records, next, end } => {

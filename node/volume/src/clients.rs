@@ -192,6 +192,7 @@ impl Volume {
                 offset,
                 len,
                 extents_max,
+                since,
             } => self.check_range(offset, len).map(|()| {
                 let read = Read::Extents {
                     conn,
@@ -199,6 +200,7 @@ impl Volume {
                     offset,
                     len,
                     extents_max,
+                    since,
                 };
                 self.ask_read(now, read);
                 None
@@ -492,12 +494,14 @@ impl Volume {
                 offset,
                 len,
                 extents_max,
+                since,
             } => self.out.push_back(Action::ReadExtents {
                 conn,
                 token,
                 offset,
                 len,
                 extents_max,
+                since,
             }),
             Read::Log {
                 conn,
