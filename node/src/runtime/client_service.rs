@@ -61,7 +61,7 @@ impl pb::client_server::Client for ClientService {
         &self,
         request: Request<Streaming<pb::ClientRequest>>,
     ) -> Result<Response<ReplyStream>, Status> {
-        let replies = self.begin(Requests::Wire(request.into_inner()));
+        let replies = self.begin(Requests::Wire(Box::new(request.into_inner())));
         Ok(Response::new(ReceiverStream::new(replies)))
     }
 }
@@ -93,7 +93,7 @@ impl ClientService {
 
 /// The client's end of a stream, wherever the client is.
 enum Requests {
-    Wire(Streaming<pb::ClientRequest>),
+    Wire(Box<Streaming<pb::ClientRequest>>),
     Local(LocalRequests),
 }
 
