@@ -11,12 +11,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::future::{BoxFuture, try_join_all};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
-use tokio::time::{timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::budget::{Claim, ConnectionBudget, ServerBudget};
 use crate::codec::{CodecError, ReplyStyle, ReplyTo, Request};
@@ -291,8 +292,7 @@ impl<R: AsyncRead + Unpin> Requests<R> {
                 }
             }
             Operation::Write { offset, len } => {
-                self.budget.add_bytes(claim, len).await;
-                let data = self.payload(len as usize).await?;
+                let data = self.claimed_payload(claim, len).await?;
                 Work::Change(self.device.write(offset, data))
             }
             Operation::Trim { offset, len } => Work::Change(self.device.trim(offset, len)),
@@ -360,11 +360,33 @@ impl<R: AsyncRead + Unpin> Requests<R> {
         }
     }
 
+    /// A payload that is short whatever it is for.
     async fn payload(&mut self, len: usize) -> Result<Bytes, ConnectionError> {
-        timeout(self.limits.transfer_timeout, self.input.payload(len))
-            .await
-            .map_err(|_| ConnectionError::PayloadTimeout { bytes: len })?
-            .map_err(ConnectionError::Io)
+        let mut patience = self.limits.transfer_timeout;
+        patiently(&mut patience, len, self.input.payload(len)).await
+    }
+
+    /// Takes memory for a payload as it arrives. The waits for memory are not the peer's.
+    async fn claimed_payload(
+        &mut self,
+        claim: &mut Claim,
+        len: u32,
+    ) -> Result<Bytes, ConnectionError> {
+        let mut patience = self.limits.transfer_timeout;
+        let whole = len as usize;
+        patiently(&mut patience, whole, self.input.payload_begins()).await?;
+        let mut arrived = self.budget.payload_step(0, len);
+        self.budget.add_bytes(claim, arrived).await;
+        let reading = self.input.extend(BytesMut::new(), arrived as usize);
+        let mut payload = patiently(&mut patience, whole, reading).await?;
+        while arrived < len {
+            let next = self.budget.payload_step(arrived, len);
+            self.budget.grow(claim, next - arrived).await;
+            let reading = self.input.extend(payload, next as usize);
+            payload = patiently(&mut patience, whole, reading).await?;
+            arrived = next;
+        }
+        Ok(payload.freeze())
     }
 
     /// The payload of a refused request is read and dropped, so that the next request is found.
@@ -382,6 +404,20 @@ impl<R: AsyncRead + Unpin> Requests<R> {
         self.input.skip(bytes).await?;
         Ok(Work::refused(request, refusal))
     }
+}
+
+/// Waits for a part of a payload of `bytes`, and takes the time from `patience`.
+async fn patiently<T>(
+    patience: &mut Duration,
+    bytes: usize,
+    reading: impl Future<Output = io::Result<T>>,
+) -> Result<T, ConnectionError> {
+    let begun = Instant::now();
+    let read = timeout(*patience, reading)
+        .await
+        .map_err(|_| ConnectionError::PayloadTimeout { bytes })??;
+    *patience = patience.saturating_sub(begun.elapsed());
+    Ok(read)
 }
 
 /// Up to here a payload is no attack, whatever the export advertises: so says the specification.
