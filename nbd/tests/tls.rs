@@ -358,6 +358,36 @@ async fn plaintext_behind_the_answer_to_starttls_is_read_as_tls() {
     .await;
 }
 
+/// What is replaced while a server runs serves who comes afterwards, through every clone; who was there before stays.
+#[tokio::test(start_paused = true)]
+async fn a_replaced_identity_serves_new_connections() {
+    bounded(async {
+        let (one, two) = (Authority::new("one"), Authority::new("two"));
+        let in_force = identity(&one, None);
+        let server = plain(Limits::default()).with_tls(Tls::Required(in_force.clone()));
+        let (mut before, _served) = secured(&server, &one).await;
+        let (mut waiting, _also) = connect(&server, 1 << 16);
+        waiting.greet().await;
+
+        two.client(Valid::Now);
+        in_force.replace(&identity(&two, Some(&two.ca())));
+        before.go("vol").await;
+        before.request(command::READ, 0, 1, 0, 4).await;
+        assert_eq!(before.simple().await, (1, 0));
+        let names = ["client-cert.pem", "client-key.pem"].map(|name| two.dir().join(name));
+        let own: Pair = names.into();
+        let mut after = upgrade(waiting, &connector(&two.ca(), Some(&own)))
+            .await
+            .expect("the new certificate");
+        assert_eq!(after.go("vol").await.last(), Some(&(reply::ACK, vec![])));
+        let (mut client, _served) = connect(&server, 1 << 16);
+        client.greet().await;
+        let old = upgrade(client, &connector(&one.ca(), None)).await;
+        assert!(old.is_err(), "the old certificate");
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn client_certificates_are_demanded_and_judged() {
     let authority = Authority::new("one");

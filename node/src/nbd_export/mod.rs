@@ -20,6 +20,7 @@ mod device;
 mod errors;
 mod holder;
 mod overdue;
+mod renewal;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -43,6 +44,7 @@ use holder::attachment_name;
 pub use holder::local_name;
 use overdue::OverdueCount;
 pub use overdue::{Overdue, Tell};
+pub use renewal::{Renewal, WatchedTls};
 
 /// How long a request waits for a primary before the peer is told `EIO`, unless configured otherwise.
 pub const PARK_TIMEOUT: Duration = Duration::from_secs(60);
