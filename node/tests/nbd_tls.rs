@@ -11,11 +11,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use certificates::{Authority, Valid};
+use mainstay_client::report::{EventFilter, EventKind, Severity};
+use mainstay_client::{Client, ClientConfig};
 use mainstay_nbd::Server;
 use mainstay_nbd::memory::{FixedExports, MemoryDevice};
 use mainstay_node::commands::{nbd, size, volume};
 use mainstay_node::config::{NbdTlsSection, TlsMode};
 use mainstay_node::nbd_export::{Renewal, WatchedTls};
+use mainstay_types::Instance;
 use support::{Cluster, PATIENCE};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
@@ -120,6 +123,24 @@ async fn the_gateway_demands_tls_and_certificates() {
     std::fs::copy(authority.ca(), stranger.ca()).expect("copied");
     let without = tools::try_run("nbdinfo", &[&with(stranger.dir())]).await;
     assert!(without.is_err(), "no certificate was asked for");
+
+    // Renewed: the server by another authority, the clients as before.
+    let renewed = Authority::new("renewed");
+    renewed.server(Valid::Now);
+    let client = Authority::new("client");
+    install(&renewed, &client, &[CA]);
+    install(&authority, &client, &["client-cert.pem", "client-key.pem"]);
+    install(&renewed, &authority, &[CERT, KEY]);
+    let taken = async {
+        while tools::try_run("nbdinfo", &["--size", &with(client.dir())])
+            .await
+            .is_err()
+        {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let taken = tokio::time::timeout(PATIENCE, taken).await;
+    taken.expect("the renewed certificate");
 
     drop(stop);
     running.await.expect("no panic").expect("stopped");
@@ -344,4 +365,103 @@ async fn renewed_client_authorities_decide_about_new_connections() {
     watched.taken().await;
     watched.ask(&client).await.expect("known now");
     watched.stop().await;
+}
+
+/// A node's worker, with the files of `served`: gone with this.
+async fn worker(dir: &Path, served: &Authority) -> (tokio::process::Child, Client) {
+    let listeners = [(); 3].map(|()| std::net::TcpListener::bind("127.0.0.1:0").expect("a port"));
+    let [grpc, nbd, http] = listeners.map(|own| own.local_addr().expect("bound"));
+    let config = format!(
+        r#"cluster = "tests"
+
+[node]
+id = 1
+roles = ["data", "witness"]
+data_dir = {data:?}
+grpc = "{grpc}"
+nbd = "{nbd}"
+http = "{http}"
+
+[nbd.tls]
+mode = "required"
+cert = {cert:?}
+key = {key:?}
+
+[[peers]]
+id = 1
+roles = ["data", "witness"]
+grpc = "{grpc}"
+"#,
+        data = dir.join("data"),
+        cert = served.dir().join(CERT),
+        key = served.dir().join(KEY),
+    );
+    let file = dir.join("node.toml");
+    std::fs::write(&file, config).expect("written");
+    let child = tokio::process::Command::new(env!("CARGO_BIN_EXE_mainstay"))
+        .args(["worker", "--instance", &Instance(7).to_string(), "--config"])
+        .arg(&file)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("started");
+    let connected = async {
+        loop {
+            if let Ok(client) = Client::connect(ClientConfig::new(vec![grpc.to_string()])).await {
+                return client;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let client = tokio::time::timeout(PATIENCE, connected).await;
+    (child, client.expect("it serves"))
+}
+
+/// The event is what an operator who renewed a certificate hears of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_says_what_became_of_renewed_files() {
+    let (served, two) = (Authority::new("served"), Authority::new("two"));
+    let (cert, _) = served.server(Valid::Now);
+    two.server(Valid::Now);
+    let dir = tempfile::tempdir().expect("a directory");
+    let (mut child, client) = worker(dir.path(), &served).await;
+    let follow = EventFilter {
+        follow: true,
+        ..EventFilter::default()
+    };
+    let mut events = client.admin().events(follow).await.expect("events");
+    let mut next = async || {
+        let next = async {
+            loop {
+                let event = events.next().await.expect("it runs").expect("an event");
+                if event.kind == EventKind::CertificatesChanged {
+                    return (event.severity, event.message);
+                }
+            }
+        };
+        let told = tokio::time::timeout(PATIENCE, next).await;
+        told.expect("told in time")
+    };
+    std::fs::write(&cert, "no certificate").expect("written");
+    let (severity, message) = next().await;
+    assert_eq!(severity, Severity::Warning, "{message}");
+    assert!(
+        message.contains("those of before stay in force"),
+        "{message}"
+    );
+    assert!(message.contains("; write it as PEM"), "{message}");
+    install(&two, &served, &[CERT, KEY]);
+    // It may have been found between the two.
+    let taken = loop {
+        let (severity, message) = next().await;
+        if severity == Severity::Info {
+            break message;
+        }
+    };
+    assert!(
+        taken.contains("new NBD connections get the new certificate"),
+        "{taken}"
+    );
+    child.kill().await.expect("ended");
 }
