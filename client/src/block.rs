@@ -367,11 +367,7 @@ impl BlockVolume {
         let told = self
             .ask_extents(offset, len, parts_max, Some(since))
             .await?;
-        let part = |extent: pb::Extent| BlockChange {
-            len: extent.len,
-            changed: !extent.unchanged,
-        };
-        Ok(told.into_iter().map(part).collect())
+        Ok(changes(&told))
     }
 
     async fn ask_extents(
@@ -593,6 +589,22 @@ fn extents(told: pb::Extents, len: u64) -> Option<Vec<pb::Extent>> {
     (!told.extents.is_empty() && !empty).then_some(told.extents)
 }
 
+/// Neighbours that only differ in what is stored there are one part.
+fn changes(told: &[pb::Extent]) -> Vec<BlockChange> {
+    let mut parts: Vec<BlockChange> = Vec::new();
+    for extent in told {
+        let changed = !extent.unchanged;
+        match parts.last_mut() {
+            Some(part) if part.changed == changed => part.len += extent.len,
+            _ => parts.push(BlockChange {
+                len: extent.len,
+                changed,
+            }),
+        }
+    }
+    parts
+}
+
 async fn wait(sent: Sent) -> Result<Committed, WriteError> {
     let op = sent.op;
     sent.wait().await.map_err(|ended| match ended {
@@ -669,6 +681,18 @@ mod tests {
         for bad in [&[][..], &[0], &[4, 0], &[4, 7], &[u64::MAX, 2]] {
             assert_eq!(told(bad), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn parts_that_changed_alike_are_joined() {
+        let told = [(1, true, true), (2, false, true), (4, false, false)];
+        let told = told.map(|(len, data, unchanged)| pb::Extent {
+            len,
+            data,
+            unchanged,
+        });
+        let part = |len, changed| BlockChange { len, changed };
+        assert_eq!(changes(&told), [part(3, false), part(4, true)]);
     }
 
     fn extents_of(told: pb::Extents) -> Option<Vec<u64>> {
