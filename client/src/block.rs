@@ -10,7 +10,7 @@ use bytes::Bytes;
 use mainstay_proto::v1 as pb;
 use mainstay_proto::v1::client_reply::Body;
 use mainstay_proto::v1::client_request;
-use mainstay_types::{Lsn, SessionId};
+use mainstay_types::{Lineage, Lsn, SessionId};
 use tokio::time::Instant;
 
 use crate::cluster::Cluster;
@@ -173,6 +173,24 @@ pub struct BlockExtent {
     pub data: bool,
 }
 
+/// A part of a range that changed behind a [`ChangePoint`], or that did not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct BlockChange {
+    /// Its length in bytes, not zero.
+    pub len: u64,
+    /// It was written, trimmed or zeroed since, or nobody knows. If not, it reads as it did at that point.
+    pub changed: bool,
+}
+
+/// A place between two changes of a volume. Every change before it was committed when it was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+pub struct ChangePoint {
+    /// The history that `lsn` counts in. Another begins when a forced promotion gives changes up, and with every volume.
+    pub lineage: Lineage,
+    /// The last change before it.
+    pub lsn: Lsn,
+}
+
 /// What does not change about an open block volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct BlockInfo {
@@ -279,11 +297,93 @@ impl BlockVolume {
         len: u64,
         extents_max: u32,
     ) -> Result<Vec<BlockExtent>, ReadError> {
+        let told = self.ask_extents(offset, len, extents_max, None).await?;
+        let extent = |extent: pb::Extent| BlockExtent {
+            len: extent.len,
+            data: extent.data,
+        };
+        Ok(told.into_iter().map(extent).collect())
+    }
+
+    /// Where the volume's history stands: a read after this call sees every change before the point, and [`Self::changes`] tells
+    /// all those behind it. Cancelling is safe.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_block("disk", 1 << 20).await?;
+    /// # let client = cluster.client().await?;
+    /// # let disk = client.block("disk").attach(mainstay_client::AttachOptions::named("me")).open().await?;
+    /// let written = disk.write(0, vec![7; 4096]).await?;
+    /// assert!(disk.change_point().await?.lsn >= written.lsn);
+    /// # Ok(()) });
+    /// ```
+    pub async fn change_point(&self) -> Result<ChangePoint, ReadError> {
+        let request = client_request::Body::Position(pb::Position { committed: None });
+        match self.session.query(request).await? {
+            Body::Position(position) => Ok(ChangePoint {
+                lineage: Lineage(position.lineage),
+                lsn: Lsn(position.commit),
+            }),
+            _ => Err(ReadError::Misfit),
+        }
+    }
+
+    /// Tells which parts of a range changed behind `since`, as [`Self::read`] would see it: consecutive parts from `offset` on, at
+    /// least one and at most `parts_max`. They may end before the range. A block of 4096 bytes changes as a whole, also where it
+    /// was written with what it held. A point in another history, or one that the volume has not reached, has everything behind it.
+    /// Cancelling is safe.
+    ///
+    /// # Errors
+    /// As [`Self::read`]; an empty range is refused.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_block("disk", 1 << 20).await?;
+    /// # let client = cluster.client().await?;
+    /// # let disk = client.block("disk").attach(mainstay_client::AttachOptions::named("me")).open().await?;
+    /// disk.write(0, vec![7; 4096]).await?;
+    /// let backup = disk.change_point().await?;
+    /// disk.write(8192, vec![7; 4096]).await?;
+    /// let changes = disk.changes(backup, 0, 1 << 20, 16).await?;
+    /// let changes: Vec<_> = changes.iter().map(|part| (part.len, part.changed)).collect();
+    /// assert_eq!(changes[..2], [(8192, false), (4096, true)]);
+    /// # Ok(()) });
+    /// ```
+    pub async fn changes(
+        &self,
+        since: ChangePoint,
+        offset: u64,
+        len: u64,
+        parts_max: u32,
+    ) -> Result<Vec<BlockChange>, ReadError> {
+        let since = pb::ChangePoint {
+            lsn: since.lsn.0,
+            lineage: since.lineage.0,
+        };
+        let told = self
+            .ask_extents(offset, len, parts_max, Some(since))
+            .await?;
+        Ok(changes(&told))
+    }
+
+    async fn ask_extents(
+        &self,
+        offset: u64,
+        len: u64,
+        max_extents: u32,
+        changed_since: Option<pb::ChangePoint>,
+    ) -> Result<Vec<pb::Extent>, ReadError> {
         self.check(offset, len, false).map_err(ReadError::Refused)?;
         let request = client_request::Body::Allocation(pb::Allocation {
             offset,
             len,
-            max_extents: extents_max,
+            max_extents,
+            changed_since,
         });
         let Body::Extents(told) = self.session.query(request).await? else {
             return Err(ReadError::Misfit);
@@ -481,18 +581,29 @@ impl BlockVolume {
 }
 
 /// The extents of an answer, if they are what was asked for: some, none of them empty, none beyond `len`.
-fn extents(told: pb::Extents, len: u64) -> Option<Vec<BlockExtent>> {
+fn extents(told: pb::Extents, len: u64) -> Option<Vec<pb::Extent>> {
     let mut left = len;
     for extent in &told.extents {
         left = left.checked_sub(extent.len)?;
     }
     let empty = told.extents.iter().any(|extent| extent.len == 0);
-    let extent = |extent: pb::Extent| BlockExtent {
-        len: extent.len,
-        data: extent.data,
-    };
-    let told: Vec<_> = told.extents.into_iter().map(extent).collect();
-    (!told.is_empty() && !empty).then_some(told)
+    (!told.extents.is_empty() && !empty).then_some(told.extents)
+}
+
+/// Neighbours that only differ in what is stored there are one part.
+fn changes(told: &[pb::Extent]) -> Vec<BlockChange> {
+    let mut parts: Vec<BlockChange> = Vec::new();
+    for extent in told {
+        let changed = !extent.unchanged;
+        match parts.last_mut() {
+            Some(part) if part.changed == changed => part.len += extent.len,
+            _ => parts.push(BlockChange {
+                len: extent.len,
+                changed,
+            }),
+        }
+    }
+    parts
 }
 
 async fn wait(sent: Sent) -> Result<Committed, WriteError> {
@@ -558,7 +669,11 @@ mod tests {
     #[test]
     fn extents_that_do_not_fit_the_question_are_refused() {
         let told = |lengths: &[u64]| {
-            let extent = |&len| pb::Extent { len, data: true };
+            let extent = |&len| pb::Extent {
+                len,
+                data: true,
+                unchanged: false,
+            };
             let extents = lengths.iter().map(extent).collect();
             extents_of(pb::Extents { extents })
         };
@@ -567,6 +682,18 @@ mod tests {
         for bad in [&[][..], &[0], &[4, 0], &[4, 7], &[u64::MAX, 2]] {
             assert_eq!(told(bad), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn parts_that_changed_alike_are_joined() {
+        let told = [(1, true, true), (2, false, true), (4, false, false)];
+        let told = told.map(|(len, data, unchanged)| pb::Extent {
+            len,
+            data,
+            unchanged,
+        });
+        let part = |len, changed| BlockChange { len, changed };
+        assert_eq!(changes(&told), [part(3, false), part(4, true)]);
     }
 
     fn extents_of(told: pb::Extents) -> Option<Vec<u64>> {

@@ -59,7 +59,8 @@ use serde::Serialize;
 
 pub use crate::admin::{Admin, EventStream};
 pub use crate::block::{
-    AttachOptions, BlockBuilder, BlockExtent, BlockInfo, BlockVolume, PendingWrite,
+    AttachOptions, BlockBuilder, BlockChange, BlockExtent, BlockInfo, BlockVolume, ChangePoint,
+    PendingWrite,
 };
 pub use crate::config::ClientConfig;
 pub use crate::error::{

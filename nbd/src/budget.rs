@@ -1,10 +1,13 @@
 //! How many requests and payload bytes may be held at once: of one connection, and of the server.
 //!
-//! - A request claims its bytes before they are read or asked for, and gives them back when nothing of it is
-//!   kept any more: a write when the device has answered, a read when the peer has taken the reply.
+//! - A read claims its bytes before they are asked for, a write as they arrive: first a little, then at most
+//!   [`GROWTH`] times what came. So what a peer only announces costs nobody anything. They are given back when nothing of
+//!   the request is kept any more: a write when the device has answered, a read when the peer has taken the reply.
 //! - Each connection owns a small reserve outside the server's budget. Peers that take no replies, or a device
 //!   that answers nobody, may exhaust the budget; small requests of all others still go on.
-//! - The most ever held is `server_bytes_max + connections_max * connection_reserve_bytes`.
+//! - Payloads that have begun could hold all of the budget, and each wait for the rest of it. One at a time therefore may
+//!   take its rest beyond the budget: whatever the others do, one after the other comes to its end.
+//! - The most ever held is `server_bytes_max + request_bytes_max + connections_max * connection_reserve_bytes`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,10 +16,19 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::limits::Limits;
 
+/// How many times what has arrived of a payload may be claimed for it.
+pub(crate) const GROWTH: u32 = 8;
+/// Of a payload that has begun, what is claimed first; less if it, or the reserve of a connection, is less.
+const FIRST_BYTES: u32 = 128 << 10;
+/// A reserve below this is none for payloads.
+const FIRST_BYTES_MIN: u32 = 4 << 10;
+
 /// The payload bytes of all connections.
 #[derive(Debug)]
 pub(crate) struct ServerBudget {
     bytes: Arc<Semaphore>,
+    /// The one payload that may go beyond them.
+    beyond: Arc<Semaphore>,
     bytes_max: usize,
     waiting: AtomicUsize,
 }
@@ -29,6 +41,7 @@ impl ServerBudget {
             .min(Semaphore::MAX_PERMITS);
         Self {
             bytes: Arc::new(Semaphore::new(bytes_max)),
+            beyond: Arc::new(Semaphore::new(1)),
             bytes_max,
             waiting: AtomicUsize::new(0),
         }
@@ -65,12 +78,14 @@ pub(crate) struct ConnectionBudget {
 pub(crate) struct Claim {
     _request: OwnedSemaphorePermit,
     bytes: Option<HeldBytes>,
+    /// Of a payload that grew.
+    more: Vec<HeldBytes>,
 }
 
 #[derive(Debug)]
 struct HeldBytes {
     _own: OwnedSemaphorePermit,
-    _shared: OwnedSemaphorePermit,
+    _shared: Option<OwnedSemaphorePermit>,
     source: Source,
 }
 
@@ -79,19 +94,24 @@ struct HeldBytes {
 enum Source {
     Reserve,
     Server,
+    /// That which the server has beyond its budget. Whoever has it needs no more of anything else.
+    Beyond,
 }
 
 impl Claim {
     /// Gives back the bytes and keeps the place among the requests, which the reply still takes.
     pub(crate) fn release_bytes(&mut self) {
         self.bytes = None;
+        self.more.clear();
     }
 
     /// Whether giving this back would help another connection.
     pub(crate) fn holds_server_bytes(&self) -> bool {
-        self.bytes
-            .as_ref()
-            .is_some_and(|held| held.source == Source::Server)
+        self.held().any(|held| held.source == Source::Server)
+    }
+
+    fn held(&self) -> impl Iterator<Item = &HeldBytes> {
+        self.bytes.iter().chain(&self.more)
     }
 }
 
@@ -121,10 +141,11 @@ impl ConnectionBudget {
         Claim {
             _request: take(&self.requests, 1).await,
             bytes: None,
+            more: Vec::new(),
         }
     }
 
-    /// Waits until `bytes` more may be held. `bytes` is at most `request_bytes_max`.
+    /// Waits until `bytes` may be held. `bytes` is at most `request_bytes_max`.
     pub(crate) async fn add_bytes(&self, claim: &mut Claim, bytes: u32) {
         let own = take(&self.bytes, bytes).await;
         let (shared, source) = if bytes as usize <= self.reserve_bytes {
@@ -137,6 +158,32 @@ impl ConnectionBudget {
             (self.server.take(bytes, &self.waiting).await, Source::Server)
         };
         claim.bytes = Some(HeldBytes {
+            _own: own,
+            _shared: Some(shared),
+            source,
+        });
+    }
+
+    /// Up to where a payload of `len` bytes may be read next, when `arrived` of it are there.
+    pub(crate) fn payload_step(&self, arrived: u32, len: u32) -> u32 {
+        let reserve = u32::try_from(self.reserve_bytes).unwrap_or(u32::MAX);
+        let first = reserve.clamp(FIRST_BYTES_MIN, FIRST_BYTES);
+        arrived.saturating_mul(GROWTH).max(first).min(len)
+    }
+
+    /// Waits until `bytes` more of a payload may be held, part of which is there and held already.
+    pub(crate) async fn grow(&self, claim: &mut Claim, bytes: u32) {
+        let own = take(&self.bytes, bytes).await;
+        let (shared, source) = if claim.held().any(|held| held.source == Source::Beyond) {
+            (None, Source::Beyond)
+        } else {
+            tokio::select! {
+                biased;
+                permit = self.server.take(bytes, &self.waiting) => (Some(permit), Source::Server),
+                permit = take(&self.server.beyond, 1) => (Some(permit), Source::Beyond),
+            }
+        };
+        claim.more.push(HeldBytes {
             _own: own,
             _shared: shared,
             source,
@@ -213,6 +260,57 @@ mod tests {
         assert!(!greedy.others_wait());
         drop(large);
         assert_eq!(server.bytes_held(), 0);
+    }
+
+    #[test]
+    fn one_payload_at_a_time_comes_to_its_end_beyond_the_budget() {
+        let server = Arc::new(ServerBudget::new(&limits()));
+        let begun = || {
+            let budget = ConnectionBudget::new(&limits(), Arc::clone(&server));
+            let mut claim = budget.request().now_or_never().expect("a place");
+            assert!(budget.add_bytes(&mut claim, 50).now_or_never().is_some());
+            (budget, claim)
+        };
+        let ((first, mut one), (second, mut two)) = (begun(), begun());
+        assert_eq!(server.bytes_held(), 100);
+        assert!(first.grow(&mut one, 20).now_or_never().is_some());
+        {
+            let mut waiting = Box::pin(second.grow(&mut two, 50));
+            assert!(waiting.as_mut().now_or_never().is_none());
+            // Who is beyond it goes on there.
+            assert!(first.grow(&mut one, 30).now_or_never().is_some());
+            one.release_bytes();
+            assert!(waiting.now_or_never().is_some());
+        }
+        assert_eq!(server.bytes_held(), 100);
+        two.release_bytes();
+        assert_eq!(server.bytes_held(), 0);
+        assert_eq!(server.beyond.available_permits(), 1);
+    }
+
+    #[test]
+    fn what_is_claimed_for_a_payload_is_in_proportion_to_what_came() {
+        let steps = |reserve, len| {
+            let limits = Limits {
+                connection_reserve_bytes: reserve,
+                ..Limits::default()
+            };
+            let budget = ConnectionBudget::new(&limits, Arc::new(ServerBudget::new(&limits)));
+            let next = |arrived: &u32| (*arrived < len).then(|| budget.payload_step(*arrived, len));
+            std::iter::successors(Some(0), next)
+                .skip(1)
+                .collect::<Vec<_>>()
+        };
+        const KIB: u32 = 1 << 10;
+        const MIB: u32 = 1 << 20;
+        let reserve = 128 << 10;
+        assert_eq!(steps(reserve, 4 * KIB), [4 * KIB]);
+        assert_eq!(steps(reserve, 128 * KIB), [128 * KIB]);
+        assert_eq!(steps(reserve, MIB), [128 * KIB, MIB]);
+        let all = [128 * KIB, MIB, 8 * MIB, 32 * MIB];
+        assert_eq!(steps(reserve, 32 * MIB), all);
+        assert_eq!(steps(usize::MAX, 32 * MIB), all);
+        assert_eq!(steps(0, 40 * KIB), [4 * KIB, 32 * KIB, 40 * KIB]);
     }
 
     #[test]

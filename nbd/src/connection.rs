@@ -11,19 +11,22 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures_util::future::{BoxFuture, try_join_all};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
-use tokio::time::{timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::budget::{Claim, ConnectionBudget, ServerBudget};
 use crate::codec::{CodecError, ReplyStyle, ReplyTo, Request};
-use crate::export::{BlockDevice, Ended, Exports};
-use crate::extents::EXTENT_BYTES;
+use crate::export::{BlockDevice, BlockError, Ended, Exports, Extent};
+use crate::extents::{EXTENT_BYTES, flagged};
 use crate::handshake::{Chosen, Negotiated, Negotiation, Upgrade};
 use crate::input::Input;
 use crate::limits::Limits;
+use crate::meta::MetaContext;
 use crate::replies::{Call, Replies, Work};
 use crate::requests::{Operation, Refusal, Speed, StatusQuery, Terms};
 use crate::tls::Tls;
@@ -289,8 +292,7 @@ impl<R: AsyncRead + Unpin> Requests<R> {
                 }
             }
             Operation::Write { offset, len } => {
-                self.budget.add_bytes(claim, len).await;
-                let data = self.payload(len as usize).await?;
+                let data = self.claimed_payload(claim, len).await?;
                 Work::Change(self.device.write(offset, data))
             }
             Operation::Trim { offset, len } => Work::Change(self.device.trim(offset, len)),
@@ -323,23 +325,68 @@ impl<R: AsyncRead + Unpin> Requests<R> {
             return Work::Change(Box::pin(ready(Ok(()))));
         }
         // A claim is at most one request of the largest size.
-        let affordable = (self.limits.request_bytes_max / EXTENT_BYTES).max(1);
+        let each = EXTENT_BYTES * u32::try_from(query.contexts.len()).unwrap_or(u32::MAX);
+        let affordable = (self.limits.request_bytes_max / each).max(1);
         query.extents_max = query.extents_max.min(affordable);
-        let bytes = (query.extents_max * EXTENT_BYTES).min(self.limits.request_bytes_max);
+        let bytes = (query.extents_max * each).min(self.limits.request_bytes_max);
         self.budget.add_bytes(claim, bytes).await;
-        let most = query.extents_max as usize;
+        let asked = query
+            .contexts
+            .iter()
+            .map(|selected| self.ask_status(&query, selected.context));
         Work::Status {
-            answer: self.device.allocation(query.offset, query.len, most),
+            answer: Box::pin(try_join_all(asked)),
             unit: self.terms.info.block_bytes_min,
             query,
         }
     }
 
+    fn ask_status(
+        &self,
+        query: &StatusQuery,
+        context: MetaContext,
+    ) -> BoxFuture<'static, Result<Vec<Extent<u32>>, BlockError>> {
+        let StatusQuery { offset, len, .. } = *query;
+        let most = query.extents_max as usize;
+        match context {
+            MetaContext::Allocation => {
+                let told = self.device.allocation(offset, len, most);
+                Box::pin(async move { Ok(flagged(told.await?)) })
+            }
+            MetaContext::ChangedSince(point) => {
+                let told = self.device.changed_since(point, offset, len, most);
+                Box::pin(async move { Ok(flagged(told.await?)) })
+            }
+        }
+    }
+
+    /// A payload that is short whatever it is for.
     async fn payload(&mut self, len: usize) -> Result<Bytes, ConnectionError> {
-        timeout(self.limits.transfer_timeout, self.input.payload(len))
-            .await
-            .map_err(|_| ConnectionError::PayloadTimeout { bytes: len })?
-            .map_err(ConnectionError::Io)
+        let mut patience = self.limits.transfer_timeout;
+        patiently(&mut patience, len, self.input.payload(len)).await
+    }
+
+    /// Takes memory for a payload as it arrives. The waits for memory are not the peer's.
+    async fn claimed_payload(
+        &mut self,
+        claim: &mut Claim,
+        len: u32,
+    ) -> Result<Bytes, ConnectionError> {
+        let mut patience = self.limits.transfer_timeout;
+        let whole = len as usize;
+        patiently(&mut patience, whole, self.input.payload_begins()).await?;
+        let mut arrived = self.budget.payload_step(0, len);
+        self.budget.add_bytes(claim, arrived).await;
+        let reading = self.input.extend(BytesMut::new(), arrived as usize);
+        let mut payload = patiently(&mut patience, whole, reading).await?;
+        while arrived < len {
+            let next = self.budget.payload_step(arrived, len);
+            self.budget.grow(claim, next - arrived).await;
+            let reading = self.input.extend(payload, next as usize);
+            payload = patiently(&mut patience, whole, reading).await?;
+            arrived = next;
+        }
+        Ok(payload.freeze())
     }
 
     /// The payload of a refused request is read and dropped, so that the next request is found.
@@ -357,6 +404,20 @@ impl<R: AsyncRead + Unpin> Requests<R> {
         self.input.skip(bytes).await?;
         Ok(Work::refused(request, refusal))
     }
+}
+
+/// Waits for a part of a payload of `bytes`, and takes the time from `patience`.
+async fn patiently<T>(
+    patience: &mut Duration,
+    bytes: usize,
+    reading: impl Future<Output = io::Result<T>>,
+) -> Result<T, ConnectionError> {
+    let begun = Instant::now();
+    let read = timeout(*patience, reading)
+        .await
+        .map_err(|_| ConnectionError::PayloadTimeout { bytes })??;
+    *patience = patience.saturating_sub(begun.elapsed());
+    Ok(read)
 }
 
 /// Up to here a payload is no attack, whatever the export advertises: so says the specification.

@@ -10,6 +10,7 @@
 //!   `offset + len <= size_bytes`, on `len > 0` and on multiples of the minimum block size.
 //! - Dropping a future abandons the *answer*. Whether the change happens is then unknown, never undone.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -66,6 +67,23 @@ pub trait BlockDevice: Send + Sync + 'static {
         Box::pin(std::future::ready(Ok(vec![Extent { len, state }])))
     }
 
+    /// Tells which parts of the range changed behind `since` (`mainstay:changed-since/`): extents as [`allocation`](Self::allocation)
+    /// has them. Writes, trims and zeroes are changes, whatever was there before. In doubt everything has changed, which the default
+    /// says.
+    ///
+    /// Only called with points that [`Exports::change_point`] had told or passed by.
+    fn changed_since(
+        &self,
+        since: ChangePoint,
+        offset: u64,
+        len: u64,
+        extents_max: usize,
+    ) -> BoxFuture<'static, Result<Vec<Extent<Change>>, BlockError>> {
+        let _all_alike = (since, offset, extents_max);
+        let state = Change::Changed;
+        Box::pin(std::future::ready(Ok(vec![Extent { len, state }])))
+    }
+
     /// Resolves when this handle is of no use to its connection any more; says how that ends. Never by default.
     ///
     /// Polled beside the requests, for as long as the connection lasts.
@@ -88,11 +106,35 @@ pub enum Ended {
 
 /// A range in one state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Extent {
+pub struct Extent<State = Allocation> {
     /// Its length in bytes, not zero.
     pub len: u64,
     /// What is there.
-    pub state: Allocation,
+    pub state: State,
+}
+
+/// What became of a range since a [`ChangePoint`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// It reads as it did at that point.
+    Unchanged,
+    /// It was written, trimmed or zeroed, or nobody knows.
+    Changed,
+}
+
+/// A place between two changes of a device. Written as `LSN@HISTORY`: a decimal number, and 16 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ChangePoint {
+    /// Which history `lsn` counts in. A number of one says nothing in another.
+    pub history: u64,
+    /// The last change before it, as changes are numbered in the order in which they take effect.
+    pub lsn: u64,
+}
+
+impl fmt::Display for ChangePoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{:016x}", self.lsn, self.history)
+    }
 }
 
 /// What a device stores for a range.
@@ -139,6 +181,17 @@ pub trait Exports: Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<ExportInfo, OpenError>> {
         let opening = self.open(name, peer);
         Box::pin(async move { Ok(opening.await?.info()) })
+    }
+
+    /// Where the history of `name` stands: what is read afterwards holds every change before that point. With it, clients are offered
+    /// the changes since. By default a device has no history.
+    fn change_point(
+        &self,
+        name: &str,
+        peer: SocketAddr,
+    ) -> BoxFuture<'static, Result<Option<ChangePoint>, OpenError>> {
+        let _unknown = (name, peer);
+        Box::pin(std::future::ready(Ok(None)))
     }
 }
 

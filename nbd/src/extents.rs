@@ -1,13 +1,27 @@
-//! From what a device tells of its allocation to what a client is told. Pure.
+//! From what a device tells of a range to what a client is told. Pure.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::codec::ReplyStyle;
-use crate::export::{Allocation, BlockError, Extent};
+use crate::export::{Allocation, BlockError, Change, Extent};
 use crate::protocol::state;
 
 /// Memory of one extent, as the device answers it and as it is sent.
 pub(crate) const EXTENT_BYTES: u32 = 32;
+
+/// What there is to say of a range, as the bits of its context.
+pub(crate) trait Flags: Copy {
+    fn flags(self) -> u32;
+}
+
+/// Bits for states.
+pub(crate) fn flagged<State: Flags>(told: Vec<Extent<State>>) -> Vec<Extent<u32>> {
+    let one = |Extent { len, state }: Extent<State>| Extent {
+        len,
+        state: state.flags(),
+    };
+    told.into_iter().map(one).collect()
+}
 
 /// Makes `told` fit a request of `len` bytes: neighbours of one state become one, nothing lies beyond the request,
 /// and there are at most `most` of them.
@@ -15,13 +29,13 @@ pub(crate) const EXTENT_BYTES: u32 = 32;
 /// # Errors
 ///
 /// The device told nothing, an empty extent, or a length that is no multiple of the smallest block `unit`.
-pub(crate) fn shaped(
-    told: Vec<Extent>,
+pub(crate) fn shaped<State: PartialEq>(
+    told: Vec<Extent<State>>,
     len: u64,
     unit: u32,
     most: usize,
-) -> Result<Vec<Extent>, BlockError> {
-    let mut shaped: Vec<Extent> = Vec::new();
+) -> Result<Vec<Extent<State>>, BlockError> {
+    let mut shaped: Vec<Extent<State>> = Vec::new();
     let mut left = len;
     for Extent { len, state } in told {
         if len == 0 || !len.is_multiple_of(u64::from(unit)) {
@@ -38,14 +52,18 @@ pub(crate) fn shaped(
         }
     }
     if shaped.is_empty() {
-        tracing::error!("a device told nothing of its allocation");
+        tracing::error!("a device told nothing of a range");
         return Err(BlockError::Io);
     }
     Ok(shaped)
 }
 
 /// Adds `extent`, as part of the last one if that has the same state. Says whether there was room among `most`.
-pub(crate) fn append(extents: &mut Vec<Extent>, extent: Extent, most: usize) -> bool {
+pub(crate) fn append<State: PartialEq>(
+    extents: &mut Vec<Extent<State>>,
+    extent: Extent<State>,
+    most: usize,
+) -> bool {
     if let Some(last) = extents.last_mut()
         && last.state == extent.state
     {
@@ -60,10 +78,10 @@ pub(crate) fn append(extents: &mut Vec<Extent>, extent: Extent, most: usize) -> 
 }
 
 /// The descriptors of a status chunk. Without extended headers no request, and so no extent, reaches 4 GiB.
-pub(crate) fn descriptors(style: ReplyStyle, extents: &[Extent]) -> Bytes {
+pub(crate) fn descriptors(style: ReplyStyle, extents: &[Extent<u32>]) -> Bytes {
     let mut out = BytesMut::new();
     for extent in extents {
-        let flags = flags(extent.state);
+        let flags = extent.state;
         if style == ReplyStyle::Extended {
             out.put_u64(extent.len);
             out.put_u64(u64::from(flags));
@@ -75,11 +93,22 @@ pub(crate) fn descriptors(style: ReplyStyle, extents: &[Extent]) -> Bytes {
     out.freeze()
 }
 
-const fn flags(state: Allocation) -> u32 {
-    match state {
-        Allocation::Data => 0,
-        Allocation::Zeroes => state::ZERO,
-        Allocation::Hole => state::HOLE | state::ZERO,
+impl Flags for Allocation {
+    fn flags(self) -> u32 {
+        match self {
+            Self::Data => 0,
+            Self::Zeroes => state::ZERO,
+            Self::Hole => state::HOLE | state::ZERO,
+        }
+    }
+}
+
+impl Flags for Change {
+    fn flags(self) -> u32 {
+        match self {
+            Self::Unchanged => 0,
+            Self::Changed => state::CHANGED,
+        }
     }
 }
 
@@ -127,7 +156,7 @@ mod tests {
 
     #[test]
     fn descriptors_have_the_documented_bytes() {
-        let extents = extents(&[(0x0102, Hole), (3, Zeroes), (4, Data)]);
+        let extents = flagged(extents(&[(0x0102, Hole), (3, Zeroes), (4, Data)]));
         assert_eq!(
             &descriptors(ReplyStyle::Structured, &extents)[..],
             b"\0\0\x01\x02\0\0\0\x03\0\0\0\x03\0\0\0\x02\0\0\0\x04\0\0\0\0"
@@ -135,6 +164,12 @@ mod tests {
         assert_eq!(
             &descriptors(ReplyStyle::Extended, &extents[..1])[..],
             b"\0\0\0\0\0\0\x01\x02\0\0\0\0\0\0\0\x03"
+        );
+        let changes = [(1, Change::Changed), (2, Change::Unchanged)];
+        let changes = changes.map(|(len, state)| Extent { len, state });
+        assert_eq!(
+            &descriptors(ReplyStyle::Structured, &flagged(changes.to_vec()))[..],
+            b"\0\0\0\x01\0\0\0\x01\0\0\0\x02\0\0\0\0"
         );
     }
 }

@@ -61,23 +61,39 @@ impl<R: AsyncRead + Unpin> Input<R> {
         }
     }
 
+    /// Waits for the first byte of a payload, holding no more than the buffer.
+    pub(crate) async fn payload_begins(&mut self) -> io::Result<()> {
+        self.fill_bytes = WRITER_BUFFER_BYTES;
+        if self.buffer.is_empty() && self.fill().await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(())
+    }
+
     /// The next `len` bytes, in a buffer of exactly that size with no other handle on it.
     ///
     /// The caller has bounded `len`.
     pub(crate) async fn payload(&mut self, len: usize) -> io::Result<Bytes> {
         self.fill_bytes = WRITER_BUFFER_BYTES;
-        let mut payload = BytesMut::with_capacity(len);
-        let buffered = self.buffer.len().min(len);
-        payload.extend_from_slice(&self.buffer[..buffered]);
+        Ok(self.extend(BytesMut::new(), len).await?.freeze())
+    }
+
+    /// `payload` with what follows it, `len` bytes together, in a buffer as [`payload`](Self::payload) gives.
+    pub(crate) async fn extend(&mut self, payload: BytesMut, len: usize) -> io::Result<BytesMut> {
+        let mut whole = BytesMut::with_capacity(len);
+        whole.extend_from_slice(&payload);
+        drop(payload);
+        let buffered = self.buffer.len().min(len - whole.len());
+        whole.extend_from_slice(&self.buffer[..buffered]);
         self.buffer.advance(buffered);
-        while payload.len() < len {
-            let missing = len - payload.len();
-            let mut rest = (&mut payload).limit(missing);
+        while whole.len() < len {
+            let missing = len - whole.len();
+            let mut rest = (&mut whole).limit(missing);
             if self.reader.read_buf(&mut rest).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
-        Ok(payload.freeze())
+        Ok(whole)
     }
 
     /// Reads and drops the next `len` bytes, holding no more than the buffer.

@@ -33,8 +33,8 @@ mod transport;
 
 pub use connection::{ConnectionEnd, ConnectionError};
 pub use export::{
-    Access, Allocation, BlockDevice, BlockError, Ended, ExportInfo, Exports, Extent, Holes,
-    InvalidExport, MultiConn, OpenError,
+    Access, Allocation, BlockDevice, BlockError, Change, ChangePoint, Ended, ExportInfo, Exports,
+    Extent, Holes, InvalidExport, MultiConn, OpenError,
 };
 pub use limits::Limits;
 pub use server::{Server, ServerStats};

@@ -15,7 +15,8 @@ pub struct Limits {
     /// Payload bytes of one connection, of writes in progress and of replies not taken yet. A single request
     /// may always have all of it, so values below `request_bytes_max` are raised to that.
     pub connection_bytes_max: usize,
-    /// Payload bytes of all connections together. Raised to `connection_bytes_max` when below it.
+    /// Payload bytes of all connections together. Raised to `connection_bytes_max` when below it. One write at a time may go
+    /// beyond it with what is left of its payload, so that writes that have begun never wait for each other for ever.
     pub server_bytes_max: usize,
     /// Payload bytes that each connection may hold beyond `server_bytes_max`, so that its small requests go on
     /// when others have used all of that.

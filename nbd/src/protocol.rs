@@ -184,6 +184,8 @@ pub mod state {
     pub const HOLE: u32 = 1 << 0;
     /// All of it reads as zeroes.
     pub const ZERO: u32 = 1 << 1;
+    /// Of `mainstay:changed-since/`: written, trimmed or zeroed since. Without it, the range reads as it did then.
+    pub const CHANGED: u32 = 1 << 0;
 }
 
 /// Errors of the transmission phase.

@@ -63,7 +63,8 @@ pub(crate) enum Work {
         query: StatusQuery,
         /// The smallest block of the export.
         unit: u32,
-        answer: BoxFuture<'static, Result<Vec<Extent>, BlockError>>,
+        /// For each context, its extents as its bits.
+        answer: BoxFuture<'static, Result<Vec<Vec<Extent<u32>>>, BlockError>>,
     },
     /// Never reached the device.
     Refused {

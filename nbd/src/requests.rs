@@ -18,7 +18,7 @@
 
 use crate::codec::{ReplyStyle, Request, StatusFilter};
 use crate::export::{Access, BlockError, ExportInfo, Holes, MultiConn};
-use crate::meta::MetaContext;
+use crate::meta::Selected;
 use crate::protocol::{Errno, command, command_flag, transmission};
 use crate::sparse::Fragments;
 
@@ -29,7 +29,7 @@ pub(crate) struct Terms {
     pub(crate) info: ExportInfo,
     pub(crate) replies: ReplyStyle,
     /// The metadata contexts that were selected for this export.
-    pub(crate) contexts: Vec<MetaContext>,
+    pub(crate) contexts: Vec<Selected>,
 }
 
 /// A request that is to be carried out.
@@ -81,7 +81,7 @@ pub(crate) struct StatusQuery {
     /// At most so many extents; one with `NBD_CMD_FLAG_REQ_ONE`.
     pub(crate) extents_max: u32,
     /// None of them is asked for twice.
-    pub(crate) contexts: Vec<MetaContext>,
+    pub(crate) contexts: Vec<Selected>,
 }
 
 /// Extents of one answer: they fit the reserve that every connection has.
@@ -233,12 +233,8 @@ impl Terms {
         let filter = StatusFilter::decode(payload).map_err(malformed)?;
         let mut contexts = Vec::with_capacity(self.contexts.len());
         for id in filter.contexts {
-            match MetaContext::by_id(id) {
-                Some(context)
-                    if self.contexts.contains(&context) && !contexts.contains(&context) =>
-                {
-                    contexts.push(context);
-                }
+            match self.contexts.iter().find(|selected| selected.id == id) {
+                Some(selected) if !contexts.contains(selected) => contexts.push(*selected),
                 _ => return Err(refuse(Errno::Inval, "unknown or repeated context")),
             }
         }
@@ -249,7 +245,7 @@ impl Terms {
     fn status_query(
         &self,
         request: &Request,
-        contexts: Vec<MetaContext>,
+        contexts: Vec<Selected>,
     ) -> Result<StatusQuery, Refusal> {
         self.check_range(request, Errno::Inval)?;
         let one = request.flags & command_flag::REQ_ONE != 0;

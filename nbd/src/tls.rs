@@ -1,6 +1,7 @@
 //! TLS of a listener: whether it is offered, and with whose certificate.
 //!
 //! - What cannot work is found when the files are loaded, not when the first client comes.
+//! - What was loaded may be replaced while listeners run; it serves connections that come afterwards.
 //! - With a file of client authorities, a client without a certificate from one of them gets no further than the TLS
 //!   handshake.
 //! - Cryptography is rustls's, with *ring* below it; TLS 1.2 and 1.3.
@@ -8,7 +9,7 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{CryptoProvider, ring};
@@ -42,12 +43,17 @@ pub struct TlsFiles<'a> {
     pub client_ca: Option<&'a Path>,
 }
 
-/// A certificate, its key, and who may connect. Clones share it.
+/// A certificate, its key, and who may connect. Clones share it, so that [`TlsIdentity::replace`] is for all of them.
 #[derive(Clone)]
 pub struct TlsIdentity {
+    in_force: Arc<RwLock<Arc<Loaded>>>,
+}
+
+/// What was read from files.
+struct Loaded {
     config: Arc<ServerConfig>,
     /// Every certificate and the file that it is from, for [`TlsIdentity::check_validity`].
-    certificates: Arc<[(PathBuf, CertificateDer<'static>)]>,
+    certificates: Vec<(PathBuf, CertificateDer<'static>)>,
 }
 
 /// Why an identity cannot be used.
@@ -138,9 +144,12 @@ impl TlsFiles<'_> {
         let config = builder
             .with_single_cert(chain, key)
             .map_err(|error| self.misfit(&error))?;
-        Ok(TlsIdentity {
+        let loaded = Loaded {
             config: Arc::new(config),
-            certificates: dated.into(),
+            certificates: dated,
+        };
+        Ok(TlsIdentity {
+            in_force: Arc::new(RwLock::new(Arc::new(loaded))),
         })
     }
 
@@ -163,14 +172,29 @@ impl TlsIdentity {
     ///
     /// The first that is not.
     pub fn check_validity(&self) -> Result<(), TlsError> {
-        for (path, certificate) in self.certificates.iter() {
+        for (path, certificate) in &self.in_force().certificates {
             check_validity(path, certificate)?;
         }
         Ok(())
     }
 
+    /// Takes the place of what was read before, for connections that begin TLS from now on. Those that have it keep theirs, and
+    /// none of their sessions is resumed: what `new` refuses was perhaps accepted before.
+    pub fn replace(&self, new: &Self) {
+        let new = new.in_force();
+        *self
+            .in_force
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = new;
+    }
+
     pub(crate) fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(Arc::clone(&self.config))
+        TlsAcceptor::from(Arc::clone(&self.in_force().config))
+    }
+
+    fn in_force(&self) -> Arc<Loaded> {
+        // A pointer is never half written.
+        Arc::clone(&self.in_force.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

@@ -2,13 +2,18 @@
 
 mod support;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
 use mainstay_nbd::codec::{Chunk, MetaQuery, StatusFilter};
 use mainstay_nbd::memory::{FixedExports, MemoryDevice};
-use mainstay_nbd::protocol::{Errno, command, command_flag, option, reply};
-use mainstay_nbd::{Limits, Server};
+use mainstay_nbd::protocol::{Errno, chunk, command, command_flag, option, reply};
+use mainstay_nbd::{
+    Allocation, BlockDevice, BlockError, Change, ChangePoint, ExportInfo, Exports, Extent, Holes,
+    Limits, OpenError, Server,
+};
 use support::{Client, Served, connect};
 use tokio::io::DuplexStream;
 
@@ -280,4 +285,280 @@ async fn few_extents_are_told_where_memory_is_short() {
     client.request(command::FLUSH, 0, 2, 0, 0).await;
     assert_eq!(client.simple().await, (2, 0));
     assert_eq!(server.stats().bytes_held, 0);
+}
+
+/// Its blocks of 4 KiB changed at LSN 0, 10, 20 and so on, and it stands at 1000.
+struct Tracked(MemoryDevice);
+
+const HISTORY: u64 = 0xfeed;
+const LSN_NOW: u64 = 1000;
+
+impl BlockDevice for Tracked {
+    fn info(&self) -> ExportInfo {
+        self.0.info()
+    }
+
+    fn read(&self, offset: u64, len: u32) -> BoxFuture<'static, Result<Bytes, BlockError>> {
+        self.0.read(offset, len)
+    }
+
+    fn write(&self, offset: u64, data: Bytes) -> BoxFuture<'static, Result<(), BlockError>> {
+        self.0.write(offset, data)
+    }
+
+    fn trim(&self, offset: u64, len: u64) -> BoxFuture<'static, Result<(), BlockError>> {
+        self.0.trim(offset, len)
+    }
+
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        len: u64,
+        holes: Holes,
+    ) -> BoxFuture<'static, Result<(), BlockError>> {
+        self.0.write_zeroes(offset, len, holes)
+    }
+
+    fn allocation(
+        &self,
+        offset: u64,
+        len: u64,
+        extents_max: usize,
+    ) -> BoxFuture<'static, Result<Vec<Extent<Allocation>>, BlockError>> {
+        self.0.allocation(offset, len, extents_max)
+    }
+
+    fn changed_since(
+        &self,
+        since: ChangePoint,
+        offset: u64,
+        len: u64,
+        extents_max: usize,
+    ) -> BoxFuture<'static, Result<Vec<Extent<Change>>, BlockError>> {
+        assert_eq!(since.history, HISTORY);
+        if since.lsn == 13 {
+            return Box::pin(std::future::ready(Err(BlockError::Io)));
+        }
+        let first = offset / 4096;
+        let extents = (first..(offset + len).div_ceil(4096)).map(|block| {
+            let state = if block * 10 > since.lsn {
+                Change::Changed
+            } else {
+                Change::Unchanged
+            };
+            let start = (block * 4096).max(offset);
+            let len = (block + 1) * 4096 - start;
+            Extent { len, state }
+        });
+        Box::pin(std::future::ready(Ok(extents.take(extents_max).collect())))
+    }
+
+    fn flush(&self) -> BoxFuture<'static, Result<(), BlockError>> {
+        self.0.flush()
+    }
+}
+
+/// `a` has a history, `plain` has none, `gone` cannot be asked.
+struct TrackedExports(FixedExports);
+
+impl Exports for TrackedExports {
+    fn list(&self) -> BoxFuture<'static, Vec<String>> {
+        self.0.list()
+    }
+
+    fn open(
+        &self,
+        name: &str,
+        peer: SocketAddr,
+    ) -> BoxFuture<'static, Result<Arc<dyn BlockDevice>, OpenError>> {
+        self.0.open(name, peer)
+    }
+
+    fn change_point(
+        &self,
+        name: &str,
+        _peer: SocketAddr,
+    ) -> BoxFuture<'static, Result<Option<ChangePoint>, OpenError>> {
+        let point = ChangePoint {
+            history: HISTORY,
+            lsn: LSN_NOW,
+        };
+        let reason = "no primary".to_owned();
+        Box::pin(std::future::ready(match name {
+            "a" => Ok(Some(point)),
+            "plain" => Ok(None),
+            _ => Err(OpenError::Unavailable { reason }),
+        }))
+    }
+}
+
+fn tracked() -> Server {
+    let a = MemoryDevice::new("a", SIZE);
+    a.fill(4096, b"data");
+    let exports = FixedExports::new()
+        .with(Tracked(a))
+        .with(MemoryDevice::new("plain", SIZE))
+        .with(MemoryDevice::new("gone", SIZE));
+    Server::new(Arc::new(TrackedExports(exports)), Limits::default())
+}
+
+/// The names in what answers an option, with their ids.
+fn contexts_of(replies: &[(u32, Vec<u8>)]) -> Vec<(u32, String)> {
+    let contexts = replies
+        .iter()
+        .filter(|(kind, _)| *kind == reply::META_CONTEXT);
+    contexts
+        .map(|(_, data)| {
+            let (id, name) = data.split_first_chunk::<4>().expect("an id");
+            let name = String::from_utf8(name.to_vec()).expect("text");
+            (u32::from_be_bytes(*id), name)
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn a_list_names_the_point_that_nothing_has_changed_since() {
+    let (mut client, _served) = negotiating(&tracked(), false).await;
+    let now = "mainstay:changed-since/1000@000000000000feed".to_owned();
+    let both = vec![(0, ALLOCATION.to_owned()), (0, now.clone())];
+    for (export, queries, expected) in [
+        ("a", &[][..], &both[..]),
+        ("a", &["mainstay:"], &both[1..]),
+        ("a", &["mainstay:changed-since/"], &both[1..]),
+        ("a", &["base:", &now], &both[..]),
+        ("a", &["mainstay:changed-since/1001"], &[]),
+        ("plain", &[], &both[..1]),
+        ("plain", &["mainstay:", "mainstay:changed-since/0"], &[]),
+    ] {
+        let data = query(export, queries);
+        let listed = client.option(option::LIST_META_CONTEXT, &data).await;
+        assert_eq!(listed.last().map(|last| last.0), Some(reply::ACK));
+        assert_eq!(contexts_of(&listed), expected, "{export} {queries:?}");
+    }
+    // Wildcards select nothing; who cannot be asked says so, but only if there is something to ask.
+    for (option, export, queries, expected) in [
+        (
+            option::SET_META_CONTEXT,
+            "a",
+            &["mainstay:"][..],
+            reply::ACK,
+        ),
+        (
+            option::SET_META_CONTEXT,
+            "gone",
+            &["mainstay:"],
+            reply::ERR_POLICY,
+        ),
+        (option::LIST_META_CONTEXT, "gone", &[], reply::ERR_POLICY),
+        (option::LIST_META_CONTEXT, "gone", &["x:"], reply::ACK),
+    ] {
+        let replies = client.option(option, &query(export, queries)).await;
+        assert_eq!(replies, [(expected, vec![])], "{export} {queries:?}");
+    }
+}
+
+/// All of them and no more: the last one says so.
+async fn check_chunks(client: &mut Client<DuplexStream>, cookie: u64, expected: &[Chunk]) {
+    let count = expected.len();
+    for (number, expected) in (1..).zip(expected) {
+        let (header, _, chunk) = client.any_chunk().await;
+        assert_eq!((header.cookie, &chunk), (cookie, expected));
+        let done = header.flags == chunk::FLAG_DONE;
+        assert_eq!(done, number == count, "the end of the reply");
+    }
+}
+
+#[tokio::test]
+async fn the_status_tells_what_changed_since_each_point_that_was_selected() {
+    let size = SIZE as u64;
+    let (long, short) = (
+        "mainstay:changed-since/30@000000000000feed",
+        "mainstay:changed-since/0",
+    );
+    for extended in [false, true] {
+        let (mut client, _served) = negotiating(&tracked(), extended).await;
+        let queries = [
+            short,
+            "mainstay:changed-since/1001",
+            ALLOCATION,
+            "mainstay:changed-since/9@0000000000000bad",
+            "mainstay:changed-since/x",
+            long,
+        ];
+        let data = query("a", &queries);
+        let selected = client.option(option::SET_META_CONTEXT, &data).await;
+        let selected = contexts_of(&selected);
+        let names: Vec<_> = selected.iter().map(|(_, name)| &name[..]).collect();
+        assert_eq!(
+            names,
+            [ALLOCATION, short, long],
+            "under the names asked for"
+        );
+        let ids: Vec<_> = selected.iter().map(|(id, _)| *id).collect();
+        client.go("a").await;
+        let expected = [
+            status(ids[0], &[(4096, HOLE), (4096, 0), (size - 8192, HOLE)]),
+            status(ids[1], &[(4096, 0), (size - 4096, 1)]),
+            status(ids[2], &[(4 * 4096, 0), (size - 4 * 4096, 1)]),
+        ];
+        client.request(command::BLOCK_STATUS, 0, 7, 0, size).await;
+        check_chunks(&mut client, 7, &expected).await;
+        // A part of it, cut to what was asked.
+        let one = command_flag::REQ_ONE;
+        client
+            .request(command::BLOCK_STATUS, one, 8, 3 * 4096 + 5, 10)
+            .await;
+        let part = [(ids[0], HOLE), (ids[1], 1), (ids[2], 0)];
+        let part = part.map(|(id, flags)| status(id, &[(10, flags)]));
+        check_chunks(&mut client, 8, &part).await;
+        if !extended {
+            continue;
+        }
+        // With a filter, those that it names.
+        let mut payload = BytesMut::new();
+        let contexts = vec![ids[2]];
+        StatusFilter {
+            length: size,
+            contexts,
+        }
+        .encode(&mut payload);
+        let (flags, bytes) = (command_flag::PAYLOAD_LEN, payload.len() as u64);
+        client
+            .request(command::BLOCK_STATUS, flags, 9, 0, bytes)
+            .await;
+        client.send(&payload).await;
+        assert_eq!(client.chunk().await, (9, expected[2].clone()));
+    }
+}
+
+#[tokio::test]
+async fn a_status_that_one_context_cannot_answer_is_an_error() {
+    let (mut client, _served) = negotiating(&tracked(), false).await;
+    let data = query("a", &[ALLOCATION, "mainstay:changed-since/13"]);
+    client.option(option::SET_META_CONTEXT, &data).await;
+    client.go("a").await;
+    client.request(command::BLOCK_STATUS, 0, 1, 0, 4096).await;
+    let (_, chunk) = client.chunk().await;
+    let error = Errno::Io.code();
+    assert!(
+        matches!(chunk, Chunk::Error { error: found, .. } if found == error),
+        "{chunk:?}"
+    );
+    client.request(command::FLUSH, 0, 2, 0, 0).await;
+    assert_eq!(client.simple().await, (2, 0));
+}
+
+#[tokio::test]
+async fn contexts_are_counted() {
+    let (mut client, _served) = negotiating(&tracked(), false).await;
+    let points: Vec<_> = (0..17)
+        .map(|lsn| format!("mainstay:changed-since/{lsn}"))
+        .collect();
+    let points: Vec<_> = points.iter().map(String::as_str).collect();
+    for option in [option::LIST_META_CONTEXT, option::SET_META_CONTEXT] {
+        let refused = client.option(option, &query("a", &points)).await;
+        assert_eq!(refused, [(reply::ERR_TOO_BIG, vec![])]);
+        let found = client.option(option, &query("a", &points[..16])).await;
+        assert_eq!(contexts_of(&found).len(), 16);
+    }
 }

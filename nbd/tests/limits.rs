@@ -105,36 +105,117 @@ async fn a_slow_reader_costs_bounded_memory_and_harms_nobody() {
     ));
 }
 
-/// Payloads that are announced and do not come hold their claim until they are cut, and others' small requests go on.
+/// Two hundred peers announce more than thirteen times what the server may hold, and send nothing of it.
 #[tokio::test(start_paused = true)]
-async fn payloads_that_are_only_announced_hold_up_no_small_requests() {
-    let server = server(device(), small());
+async fn payloads_that_are_only_announced_cost_no_memory_and_delay_nobody() {
+    const LARGE: u32 = 32 * MIB;
+    let limits = Limits::default();
+    let patience = limits.transfer_timeout;
+    let server = server(MemoryDevice::new("vol", LARGE as usize), limits);
     let mut silent = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..200 {
         let (mut client, served) = ready(&server, false).await;
-        client.request(command::WRITE, 0, 1, 0, MIB.into()).await;
+        client.request(command::WRITE, 0, 1, 0, LARGE.into()).await;
         silent.push((client, served));
     }
-    until("the budget is used up", || {
-        server.stats().bytes_held == 2 * MIB as usize
-    })
-    .await;
+    // The clock only moves when everybody waits.
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(server.stats().bytes_held, 0);
+
     let (mut other, _served) = ready(&server, false).await;
     let begun = tokio::time::Instant::now();
-    for cookie in 0..100 {
-        other.request(command::READ, 0, cookie, 0, 4096).await;
-        assert_eq!(other.simple().await, (cookie, 0));
-        other.receive::<4096>().await;
+    for (cookie, len) in (0..).zip([1, 4096, 128 << 10, MIB, LARGE]) {
+        let data = vec![9; len as usize];
+        other
+            .request(command::WRITE, 0, cookie, 0, len.into())
+            .await;
+        other.send(&data).await;
+        assert_eq!(other.simple().await, (cookie, 0), "{len} bytes");
     }
-    assert_eq!(begun.elapsed(), Duration::ZERO, "they waited");
-    other.request(command::READ, 0, 1, 0, MIB.into()).await;
-    assert_eq!(other.simple().await, (1, 0));
-    assert_eq!(other.receive_vec(MIB as usize).await.len(), MIB as usize);
+    assert_eq!(begun.elapsed(), Duration::ZERO, "it waited");
     for (_client, served) in silent {
         let error = served.await.expect("task").expect_err("cut");
         let cut = matches!(error, ConnectionError::PayloadTimeout { .. });
         assert!(cut, "{error:?}");
     }
+    assert!(begun.elapsed() <= patience);
+    assert_eq!(server.stats().bytes_held, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_payload_holds_no_more_than_a_multiple_of_what_came() {
+    let server = server(device(), small());
+    let (mut client, served) = ready(&server, false).await;
+    client.request(command::WRITE, 0, 1, 0, MIB.into()).await;
+    let reserve = small().connection_reserve_bytes;
+    let mut sent = 0;
+    for (more, held) in [
+        (1, 0),
+        // What is in the reserve is not counted.
+        (4095, 8 * 4096 - reserve),
+        (7 * 4096 - 1, 8 * 4096 - reserve),
+        (1, 64 * 4096 - reserve),
+        (56 * 4096, MIB as usize - reserve),
+    ] {
+        client.send(&vec![5; more]).await;
+        sent += more;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(server.stats().bytes_held, held, "after {sent} bytes");
+    }
+    client.send(&vec![5; MIB as usize - sent]).await;
+    assert_eq!(client.simple().await, (1, 0));
+    assert_eq!(server.stats().bytes_held, 0);
+    client.request(command::READ, 0, 2, 0, MIB.into()).await;
+    assert_eq!(client.simple().await, (2, 0));
+    assert!(
+        client
+            .receive_vec(MIB as usize)
+            .await
+            .iter()
+            .all(|byte| *byte == 5)
+    );
+
+    // One that stops half way holds what it has until it is cut.
+    client.request(command::WRITE, 0, 3, 0, MIB.into()).await;
+    client.send(&[6; 4096]).await;
+    assert!(matches!(
+        served.await.expect("task"),
+        Err(ConnectionError::PayloadTimeout { bytes: 1_048_576 })
+    ));
+    assert_eq!(server.stats().bytes_held, 0);
+}
+
+/// Payloads that have begun hold nearly all memory, and each needs more than is left: none may wait for the others for ever.
+#[tokio::test(start_paused = true)]
+async fn payloads_that_fill_the_memory_end_one_after_the_other() {
+    let server = server(device(), small());
+    let mut clients = Vec::new();
+    for _ in 0..8 {
+        let (mut client, served) = ready(&server, false).await;
+        client.request(command::WRITE, 0, 1, 0, MIB.into()).await;
+        client.send(&vec![5; 64 * 4096 - 1]).await;
+        clients.push((client, served));
+    }
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let held = server.stats().bytes_held;
+    assert!(held > 7 * MIB as usize / 4, "{held}");
+    let rest: Vec<_> = clients
+        .into_iter()
+        .map(|(mut client, served)| {
+            tokio::spawn(async move {
+                client.send(&vec![5; MIB as usize - 64 * 4096 + 1]).await;
+                assert_eq!(client.simple().await, (1, 0));
+                drop(client);
+                served.await.expect("task").expect("closed");
+            })
+        })
+        .collect();
+    let begun = tokio::time::Instant::now();
+    for client in rest {
+        let ended = tokio::time::timeout(Duration::from_secs(600), client).await;
+        ended.expect("no end").expect("answered");
+    }
+    assert_eq!(begun.elapsed(), Duration::ZERO);
     assert_eq!(server.stats().bytes_held, 0);
 }
 

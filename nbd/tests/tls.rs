@@ -116,6 +116,13 @@ async fn secured(
     (upgraded.expect("TLS"), served)
 }
 
+/// Lets nobody wait for ever. With a paused clock, which moves when nobody has anything to do, two sides that wait for each other
+/// fail at once.
+async fn bounded(test: impl Future<Output = ()>) {
+    let ended = tokio::time::timeout(Duration::from_secs(3600), test).await;
+    ended.expect("both sides wait for the other");
+}
+
 async fn error_of(served: Served) -> ConnectionError {
     served.await.expect("no panic").expect_err("cut")
 }
@@ -188,33 +195,36 @@ async fn clients_without_fixed_newstyle_have_no_tls() {
     assert!(matches!(error, ConnectionError::TlsImpossible), "{error:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn optional_tls_serves_both_and_is_begun_once() {
-    let authority = Authority::new("one");
-    let server = optional(&authority);
-    let (mut client, _served) = connect(&server, 1 << 16);
-    client.greet().await;
-    assert_eq!(client.go("vol").await.last(), Some(&(reply::ACK, vec![])));
-    client.request(command::WRITE, 0, 1, 0, 4).await;
-    client.send(b"data").await;
-    assert_eq!(client.simple().await, (1, 0));
+    bounded(async {
+        let authority = Authority::new("one");
+        let server = optional(&authority);
+        let (mut client, _served) = connect(&server, 1 << 16);
+        client.greet().await;
+        assert_eq!(client.go("vol").await.last(), Some(&(reply::ACK, vec![])));
+        client.request(command::WRITE, 0, 1, 0, 4).await;
+        client.send(b"data").await;
+        assert_eq!(client.simple().await, (1, 0));
 
-    let (mut client, served) = secured(&server, &authority).await;
-    for data in [&b""[..], b"data"] {
-        let replies = client.option(option::STARTTLS, data).await;
-        assert_eq!(replies, [(reply::ERR_INVALID, vec![])]);
-    }
-    assert_eq!(client.option(option::LIST, b"").await.len(), 2);
-    assert_eq!(client.go("vol").await.last(), Some(&(reply::ACK, vec![])));
-    assert_eq!(server.stats().handshakes, 0);
-    client.request(command::READ, 0, 2, 0, 4).await;
-    assert_eq!(client.simple().await, (2, 0));
-    assert_eq!(&client.receive::<4>().await, b"data");
-    client.request(command::DISC, 0, 3, 0, 0).await;
-    // An end without a farewell of TLS would be an error here.
-    assert_eq!(client.rest().await, b"");
-    let end = served.await.expect("no panic").expect("an end");
-    assert_eq!(end, ConnectionEnd::Disconnected);
+        let (mut client, served) = secured(&server, &authority).await;
+        for data in [&b""[..], b"data"] {
+            let replies = client.option(option::STARTTLS, data).await;
+            assert_eq!(replies, [(reply::ERR_INVALID, vec![])]);
+        }
+        assert_eq!(client.option(option::LIST, b"").await.len(), 2);
+        assert_eq!(client.go("vol").await.last(), Some(&(reply::ACK, vec![])));
+        assert_eq!(server.stats().handshakes, 0);
+        client.request(command::READ, 0, 2, 0, 4).await;
+        assert_eq!(client.simple().await, (2, 0));
+        assert_eq!(&client.receive::<4>().await, b"data");
+        client.request(command::DISC, 0, 3, 0, 0).await;
+        // An end without a farewell of TLS would be an error here.
+        assert_eq!(client.rest().await, b"");
+        let end = served.await.expect("no panic").expect("an end");
+        assert_eq!(end, ConnectionEnd::Disconnected);
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -257,70 +267,125 @@ async fn payloads_of_every_size_pass() {
 }
 
 /// Somebody on the way may speak to the server before the client's TLS does. None of it may last.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_was_agreed_before_tls_is_forgotten() {
-    let authority = Authority::new("one");
-    let query = b"\0\0\0\x03vol\0\0\0\x01\0\0\0\x0fbase:allocation";
-    for agreed in [option::STRUCTURED_REPLY, option::EXTENDED_HEADERS] {
-        let (mut client, _served) = connect(&optional(&authority), 1 << 16);
-        client.greet().await;
-        assert_eq!(client.option(agreed, b"").await, [(reply::ACK, vec![])]);
-        let selected = client.option(option::SET_META_CONTEXT, query).await;
-        assert_eq!(selected.len(), 2);
-        let upgraded = upgrade(client, &connector(&authority.ca(), None)).await;
-        let mut client = upgraded.expect("TLS");
-        let replies = client.option(option::LIST_META_CONTEXT, query).await;
-        assert_eq!(replies, [(reply::ERR_INVALID, vec![])]);
-        let replies = client.option(option::STRUCTURED_REPLY, b"").await;
-        assert_eq!(replies, [(reply::ACK, vec![])]);
-        client.go("vol").await;
-        client.request(command::BLOCK_STATUS, 0, 1, 0, 512).await;
-        let (_, chunk) = client.chunk().await;
-        let Chunk::Error { error, .. } = chunk else {
-            panic!("{chunk:?}");
-        };
-        assert_eq!(error, Errno::Inval as u32);
-    }
+    bounded(async {
+        let authority = Authority::new("one");
+        let query = b"\0\0\0\x03vol\0\0\0\x01\0\0\0\x0fbase:allocation";
+        for agreed in [option::STRUCTURED_REPLY, option::EXTENDED_HEADERS] {
+            let (mut client, _served) = connect(&optional(&authority), 1 << 16);
+            client.greet().await;
+            assert_eq!(client.option(agreed, b"").await, [(reply::ACK, vec![])]);
+            let selected = client.option(option::SET_META_CONTEXT, query).await;
+            assert_eq!(selected.len(), 2);
+            let upgraded = upgrade(client, &connector(&authority.ca(), None)).await;
+            let mut client = upgraded.expect("TLS");
+            let replies = client.option(option::LIST_META_CONTEXT, query).await;
+            assert_eq!(replies, [(reply::ERR_INVALID, vec![])]);
+            let replies = client.option(option::STRUCTURED_REPLY, b"").await;
+            assert_eq!(replies, [(reply::ACK, vec![])]);
+            client.go("vol").await;
+            client.request(command::BLOCK_STATUS, 0, 1, 0, 512).await;
+            let (_, chunk) = client.chunk().await;
+            let Chunk::Error { error, .. } = chunk else {
+                panic!("{chunk:?}");
+            };
+            assert_eq!(error, Errno::Inval as u32);
+        }
+    })
+    .await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn without_an_agreement_behind_tls_replies_are_simple() {
-    let authority = Authority::new("one");
-    let (mut client, _served) = connect(&optional(&authority), 1 << 16);
-    client.greet().await;
-    client.option(option::EXTENDED_HEADERS, b"").await;
-    let upgraded = upgrade(client, &connector(&authority.ca(), None)).await;
-    let mut client = upgraded.expect("TLS");
-    client.go("vol").await;
-    client.request(command::READ, 0, 7, 0, 4).await;
-    assert_eq!(client.simple().await, (7, 0));
+    bounded(async {
+        let authority = Authority::new("one");
+        let (mut client, _served) = connect(&optional(&authority), 1 << 16);
+        client.greet().await;
+        client.option(option::EXTENDED_HEADERS, b"").await;
+        let upgraded = upgrade(client, &connector(&authority.ca(), None)).await;
+        let mut client = upgraded.expect("TLS");
+        client.go("vol").await;
+        client.request(command::READ, 0, 7, 0, 4).await;
+        assert_eq!(client.simple().await, (7, 0));
+    })
+    .await;
 }
 
 /// Bytes in one packet with `STARTTLS` are read ahead by a server that does not look, and then taken for protected ones.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn plaintext_behind_starttls_is_not_taken_for_what_tls_protects() {
     let authority = Authority::new("one");
-    let (mut client, served) = connect(&required(&authority), 1 << 16);
-    client.greet().await;
-    let injected = b"IHAVEOPT\0\0\0\x05\0\0\0\0IHAVEOPT\0\0\0\x03\0\0\0\0";
-    client.send(injected).await;
-    assert_eq!(client.rest().await, b"");
-    let error = error_of(served).await;
-    assert!(
-        matches!(error, ConnectionError::PlaintextAfterStartTls),
-        "{error:?}"
-    );
+    let list = b"IHAVEOPT\0\0\0\x03\0\0\0\0";
+    let go = b"IHAVEOPT\0\0\0\x07\0\0\0\x09\0\0\0\x03vol\0\0";
+    let both = [&list[..], go].concat();
+    // The last of them would be completed by what the client says behind TLS.
+    for injected in [&list[..], &go[..], &both[..], &list[..5]] {
+        for server in [required(&authority), optional(&authority)] {
+            bounded(async {
+                let (mut client, served) = connect(&server, 1 << 16);
+                client.greet().await;
+                let start = b"IHAVEOPT\0\0\0\x05\0\0\0\0";
+                client.send(&[&start[..], injected].concat()).await;
+                // Not even that TLS may begin: whoever reads this would begin it.
+                assert_eq!(client.rest().await, b"", "behind {injected:?}");
+                let error = error_of(served).await;
+                assert!(
+                    matches!(error, ConnectionError::PlaintextAfterStartTls),
+                    "{error:?}"
+                );
+            })
+            .await;
+        }
+    }
+}
 
-    // Later ones are read as TLS.
-    let (mut client, served) = connect(&required(&authority), 1 << 16);
-    client.greet().await;
-    let replies = client.option(option::STARTTLS, b"").await;
-    assert_eq!(replies, [(reply::ACK, vec![])]);
-    client.send_option(option::LIST, b"").await;
-    let told = client.rest().await;
-    assert!(!told.windows(3).any(|bytes| bytes == b"vol"), "{told:?}");
-    let error = error_of(served).await;
-    assert!(matches!(error, ConnectionError::Tls(_)), "{error:?}");
+/// Bytes that come later, and those of a client that believes in a TLS that is not there.
+#[tokio::test(start_paused = true)]
+async fn plaintext_behind_the_answer_to_starttls_is_read_as_tls() {
+    bounded(async {
+        let authority = Authority::new("one");
+        let (mut client, served) = connect(&required(&authority), 1 << 16);
+        client.greet().await;
+        let replies = client.option(option::STARTTLS, b"").await;
+        assert_eq!(replies, [(reply::ACK, vec![])]);
+        client.send_option(option::LIST, b"").await;
+        let told = client.rest().await;
+        assert!(!told.windows(3).any(|bytes| bytes == b"vol"), "{told:?}");
+        let error = error_of(served).await;
+        assert!(matches!(error, ConnectionError::Tls(_)), "{error:?}");
+    })
+    .await;
+}
+
+/// What is replaced while a server runs serves who comes afterwards, through every clone; who was there before stays.
+#[tokio::test(start_paused = true)]
+async fn a_replaced_identity_serves_new_connections() {
+    bounded(async {
+        let (one, two) = (Authority::new("one"), Authority::new("two"));
+        let in_force = identity(&one, None);
+        let server = plain(Limits::default()).with_tls(Tls::Required(in_force.clone()));
+        let (mut before, _served) = secured(&server, &one).await;
+        let (mut waiting, _also) = connect(&server, 1 << 16);
+        waiting.greet().await;
+
+        two.client(Valid::Now);
+        in_force.replace(&identity(&two, Some(&two.ca())));
+        before.go("vol").await;
+        before.request(command::READ, 0, 1, 0, 4).await;
+        assert_eq!(before.simple().await, (1, 0));
+        let names = ["client-cert.pem", "client-key.pem"].map(|name| two.dir().join(name));
+        let own: Pair = names.into();
+        let mut after = upgrade(waiting, &connector(&two.ca(), Some(&own)))
+            .await
+            .expect("the new certificate");
+        assert_eq!(after.go("vol").await.last(), Some(&(reply::ACK, vec![])));
+        let (mut client, _served) = connect(&server, 1 << 16);
+        client.greet().await;
+        let old = upgrade(client, &connector(&one.ca(), None)).await;
+        assert!(old.is_err(), "the old certificate");
+    })
+    .await;
 }
 
 #[tokio::test]

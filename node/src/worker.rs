@@ -16,10 +16,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, EngineChoice, Role};
 use crate::http;
-use crate::nbd_export::{self, Overdue, Terms, VolumeExports};
+use crate::nbd_export::{self, Overdue, Renewal, Terms, VolumeExports, WatchedTls};
 use crate::processes;
 use crate::runtime::client_service::ClientService;
-use crate::runtime::events::{Event, EventKind, Severity, warning};
+use crate::runtime::events::{Event, EventKind, Severity, info, warning};
 use crate::runtime::serve::{self, bind};
 use crate::runtime::witness_store::StoreError as WitnessStoreError;
 use crate::runtime::{Node, PeerSettings, Settings};
@@ -42,10 +42,7 @@ pub async fn run(config: Config, instance: Instance) -> anyhow::Result<()> {
         Some(address) => Some(bind("nbd", address.0).await?),
         None => None,
     };
-    let tls = match &config.nbd.tls {
-        Some(section) => section.load()?,
-        None => Tls::Off,
-    };
+    let tls = config.nbd.tls.clone().map(WatchedTls::load).transpose()?;
     let settings = settings(&config, grpc.local_addr()?.port());
     let witness_dir = config.witness_dir();
     let running = serve::start(settings, instance, grpc, &witness_dir).await?;
@@ -53,10 +50,24 @@ pub async fn run(config: Config, instance: Instance) -> anyhow::Result<()> {
     let nbd = nbd.map(|listener| {
         let terms = Terms {
             limits: config.nbd.limits(),
-            tls,
+            tls: tls.as_ref().map_or(Tls::Off, WatchedTls::tls),
         };
         let node = running.node.clone();
-        tokio::spawn(serve_nbd(node, listener, terms, config.nbd.park_timeout()))
+        let serving = serve_nbd(
+            Arc::clone(&node),
+            listener,
+            terms,
+            config.nbd.park_timeout(),
+        );
+        tokio::spawn(async move {
+            match tls {
+                Some(tls) => {
+                    tls.beside(serving, |renewal| add_renewal(&node, renewal))
+                        .await
+                }
+                None => serving.await,
+            }
+        })
     });
     stop_asked().await?;
     tracing::info!("stopping: handing over what this node is primary of");
@@ -200,6 +211,14 @@ async fn serve_nbd(node: Arc<Node>, listener: TcpListener, terms: Terms, park_ti
     let exports = VolumeExports::all(client, park_timeout)
         .telling(Arc::new(move |overdue| add_event(&teller, &overdue)));
     nbd_export::serve(listener, exports, terms, stopped).await;
+}
+
+fn add_renewal(node: &Node, renewal: &Renewal) {
+    let kind = EventKind::CertificatesChanged;
+    node.events.add(match renewal {
+        Renewal::Taken { .. } => info(kind, renewal.describe()),
+        Renewal::Refused { .. } => warning(kind, renewal.describe()),
+    });
 }
 
 /// An application was told that its disk is broken: that is for somebody to hear of.

@@ -198,7 +198,11 @@ async fn an_export_for_reading_is_served_whoever_holds_the_volume() {
     let export = &info["exports"][0];
     assert_eq!(export["is_read_only"], true);
     assert_eq!(export["export-size"], SIZE);
-    assert_eq!(export["contexts"], json!(["base:allocation"]));
+    let contexts = export["contexts"].as_array().expect("contexts");
+    assert_eq!(contexts[0], json!("base:allocation"));
+    let changes = contexts[1].as_str().expect("text");
+    assert!(changes.starts_with("mainstay:changed-since/"), "{changes}");
+    assert_eq!(contexts.len(), 2);
     for unable in ["can_trim", "can_zero", "can_fast_zero"] {
         assert_eq!(export[unable], false, "{unable}");
     }

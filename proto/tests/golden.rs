@@ -462,8 +462,18 @@ fn requests(golden: &mut Golden) {
         offset,
         len: 1 << 33,
         max_extents: 100,
+        changed_since: None,
     };
     golden.ask("allocation", Body::Allocation(allocation));
+    let changed_since = pb::ChangePoint {
+        lsn: 400,
+        lineage: 0x0102_0304_0506_0708,
+    };
+    let allocation = pb::Allocation {
+        changed_since: Some(changed_since),
+        ..allocation
+    };
+    golden.ask("allocation_changed_since", Body::Allocation(allocation));
     let read_log = pb::ReadLog {
         from_lsn: 9,
         max_records: 10,
@@ -573,11 +583,19 @@ fn replies(golden: &mut Golden) {
     );
     let data = Bytes::from_static(b"data");
     golden.reply("data", Body::Data(pb::Data { data: data.clone() }));
-    let extent = |len, data| pb::Extent { len, data };
+    let extent = |len, data, unchanged| pb::Extent {
+        len,
+        data,
+        unchanged,
+    };
     let extents = pb::Extents {
-        extents: vec![extent(4096, true), extent(1 << 33, false)],
+        extents: vec![extent(4096, true, false), extent(1 << 33, false, false)],
     };
     golden.reply("extents", Body::Extents(extents));
+    let extents = pb::Extents {
+        extents: vec![extent(4096, true, false), extent(8192, true, true)],
+    };
+    golden.reply("extents_changed_since", Body::Extents(extents));
     let records = pb::Records {
         records: vec![pb::Record {
             lsn,
@@ -606,6 +624,7 @@ fn replies(golden: &mut Golden) {
         next_lsn: 401,
         commit: 400,
         epoch: 3,
+        lineage: 0x0102_0304_0506_0708,
     };
     golden.reply("position_is", Body::Position(position));
     golden.reply("closed", Body::Closed(pb::Closed {}));

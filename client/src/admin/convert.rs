@@ -426,6 +426,7 @@ fn event_kind(kind: i32) -> EventKind {
         Ok(Kind::Flapping) => EventKind::Flapping,
         Ok(Kind::ExternalFenceFailed) => EventKind::ExternalFenceFailed,
         Ok(Kind::RequestsOverdue) => EventKind::RequestsOverdue,
+        Ok(Kind::CertificatesChanged) => EventKind::CertificatesChanged,
         Ok(Kind::HookFailed) => EventKind::HookFailed,
         Ok(Kind::WitnessesChanged) => EventKind::WitnessesChanged,
         Ok(Kind::PolicyChanged) => EventKind::PolicyChanged,

@@ -496,6 +496,8 @@ pub enum EventKind {
     WitnessesChanged,
     /// Requests of clients ended in an error because nobody served their volume in time.
     RequestsOverdue,
+    /// The files of NBD's TLS changed, and are used or not.
+    CertificatesChanged,
     /// Policy changed.
     PolicyChanged,
     /// Said by a later release.

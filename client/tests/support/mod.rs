@@ -499,6 +499,7 @@ impl Serving {
                 next_lsn: commit + 1,
                 commit,
                 epoch: self.epoch,
+                lineage: 0,
             }),
             Ask::Close(_) => Reply::Closed(pb::Closed {}),
             _ => return false,

@@ -58,26 +58,28 @@ fn sparse_reply(to: ReplyTo, offset: u64, first: Piece, more: Vec<Piece>) -> Par
     }
 }
 
-/// One chunk for each context. All that there are tell of the allocation.
+/// One chunk for each context, of what `answer` has for it.
 pub(super) fn status_reply(
     to: ReplyTo,
     query: &StatusQuery,
     unit: u32,
-    answer: Result<Vec<Extent>, BlockError>,
+    answer: Result<Vec<Vec<Extent<u32>>>, BlockError>,
 ) -> Parts {
     let most = query.extents_max as usize;
-    let extents = answer.and_then(|told| extents::shaped(told, query.len, unit, most));
-    let extents = match extents {
-        Ok(extents) => extents,
+    let shaped = |told| extents::shaped(told, query.len, unit, most);
+    let all = answer.and_then(|told| told.into_iter().map(shaped).collect::<Result<Vec<_>, _>>());
+    let all = match all {
+        Ok(all) => all,
         Err(error) => return failure(to, true, error.into()),
     };
     let count = query.contexts.len();
-    let chunks = (1..).zip(&query.contexts).map(|(number, context)| {
+    let of_contexts = query.contexts.iter().zip(&all);
+    let chunks = (1..).zip(of_contexts).map(|(number, (selected, extents))| {
         let last = if number == count { Last::Yes } else { Last::No };
         let extents_told = u32::try_from(extents.len()).unwrap_or(u32::MAX);
         Part::new(
-            to.status(last, context.id(), extents_told),
-            extents::descriptors(to.style, &extents),
+            to.status(last, selected.id, extents_told),
+            extents::descriptors(to.style, extents),
         )
     });
     Parts::of(chunks.collect(), to)

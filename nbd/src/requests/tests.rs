@@ -3,11 +3,16 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::meta::MetaContext;
 
 const MIN: u32 = 512;
 const MAX: u32 = 1 << 20;
 const MAX_LEN: u64 = MAX as u64;
 const SIZE: u64 = 4 << 20;
+const ALLOCATION: Selected = Selected {
+    id: 1,
+    context: MetaContext::Allocation,
+};
 
 fn terms(access: Access, replies: ReplyStyle) -> Terms {
     Terms {
@@ -118,7 +123,7 @@ fn every_range_is_checked_for_every_command_in_every_style() {
         ReplyStyle::Extended,
     ] {
         let mut terms = terms(Access::ReadWrite, style);
-        terms.contexts = vec![MetaContext::Allocation];
+        terms.contexts = vec![ALLOCATION];
         for (command, beyond) in RANGED {
             let errno = |offset, len| judge(&terms, command, 0, offset, len).err();
             assert_eq!(errno(SIZE - 512, 512), None, "{command}");
@@ -146,7 +151,7 @@ fn every_flag_that_a_command_does_not_have_is_refused() {
     };
     for style in [ReplyStyle::Structured, ReplyStyle::Extended] {
         let mut terms = terms(Access::ReadWrite, style);
-        terms.contexts = vec![MetaContext::Allocation];
+        terms.contexts = vec![ALLOCATION];
         for (command, _) in RANGED {
             for bit in 0..16 {
                 let flag = 1 << bit;
@@ -280,13 +285,13 @@ fn flags_are_honest() {
 #[test]
 fn a_status_needs_a_context_and_a_filter_needs_extended_headers() {
     let (one, payload) = (command_flag::REQ_ONE, command_flag::PAYLOAD_LEN);
-    let judged = |style, contexts: &[MetaContext], flags, len| {
+    let judged = |style, contexts: &[Selected], flags, len| {
         let mut terms = terms(Access::ReadOnly, style);
         terms.contexts = contexts.to_vec();
         let offered = terms.transmission_flags() & transmission::BLOCK_STATUS_PAYLOAD != 0;
         (judge(&terms, command::BLOCK_STATUS, flags, 0, len), offered)
     };
-    let all = [MetaContext::Allocation];
+    let all = [ALLOCATION];
     let query = |extents_max| {
         Ok(Operation::BlockStatus(StatusQuery {
             offset: 0,
@@ -321,8 +326,8 @@ fn a_status_needs_a_context_and_a_filter_needs_extended_headers() {
 #[test]
 fn a_filter_names_selected_contexts_once() {
     let mut terms = terms(Access::ReadOnly, ReplyStyle::Extended);
-    terms.contexts = vec![MetaContext::Allocation];
-    let known = MetaContext::Allocation.id();
+    terms.contexts = vec![ALLOCATION];
+    let known = ALLOCATION.id;
     let check = |length: u64, contexts: &[u32]| {
         let mut payload = bytes::BytesMut::new();
         let contexts = contexts.to_vec();
@@ -339,7 +344,7 @@ fn a_filter_names_selected_contexts_once() {
     };
     let query = check(1024, &[known]).expect("a query");
     assert_eq!((query.offset, query.len, query.extents_max), (512, 1024, 1));
-    assert_eq!(query.contexts, [MetaContext::Allocation]);
+    assert_eq!(query.contexts, [ALLOCATION]);
     assert_eq!(check(1024, &[]).map(|query| query.contexts), Ok(vec![]));
     for (length, contexts) in [
         (1024, &[known + 1][..]),

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -15,6 +16,8 @@ pub(crate) enum Valid {
     Now,
     Past,
     Future,
+    /// In a few seconds.
+    Soon,
 }
 
 /// An authority, and a directory for what it signs.
@@ -92,8 +95,12 @@ fn params(name: &str, hosts: &[&str], valid: Valid) -> CertificateParams {
         Valid::Now => (2000, 2100),
         Valid::Past => (2000, 2001),
         Valid::Future => (2099, 2100),
+        Valid::Soon => (2000, 2100),
     };
     params.not_before = date_time_ymd(from, 1, 1);
     params.not_after = date_time_ymd(to, 1, 1);
+    if valid == Valid::Soon {
+        params.not_before = (SystemTime::now() + Duration::from_secs(6)).into();
+    }
     params
 }

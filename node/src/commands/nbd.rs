@@ -10,7 +10,7 @@ use mainstay_nbd::{Limits, Tls};
 
 use super::{connect, explain_open, size};
 use crate::config::{NbdTlsSection, tls};
-use crate::nbd_export::{self, PARK_TIMEOUT, Terms, VolumeExports};
+use crate::nbd_export::{self, PARK_TIMEOUT, Renewal, Terms, VolumeExports, WatchedTls};
 use crate::runtime::serve::bind;
 
 /// What to serve where.
@@ -58,7 +58,8 @@ pub async fn run(
     out: &mut impl Write,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
-    let tls = args.tls.as_ref().map_or(Ok(Tls::Off), load)?;
+    let watched = args.tls.map(load).transpose()?;
+    let tls = watched.as_ref().map_or(Tls::Off, WatchedTls::tls);
     let listener = bind("NBD", args.listen).await?;
     let listen = listener.local_addr()?;
     let client = connect(endpoints).await?;
@@ -87,15 +88,22 @@ pub async fn run(
         limits: args.limits,
         tls,
     };
-    nbd_export::serve(listener, exports, terms, shutdown).await;
+    let serving = nbd_export::serve(listener, exports, terms, shutdown);
+    match watched {
+        Some(watched) => {
+            let tell = |renewal: &Renewal| eprintln!("{}", renewal.describe());
+            watched.beside(serving, tell).await;
+        }
+        None => serving.await,
+    }
     Ok(())
 }
 
 /// Unlike a node, which has other duties, a gateway whose certificate every client refuses does not start.
-fn load(section: &NbdTlsSection) -> anyhow::Result<Tls> {
-    let loaded = section.load().and_then(|tls| {
-        tls::expiry(&tls)?;
-        Ok(tls)
+fn load(section: NbdTlsSection) -> anyhow::Result<WatchedTls> {
+    let loaded = WatchedTls::load(section).and_then(|watched| {
+        tls::expiry(&watched.tls())?;
+        Ok(watched)
     });
     loaded.map_err(|error| anyhow::anyhow!("{}", tls::explain(&error)))
 }

@@ -14,8 +14,14 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use mainstay_client::{BlockExtent, BlockVolume, PendingWrite, Refusal, WriteError};
-use mainstay_nbd::{Allocation, BlockDevice, BlockError, Ended, ExportInfo, Extent, Holes};
+use mainstay_client::{
+    BlockChange, BlockExtent, BlockVolume, PendingWrite, ReadError, Refusal, WriteError,
+};
+use mainstay_nbd::{
+    Allocation, BlockDevice, BlockError, Change as Changed, ChangePoint, Ended, ExportInfo, Extent,
+    Holes,
+};
+use mainstay_types::{Lineage, Lsn};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Counted;
@@ -23,9 +29,9 @@ use super::errors::{self, Errors, Failure};
 
 /// Longest range of one trim or zeroing; more goes in pieces.
 const RANGE_BYTES_MAX: u64 = 64 << 20;
-/// Questions to the primary for one answer about what is stored; each covers as much as it looks at in one go. A client asks
+/// Questions to the primary for one answer about a range; each covers as much as it looks at in one go. A client asks
 /// on from where the answer ends.
-const ALLOCATION_ROUNDS: usize = 64;
+const EXTENT_ROUNDS: usize = 64;
 /// Pieces of one change between being put in line and their commit.
 const PIECES_IN_LINE_MAX: usize = 64;
 
@@ -296,29 +302,31 @@ async fn read(
     Ok(data.freeze())
 }
 
-/// What is stored from `offset` on, as far as `ALLOCATION_ROUNDS` and `extents_max` reach.
-async fn allocation(
-    volume: BlockVolume,
+/// Asks about `len` bytes, as far as `EXTENT_ROUNDS` and `extents_max` reach. `ask` gets a place in them, what is left from
+/// there, and a number of extents.
+async fn extents<State: PartialEq, Told>(
     errors: Errors,
-    offset: u64,
     len: u64,
     extents_max: usize,
-) -> Result<Vec<Extent>, BlockError> {
-    let mut extents: Vec<Extent> = Vec::new();
+    ask: impl AsyncFn(u64, u64, u32) -> Result<Vec<Told>, ReadError>,
+    extent: impl Fn(Told) -> Extent<State>,
+) -> Result<Vec<Extent<State>>, BlockError> {
+    let mut extents = Vec::new();
     let mut done = 0;
-    for _ in 0..ALLOCATION_ROUNDS {
+    for _ in 0..EXTENT_ROUNDS {
         // Whatever comes first may join the last one that is there.
         let more = u32::try_from(extents_max - extents.len() + 1).unwrap_or(u32::MAX);
-        let told = volume.allocation(offset + done, len - done, more).await;
-        let told = match told {
+        let told = match ask(done, len - done, more).await {
             Ok(told) => told,
             Err(error) => return Err(errors.read(&error).await),
         };
         for told in told {
+            let told = extent(told);
+            let len = told.len;
             if !append(&mut extents, told, extents_max) {
                 return Ok(extents);
             }
-            done += told.len;
+            done += len;
         }
         if done == len {
             break;
@@ -328,20 +336,36 @@ async fn allocation(
 }
 
 /// Adds an extent, as part of the last one if that has the same state. Says whether there was room.
-fn append(extents: &mut Vec<Extent>, told: BlockExtent, extents_max: usize) -> bool {
-    let state = if told.data {
+fn append<State: PartialEq>(
+    extents: &mut Vec<Extent<State>>,
+    told: Extent<State>,
+    extents_max: usize,
+) -> bool {
+    let room = extents.len() < extents_max;
+    match extents.last_mut() {
+        Some(last) if last.state == told.state => last.len += told.len,
+        _ if !room => return false,
+        _ => extents.push(told),
+    }
+    true
+}
+
+fn allocation(BlockExtent { len, data }: BlockExtent) -> Extent {
+    let state = if data {
         Allocation::Data
     } else {
         Allocation::Hole
     };
-    let room = extents.len() < extents_max;
-    let len = told.len;
-    match extents.last_mut() {
-        Some(last) if last.state == state => last.len += len,
-        _ if !room => return false,
-        _ => extents.push(Extent { len, state }),
-    }
-    true
+    Extent { len, state }
+}
+
+fn change(BlockChange { len, changed }: BlockChange) -> Extent<Changed> {
+    let state = if changed {
+        Changed::Changed
+    } else {
+        Changed::Unchanged
+    };
+    Extent { len, state }
 }
 
 impl BlockDevice for Device {
@@ -384,13 +408,27 @@ impl BlockDevice for Device {
         len: u64,
         extents_max: usize,
     ) -> BoxFuture<'static, Result<Vec<Extent>, BlockError>> {
-        Box::pin(allocation(
-            self.volume.clone(),
-            self.errors.clone(),
-            offset,
-            len,
-            extents_max.max(1),
-        ))
+        let volume = self.volume.clone();
+        let ask = async move |at, len, most| volume.allocation(offset + at, len, most).await;
+        let errors = self.errors.clone();
+        Box::pin(extents(errors, len, extents_max.max(1), ask, allocation))
+    }
+
+    fn changed_since(
+        &self,
+        since: ChangePoint,
+        offset: u64,
+        len: u64,
+        extents_max: usize,
+    ) -> BoxFuture<'static, Result<Vec<Extent<Changed>>, BlockError>> {
+        let volume = self.volume.clone();
+        let since = mainstay_client::ChangePoint {
+            lineage: Lineage(since.history),
+            lsn: Lsn(since.lsn),
+        };
+        let ask = async move |at, len, most| volume.changes(since, offset + at, len, most).await;
+        let errors = self.errors.clone();
+        Box::pin(extents(errors, len, extents_max.max(1), ask, change))
     }
 
     fn ended(&self) -> BoxFuture<'static, Ended> {
@@ -462,7 +500,7 @@ mod tests {
     #[test]
     fn extents_of_several_answers_are_joined_up_to_the_number_wanted() {
         let mut extents = Vec::new();
-        let mut add = |len, data| append(&mut extents, BlockExtent { len, data }, 2);
+        let mut add = |len, data| append(&mut extents, allocation(BlockExtent { len, data }), 2);
         assert!(add(1, true) && add(2, true) && add(4, false) && add(8, false));
         assert!(!add(16, true));
         let extent = |len, state| Extent { len, state };

@@ -20,6 +20,7 @@ mod device;
 mod errors;
 mod holder;
 mod overdue;
+mod renewal;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -30,8 +31,8 @@ use mainstay_client::{
     AttachOptions, BlockBuilder, BlockInfo, BlockVolume, Client, OpenError, Refusal,
 };
 use mainstay_nbd::{
-    Access, BlockDevice, ExportInfo, Exports, Limits, MultiConn, OpenError as NbdOpenError, Server,
-    Tls,
+    Access, BlockDevice, ChangePoint, ExportInfo, Exports, Limits, MultiConn,
+    OpenError as NbdOpenError, Server, Tls,
 };
 use mainstay_types::VolumeKind;
 use tokio::net::TcpListener;
@@ -43,6 +44,7 @@ use holder::attachment_name;
 pub use holder::local_name;
 use overdue::OverdueCount;
 pub use overdue::{Overdue, Tell};
+pub use renewal::{Renewal, WatchedTls};
 
 /// How long a request waits for a primary before the peer is told `EIO`, unless configured otherwise.
 pub const PARK_TIMEOUT: Duration = Duration::from_secs(60);
@@ -226,6 +228,22 @@ impl VolumeExports {
         let volume = self.client.block(volume).open().await.map_err(refusal)?;
         Ok(export_info(&name, access, &volume))
     }
+
+    async fn change_point(self: Arc<Self>, name: String) -> Result<ChangePoint, NbdOpenError> {
+        let (volume, _) = self.volume_of(&name);
+        if !self.exports(volume) {
+            return Err(NbdOpenError::Unknown);
+        }
+        let volume = self.client.block(volume).open().await.map_err(refusal)?;
+        let point = volume.change_point().await;
+        let point = point.map_err(|error| NbdOpenError::Unavailable {
+            reason: error.to_string(),
+        })?;
+        Ok(ChangePoint {
+            history: point.lineage.0,
+            lsn: point.lsn.0,
+        })
+    }
 }
 
 /// The volume behind an export's name, and what the name asks for.
@@ -262,6 +280,15 @@ impl Exports for Shared {
     ) -> BoxFuture<'static, Result<ExportInfo, NbdOpenError>> {
         let exports = Arc::clone(&self.0);
         Box::pin(exports.look(name.to_owned()))
+    }
+
+    fn change_point(
+        &self,
+        name: &str,
+        _peer: SocketAddr,
+    ) -> BoxFuture<'static, Result<Option<ChangePoint>, NbdOpenError>> {
+        let point = Arc::clone(&self.0).change_point(name.to_owned());
+        Box::pin(async move { Ok(Some(point.await?)) })
     }
 }
 

@@ -303,11 +303,13 @@ impl Actor {
                 offset,
                 len,
                 extents_max,
+                since,
                 ..
             } => self.work.push(Work::ReadExtents {
                 asked,
                 range: offset..offset + len,
                 extents_max,
+                since,
             }),
             Action::ReadLog {
                 stretch,

@@ -123,11 +123,12 @@ pub(super) fn position_here(handle: &VolumeHandle) -> Reply {
         next_lsn: commit.0 + 1,
         commit: commit.0,
         epoch: report.sealed.0,
+        lineage: handle.lineage.0,
     })
 }
 
 /// The answer to a read of a log, if it is one.
-pub(super) fn of_log_read(node: &Node, answer: ConnAnswer) -> Reply {
+pub(super) fn of_log_read(node: &Node, handle: &VolumeHandle, answer: ConnAnswer) -> Reply {
     match answer {
         ConnAnswer::Records {
             records,
@@ -135,7 +136,7 @@ pub(super) fn of_log_read(node: &Node, answer: ConnAnswer) -> Reply {
             end,
             through,
         } => of_records(records, next, end, through),
-        ConnAnswer::Result(result) => of_result(node, result, false),
+        ConnAnswer::Result(result) => of_result(node, handle, result),
         ConnAnswer::Unreadable(why) => unreadable(why),
         ConnAnswer::Block(_) | ConnAnswer::Extents(_) => unsupported("this read"),
     }
@@ -188,7 +189,8 @@ pub(super) fn refused(refused: &Refusal) -> Reply {
 }
 
 /// An answer of the volume.
-pub(super) fn of_result(node: &Node, result: OpResult, block: bool) -> Reply {
+pub(super) fn of_result(node: &Node, handle: &VolumeHandle, result: OpResult) -> Reply {
+    let block = matches!(handle.spec.kind, VolumeKind::Block { .. });
     match result {
         OpResult::Opened { .. } => refusal(
             "opened twice".to_owned(),
@@ -215,6 +217,7 @@ pub(super) fn of_result(node: &Node, result: OpResult, block: bool) -> Reply {
             next_lsn: commit.0 + 1,
             commit: commit.0,
             epoch: epoch.0,
+            lineage: handle.lineage.0,
         }),
         OpResult::Found(found) => Reply::Found(pb::Found {
             lsn: found.map(|(lsn, _)| lsn.0),
@@ -263,6 +266,7 @@ pub(super) fn of_extents(result: Result<Vec<Extent>, ImageReadError>) -> Reply {
     let extent = |extent: Extent| pb::Extent {
         len: extent.len,
         data: extent.allocated,
+        unchanged: !extent.changed,
     };
     match result {
         Ok(extents) => Reply::Extents(pb::Extents {

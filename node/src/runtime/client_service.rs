@@ -374,9 +374,10 @@ impl Stream {
                     true,
                 )
             }
-            Some(ConnAnswer::Result(result)) => {
-                (replies::of_result(&self.node, result, false), false)
-            }
+            Some(ConnAnswer::Result(result)) => (
+                replies::of_result(&self.node, &opened.handle, result),
+                false,
+            ),
             _ => (replies::not_primary(&self.node, None, report.sealed), false),
         };
         if open.silence_ms > 0 {
@@ -468,6 +469,11 @@ impl Stream {
                     offset: range.offset,
                     len: range.len,
                     extents_max: (range.max_extents as usize).clamp(1, EXTENTS),
+                    // Of a point in another history nothing is known: everything counts as changed.
+                    since: range
+                        .changed_since
+                        .filter(|point| point.lineage == opened.handle.lineage.0)
+                        .map(|point| Lsn(point.lsn)),
                 }
             }
             Body::ReadLog(read) => {
@@ -560,10 +566,12 @@ impl Stream {
                     });
                     continue;
                 }
-                ConnAnswer::Result(result) => replies::of_result(&self.node, result, block),
+                ConnAnswer::Result(result) => {
+                    replies::of_result(&self.node, &opened.handle, result)
+                }
                 ConnAnswer::Block(result) => replies::of_block(result),
                 ConnAnswer::Extents(result) => replies::of_extents(result),
-                answer => replies::of_log_read(&self.node, answer),
+                answer => replies::of_log_read(&self.node, &opened.handle, answer),
             };
             self.send_committed(&mut committed).await?;
             let ends = replies::ends_stream(&body);

@@ -51,7 +51,7 @@ pub(super) async fn committed_read(
     let answer = answers.recv().await.and_then(|mut replies| replies.pop());
     handle.tell(Event::ConnClosed { conn });
     match answer {
-        Some(reply) => replies::of_log_read(node, reply.answer),
+        Some(reply) => replies::of_log_read(node, handle, reply.answer),
         None => replies::not_primary(node, None, handle.report().sealed),
     }
 }

@@ -47,6 +47,7 @@ pub(super) enum Work {
         asked: Asked,
         range: Range<u64>,
         extents_max: usize,
+        since: Option<Lsn>,
     },
     /// Read records from the log.
     ReadLog { asked: Asked, stretch: Stretch },
@@ -270,7 +271,8 @@ impl Worker {
                 asked,
                 range,
                 extents_max,
-            } => self.read_extents(asked, range, extents_max),
+                since,
+            } => self.read_extents(asked, range, extents_max, since),
             Work::ReadLog { asked, stretch } => self.read_log(asked, stretch),
             Work::Find {
                 asked,
@@ -339,13 +341,19 @@ impl Worker {
         });
     }
 
-    fn read_extents(&self, asked: Asked, range: Range<u64>, extents_max: usize) {
+    fn read_extents(
+        &self,
+        asked: Asked,
+        range: Range<u64>,
+        extents_max: usize,
+        since: Option<Lsn>,
+    ) {
         let state = self.state.clone();
         tokio::task::spawn_local(async move {
             let State::Block(image) = &*state else { return };
             let end = range.end.min(range.start.saturating_add(EXTENTS_BYTES));
             let range = range.start..end;
-            let found = image.extents(range.clone(), extents_max).await;
+            let found = image.extents(range.clone(), extents_max, since).await;
             asked.answer(ConnAnswer::Extents(found.map(|runs| clip(runs, &range))));
         });
     }
@@ -540,6 +548,7 @@ mod tests {
             offset,
             len,
             allocated,
+            changed: allocated,
         };
         let runs = vec![run(4096, 4096, true), run(8192, 8192, false)];
         assert_eq!(

@@ -48,6 +48,8 @@ pub enum EventKind {
     WitnessesChanged,
     /// Requests of clients ended in an error because nobody served their volume in time.
     RequestsOverdue,
+    /// The files of NBD's TLS changed, and are used or not.
+    CertificatesChanged,
     /// A primary on this node stopped serving.
     SteppedDown,
     /// A copy became a member.
@@ -410,6 +412,7 @@ fn encode(node: NodeId, number: u64, event: Event) -> pb::Event {
         EventKind::HookFailed => pb::EventKind::HookFailed,
         EventKind::WitnessesChanged => pb::EventKind::WitnessesChanged,
         EventKind::RequestsOverdue => pb::EventKind::RequestsOverdue,
+        EventKind::CertificatesChanged => pb::EventKind::CertificatesChanged,
         EventKind::SteppedDown => pb::EventKind::SteppedDown,
         EventKind::MemberAdded => pb::EventKind::MemberAdded,
         EventKind::MemberRemoved => pb::EventKind::MemberRemoved,

@@ -97,6 +97,9 @@ fn has_children() -> bool {
 }
 
 async fn work(args: WorkerArgs) -> ExitCode {
+    // Before anybody can know of this process and stop it.
+    let mut terminate = signal(SignalKind::terminate()).expect("a handler");
+    let mut interrupt = signal(SignalKind::interrupt()).expect("a handler");
     let config = Config::load(&args.config).expect("a good configuration");
     let data_dir = &config.node.data_dir;
     append(&data_dir.join(STARTS), &args.instance.to_string());
@@ -110,8 +113,6 @@ async fn work(args: WorkerArgs) -> ExitCode {
     let listener = TcpListener::bind(config.node.http.0)
         .await
         .expect("a free port");
-    let mut terminate = signal(SignalKind::terminate()).expect("a handler");
-    let mut interrupt = signal(SignalKind::interrupt()).expect("a handler");
     let deaf = data_dir.join(DEAF).exists();
     loop {
         tokio::select! {

@@ -240,6 +240,7 @@ impl Volume {
                 offset,
                 len,
                 extents_max,
+                since,
             } => self.check_range(offset, len).map(|()| {
                 let read = Read::Extents {
                     conn,
@@ -247,6 +248,7 @@ impl Volume {
                     offset,
                     len,
                     extents_max,
+                    since,
                 };
                 self.ask_read(now, read);
                 None

@@ -185,6 +185,8 @@ pub enum ClientOp {
         len: u64,
         /// At most so many extents.
         extents_max: usize,
+        /// Also tell what entries behind this one changed.
+        since: Option<Lsn>,
     },
     /// Read records of a log volume.
     ReadLog {
@@ -475,6 +477,8 @@ pub enum Action {
         len: u64,
         /// At most so many extents.
         extents_max: usize,
+        /// Also tell what entries behind this one changed.
+        since: Option<Lsn>,
     },
     /// Answer the client with records: those in `cached`, or, if that is `None`, read from the log.
     ReadLog {

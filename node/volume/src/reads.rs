@@ -34,12 +34,14 @@ impl Volume {
                 offset,
                 len,
                 extents_max,
+                since,
             } => self.out.push_back(Action::ReadExtents {
                 conn,
                 token,
                 offset,
                 len,
                 extents_max,
+                since,
             }),
             Read::Log {
                 conn,

@@ -82,6 +82,7 @@ pub(crate) enum Read {
         offset: u64,
         len: u64,
         extents_max: usize,
+        since: Option<Lsn>,
     },
     Log {
         conn: ConnId,

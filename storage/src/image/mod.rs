@@ -197,6 +197,9 @@ pub struct Extent {
     pub len: u64,
     /// Whether it holds data; otherwise it reads as zeroes.
     pub allocated: bool,
+    /// Whether an entry behind the one asked about changed it: a write, a trim or zeroes, whatever was there before. True wherever
+    /// that is not known.
+    pub changed: bool,
 }
 
 /// An open image. Methods take `&self`: reads run beside a checkpoint on one thread.

@@ -66,6 +66,10 @@ impl<D: Disk> Image<D> {
     /// Runs of data and of zeroes in a byte range, from its first block on and at most `runs_max` of them: the last one may
     /// end before the range. Widened to whole blocks.
     ///
+    /// With `since`, runs also tell the blocks changed by entries behind it from the others. Every member says the same, for a
+    /// full copy carries the last change of each block with it. Of an LSN that is not applied yet nothing is known, so that
+    /// everything counts as changed, as it does without `since`.
+    ///
     /// What it does is proportional to the blocks looked at, with no pause between those whose checksums are in memory: bound
     /// the range.
     ///
@@ -75,27 +79,33 @@ impl<D: Disk> Image<D> {
         &self,
         range: Range<u64>,
         runs_max: usize,
+        since: Option<Lsn>,
     ) -> Result<Vec<Extent>, ImageReadError> {
         self.check_blocks(range.start, range.end.saturating_sub(range.start))?;
+        let since = since.filter(|since| *since <= self.applied.get().point.lsn);
         let mut runs: Vec<Extent> = Vec::new();
         for block in range.start / PAGE..range.end.div_ceil(PAGE) {
             let known = self
                 .overlay
                 .borrow()
                 .get(block)
-                .map(|dirty| !matches!(dirty.content, Content::Zero));
-            let allocated = match known {
+                .map(|dirty| (!matches!(dirty.content, Content::Zero), dirty.lsn));
+            let (allocated, lsn) = match known {
                 Some(known) => known,
-                None => self.sum(block).await?.data,
+                None => self.sum(block).await.map(|sum| (sum.data, sum.lsn))?,
             };
+            let changed = since.is_none_or(|since| lsn > since);
             let full = runs.len() == runs_max;
             match runs.last_mut() {
-                Some(run) if run.allocated == allocated => run.len += PAGE,
+                Some(run) if (run.allocated, run.changed) == (allocated, changed) => {
+                    run.len += PAGE;
+                }
                 _ if full => break,
                 _ => runs.push(Extent {
                     offset: block * PAGE,
                     len: PAGE,
                     allocated,
+                    changed,
                 }),
             }
         }

@@ -82,7 +82,7 @@ fn open(disk: &SimDisk) -> (Image<SimDisk>, Checkpoint) {
 fn whole(image: &Image<SimDisk>) -> Vec<u8> {
     let len = usize::try_from(BLOCKS * PAGE).expect("small");
     let content = block_on(image.read(0, len)).expect("readable").to_vec();
-    let extents = block_on(image.extents(0..BLOCKS * PAGE, usize::MAX)).expect("extents");
+    let extents = block_on(image.extents(0..BLOCKS * PAGE, usize::MAX, None)).expect("extents");
     let mut end = 0;
     for extent in extents {
         assert_eq!(extent.offset, end, "without a gap");
@@ -157,13 +157,14 @@ fn content_survives_checkpoints_and_restarts() {
     );
     replay(&image, &log);
     assert_eq!(whole(&image), model(&ops));
-    let extents = block_on(image.extents(0..3 * PAGE, 9)).expect("extents");
-    let first = block_on(image.extents(0..3 * PAGE, 1)).expect("extents");
+    let extents = block_on(image.extents(0..3 * PAGE, 9, None)).expect("extents");
+    let first = block_on(image.extents(0..3 * PAGE, 1, None)).expect("extents");
     assert_eq!(first, extents[..1]);
     let all = Extent {
         offset: 0,
         len: 2 * PAGE,
         allocated: true,
+        changed: true,
     };
     assert_eq!(
         extents,
@@ -172,7 +173,8 @@ fn content_survives_checkpoints_and_restarts() {
             Extent {
                 offset: 2 * PAGE,
                 len: PAGE,
-                allocated: false
+                allocated: false,
+                changed: true,
             }
         ]
     );
@@ -320,6 +322,98 @@ fn a_full_copy_is_equal_and_an_interrupted_one_is_refused() {
         (donor.applied(), &b"s"[..])
     );
     assert_eq!(whole(&image), model(&sample_ops()));
+}
+
+/// Last entry that changed each block, as `entries` say; zero for none.
+fn last_changes(log: &[EntryRef]) -> Vec<u64> {
+    let mut last = vec![0; usize::try_from(BLOCKS).expect("small")];
+    for entry in log {
+        let len = match entry.header.kind {
+            EntryKind::Write => entry.payload().len() as u64,
+            EntryKind::Trim | EntryKind::Zeroes => range_of(&entry.payload()).expect("a range"),
+            _ => continue,
+        };
+        let offset = entry.header.arg;
+        for block in offset / PAGE..(offset + len).div_ceil(PAGE) {
+            last[usize::try_from(block).expect("small")] = entry.header.point.lsn.0;
+        }
+    }
+    last
+}
+
+/// For every LSN: exactly the blocks with a later change are told as changed. And what nobody knows is changed.
+fn check_changes(image: &Image<SimDisk>, log: &[EntryRef]) {
+    let changed = |since| {
+        let found = block_on(image.extents(0..BLOCKS * PAGE, usize::MAX, since));
+        let each = found.expect("extents").into_iter();
+        each.flat_map(|run| (0..run.len / PAGE).map(move |_| run.changed))
+            .collect::<Vec<bool>>()
+    };
+    let last = last_changes(log);
+    for since in 0..=image.applied().point.lsn.0 {
+        let expected: Vec<_> = last.iter().map(|lsn| *lsn > since).collect();
+        assert_eq!(changed(Some(Lsn(since))), expected, "since {since}");
+    }
+    let future = image.applied().point.lsn.next();
+    for unknown in [None, Some(future), Some(Lsn(u64::MAX))] {
+        assert!(changed(unknown).into_iter().all(|changed| changed));
+    }
+}
+
+#[test]
+fn blocks_changed_since_an_entry_are_told_through_checkpoints_restarts_and_copies() {
+    let disk = SimDisk::immediate(21);
+    let image = create(&disk);
+    let mut ops = sample_ops();
+    // Zeroes where there are some already, and the same bytes again, are changes.
+    ops.push(Op::Zero {
+        offset: 60 * PAGE,
+        len: PAGE,
+    });
+    ops.push(Op::Write {
+        offset: 10 * PAGE,
+        len: 4096,
+        fill: 4,
+    });
+    let log = entries(&ops);
+    check_changes(&image, &[]);
+    for (count, entry) in log.iter().enumerate() {
+        image.apply(entry).expect("in order");
+        check_changes(&image, &log[..=count]);
+        if count % 3 == 0 {
+            block_on(image.checkpoint(Bytes::new())).expect("checkpoint");
+            check_changes(&image, &log[..=count]);
+        }
+    }
+    drop(image);
+    disk.crash();
+    let (image, checkpoint) = open(&disk);
+    let through = usize::try_from(checkpoint.applied.point.lsn.0).expect("small");
+    assert!(through < log.len(), "some are replayed");
+    check_changes(&image, &log[..through]);
+    replay(&image, &log);
+    check_changes(&image, &log);
+
+    // A full copy that is taken while the donor goes on: it begins at a base, holds blocks of later entries, and gets all entries
+    // behind the base once more.
+    let donor = create(&SimDisk::immediate(22));
+    let base = 4;
+    replay(&donor, &log[..base]);
+    let at = donor.applied();
+    let mut blocks = block_on(donor.export_block_range(0, BLOCKS / 2)).expect("export");
+    replay(&donor, &log);
+    blocks.extend(block_on(donor.export_block_range(BLOCKS / 2, BLOCKS / 2)).expect("export"));
+    let copy_disk = SimDisk::immediate(23);
+    let copy = create(&copy_disk);
+    block_on(copy.begin_rebuild()).expect("begin");
+    block_on(copy.import_blocks(&blocks)).expect("import");
+    block_on(copy.finish_rebuild(at, Bytes::new())).expect("finish");
+    replay(&copy, &log);
+    check_changes(&copy, &log);
+    block_on(copy.checkpoint(Bytes::new())).expect("checkpoint");
+    drop(copy);
+    copy_disk.crash();
+    check_changes(&open(&copy_disk).0, &log);
 }
 
 #[test]
