@@ -420,7 +420,7 @@ fn contexts_of(replies: &[(u32, Vec<u8>)]) -> Vec<(u32, String)> {
 async fn a_list_names_the_point_that_nothing_has_changed_since() {
     let (mut client, _served) = negotiating(&tracked(), false).await;
     let now = "mainstay:changed-since/1000@000000000000feed".to_owned();
-    let both = vec![(0, ALLOCATION.to_owned()), (0, now.clone())];
+    let both = [(0, ALLOCATION.to_owned()), (0, now.clone())];
     for (export, queries, expected) in [
         ("a", &[][..], &both[..]),
         ("a", &["mainstay:"], &both[1..]),
