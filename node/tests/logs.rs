@@ -331,3 +331,18 @@ async fn read_from(log: &LogVolume, first: Lsn) -> Vec<LogRecord> {
         next = page.next;
     }
 }
+
+/// Of an operation whose handle is gone, the cluster tells what its handle would have been told.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outcome_is_the_whole_first_result() {
+    let cluster = Cluster::start().await;
+    let (client, _admin) = with_log(&cluster).await;
+    let log = client.log("ledger").open().await.expect("open");
+    let pending = log.submit_batch(["a", "b"]).await.expect("room");
+    let op = pending.op();
+    let committed = pending.await.expect("committed");
+    assert!(committed.timestamp_us > 0);
+    drop(log);
+    let outcome = client.outcome("ledger", op, PATIENCE).await;
+    assert_eq!(outcome.expect("settled"), Outcome::Committed(committed));
+}

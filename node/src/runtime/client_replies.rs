@@ -198,15 +198,10 @@ pub(super) fn of_result(node: &Node, handle: &VolumeHandle, result: OpResult) ->
         ),
         OpResult::Closed => Reply::Closed(pb::Closed {}),
         OpResult::Committed { lsn, count, arg } => {
-            let timestamp_us = if block { 0 } else { arg / 1000 };
-            Reply::Committed(pb::Committed {
-                lsn: lsn.0,
-                timestamp_us,
-                count: batch_count(count),
-            })
+            Reply::Committed(committed(lsn, count, arg, block))
         }
         OpResult::Outcome(outcome) => Reply::Outcome(pb::OutcomeIs {
-            outcome: Some(of_outcome(outcome)),
+            outcome: Some(of_outcome(outcome, block)),
         }),
         OpResult::Position {
             first,
@@ -231,6 +226,15 @@ pub(super) fn of_result(node: &Node, handle: &VolumeHandle, result: OpResult) ->
     }
 }
 
+/// A committed mutation; only records have times.
+fn committed(lsn: Lsn, count: u32, arg: u64, block: bool) -> pb::Committed {
+    pb::Committed {
+        lsn: lsn.0,
+        timestamp_us: if block { 0 } else { arg / 1000 },
+        count: batch_count(count),
+    }
+}
+
 /// On the wire only batches count their entries.
 pub(super) fn batch_count(count: u32) -> u32 {
     if count > 1 { count } else { 0 }
@@ -240,13 +244,11 @@ fn count_of(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
-fn of_outcome(outcome: Outcome) -> pb::outcome_is::Outcome {
+fn of_outcome(outcome: Outcome, block: bool) -> pb::outcome_is::Outcome {
     match outcome {
-        Outcome::Committed { lsn, count } => pb::outcome_is::Outcome::Committed(pb::Committed {
-            lsn: lsn.0,
-            timestamp_us: 0,
-            count: batch_count(count),
-        }),
+        Outcome::Committed { lsn, count, arg } => {
+            pb::outcome_is::Outcome::Committed(committed(lsn, count, arg, block))
+        }
         Outcome::Never => pb::outcome_is::Outcome::Never(pb::Never {}),
         Outcome::Pending => pb::outcome_is::Outcome::Pending(pb::Pending {}),
         Outcome::Forgotten => pb::outcome_is::Outcome::Forgotten(pb::Forgotten {}),

@@ -224,6 +224,8 @@ pub enum Outcome {
         lsn: Lsn,
         /// Entries from there on: more than one for a batch.
         count: u32,
+        /// As in [`OpResult::Committed`].
+        arg: u64,
     },
     /// Not committed, and it never will be under an older generation of this session.
     Never,

@@ -197,6 +197,7 @@ impl Volume {
             Outcome::Committed {
                 lsn: done.lsn,
                 count: done.count,
+                arg: done.arg,
             }
         } else if table
             .and_then(|s| s.oldest_result())

@@ -433,7 +433,7 @@ impl World {
     fn outcome_known(&mut self, c: usize, seq: u64, outcome: Outcome) {
         let (volume, session) = (self.clients[c].volume, self.clients[c].session);
         match outcome {
-            Outcome::Committed { lsn, count } => self.mutation_done(c, seq, lsn, count),
+            Outcome::Committed { lsn, count, .. } => self.mutation_done(c, seq, lsn, count),
             Outcome::Never => {
                 let check = self.oracle_mut(volume).ops.never(session, seq);
                 self.check(check);

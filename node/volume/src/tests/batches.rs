@@ -45,10 +45,10 @@ fn a_batch_is_answered_once_with_its_first_position_and_its_count() {
         committed(4, 3)
     );
     let outcome = rig.call(CONN, ClientOp::Outcome { seq: 2 });
-    let (lsn, count) = (Lsn(4), 3);
+    let (lsn, count, arg) = (Lsn(4), 3, 1_000);
     assert_eq!(
         outcome,
-        OpResult::Outcome(Outcome::Committed { lsn, count })
+        OpResult::Outcome(Outcome::Committed { lsn, count, arg })
     );
     assert_eq!(rig.records(), all, "a retry appends nothing");
     let stamps = rig.log.iter().map(|entry| entry.header.arg);
