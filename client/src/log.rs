@@ -442,14 +442,16 @@ impl LogVolume {
     /// # cluster.create_log("ledger").await?;
     /// # let client = cluster.client().await?;
     /// # let log = client.log("ledger").open().await?;
-    /// use mainstay_client::{AppendError, Refusal};
+    /// use mainstay_client::{ReadError, ReadLimits, Refusal};
     ///
-    /// let last = log.append("the old ones are not needed any more").await?;
-    /// match log.trim(last.lsn).await {
-    ///     Ok(committed) => println!("trimmed, by entry {}", committed.lsn),
-    ///     Err(AppendError::Refused(Refusal::Unsupported)) => println!("the servers are of an older release"),
-    ///     Err(error) => return Err(error.into()),
-    /// }
+    /// let old = log.append("not needed any more").await?;
+    /// let kept = log.append("the first that stays").await?;
+    /// log.trim(kept.lsn).await?;
+    /// let below = log.read(old.lsn, ReadLimits::default()).await;
+    /// assert!(matches!(
+    ///     below,
+    ///     Err(ReadError::Refused(Refusal::Trimmed { first })) if first == kept.lsn
+    /// ));
     /// # Ok(()) });
     /// ```
     pub async fn trim(&self, first: Lsn) -> Result<Committed, AppendError> {
