@@ -196,7 +196,11 @@ impl Actor {
         self.note_ended();
         self.node.beats.claim(self.volume.spec().name.id(), None);
         let (ended_to, ended) = oneshot::channel();
-        let _stopped = self.disk.work.send(vec![Work::Stop { ended: ended_to }]);
+        let stop = Work::Stop {
+            commit: self.volume.member().commit(),
+            ended: ended_to,
+        };
+        let _stopped = self.disk.work.send(vec![stop]);
         let _ended = ended.await;
         self.events.close();
         if let Some(done) = self.stopping.take() {

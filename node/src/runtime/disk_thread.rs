@@ -80,7 +80,11 @@ pub(super) enum Work {
         sessions: Bytes,
     },
     /// End; told when everything before is done.
-    Stop { ended: oneshot::Sender<()> },
+    Stop {
+        /// What is known to be committed.
+        commit: Lsn,
+        ended: oneshot::Sender<()>,
+    },
 }
 
 /// Who asked for a read.
@@ -234,8 +238,8 @@ impl Worker {
             let Ok(work) = next else { continue };
             let Some(work) = work else { return };
             for work in work {
-                if let Work::Stop { ended } = work {
-                    self.end().await;
+                if let Work::Stop { commit, ended } = work {
+                    self.end(commit).await;
                     let _gone = ended.send(());
                     return;
                 }
@@ -245,11 +249,11 @@ impl Worker {
     }
 
     /// A checkpoint under way is completed, and the log ends its last write.
-    async fn end(&mut self) {
+    async fn end(&mut self, commit: Lsn) {
         if let Some(task) = self.checkpointing.take() {
             let _ended = task.await;
         }
-        let _stopped = self.log.jobs.send(ToLog::Stop);
+        let _stopped = self.log.jobs.send(ToLog::Stop { commit });
         if let Some(task) = self.log.local.take() {
             let _ended = task.await;
         }

@@ -31,8 +31,11 @@ pub enum ToLog {
     Recycle(Lsn),
     /// The image that was being replaced is consistent: say so durably.
     Rebuilt,
-    /// Stop once everything before is done.
-    Stop,
+    /// Stop once everything before is done, and write down what is known to be committed: the next start serves readers that much.
+    Stop {
+        /// The commit point.
+        commit: Lsn,
+    },
 }
 
 /// The log of one volume, being written.
@@ -207,6 +210,7 @@ impl LogWriter {
                 }
             }
             if stop {
+                self.commit = self.commit.min(self.wal.durable().point().lsn);
                 let _best_effort = self.wal.mark(self.commit).await;
                 self.remember_commit().await;
                 return;
@@ -239,7 +243,10 @@ impl LogWriter {
                     Err(error) => break self.fail(error.to_string()),
                 }
             },
-            ToLog::Stop => return true,
+            ToLog::Stop { commit } => {
+                self.commit = self.commit.max(commit);
+                return true;
+            }
         }
         false
     }
