@@ -62,8 +62,7 @@ pub async fn start(
     let (jobs, taken) = mpsc::unbounded_channel();
     match engine {
         Engine::Uring => {
-            let (writer, facts) =
-                LogWriter::open(engine, disk, &dir, &config, taken, events).await?;
+            let (writer, facts) = LogWriter::open(disk, &dir, &config, taken, events).await?;
             let local = Some(tokio::task::spawn_local(writer.run()));
             Ok((LogTask { jobs, local }, facts))
         }
@@ -88,13 +87,12 @@ fn spawn(
     events: mpsc::UnboundedSender<ToVolume>,
     opened: oneshot::Sender<Result<LogFacts, CopyError>>,
 ) -> std::io::Result<std::thread::JoinHandle<()>> {
-    let engine = Engine::Threads;
     std::thread::Builder::new()
         .name("wal".to_owned())
         .spawn(move || {
             let failed = events.clone();
-            let ran = run_on(engine, |disk| async move {
-                match LogWriter::open(engine, disk, &dir, &config, jobs, events).await {
+            let ran = run_on(Engine::Threads, |disk| async move {
+                match LogWriter::open(disk, &dir, &config, jobs, events).await {
                     Ok((writer, facts)) => {
                         let _gone = opened.send(Ok(facts));
                         writer.run().await;
@@ -112,7 +110,6 @@ fn spawn(
 }
 
 struct LogWriter {
-    engine: Engine,
     wal: Wal<RealDisk>,
     meta: Meta<RealDisk>,
     jobs: mpsc::UnboundedReceiver<ToLog>,
@@ -125,7 +122,6 @@ struct LogWriter {
 
 impl LogWriter {
     async fn open(
-        engine: Engine,
         disk: RealDisk,
         dir: &Path,
         config: &CopyConfig,
@@ -134,7 +130,6 @@ impl LogWriter {
     ) -> Result<(Self, LogFacts), CopyError> {
         let (wal, meta, facts) = open_log(&disk, dir, config).await?;
         let writer = Self {
-            engine,
             wal,
             meta,
             jobs,
@@ -268,11 +263,14 @@ impl LogWriter {
         let Some(plan) = self.wal.plan_prepare() else {
             return;
         };
-        let (to, engine) = (to.clone(), self.engine);
+        let to = to.clone();
         let spawned = std::thread::Builder::new()
             .name("wal-prepare".to_owned())
             .spawn(move || {
-                let result = run_on(engine, |disk| async move { plan.run(&disk).await });
+                // The thread does nothing else: plain calls are as good as a ring, and cheaper to have.
+                let result = run_on(Engine::Threads, |disk| async move {
+                    plan.run_beside(&disk, std::thread::sleep).await
+                });
                 let _gone = to.send(result.and_then(|prepared| prepared));
             });
         if let Err(error) = spawned {

@@ -18,6 +18,7 @@ mod tests;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use mainstay_types::{Incarnation, Lineage, LogPoint, Lsn};
@@ -104,6 +105,8 @@ pub struct Wal<D: Disk> {
     active: Option<Active<D::File>>,
     prepared: Option<PreparedSegment>,
     preparing: bool,
+    /// How far the active segment is written, for who prepares the next one.
+    written: Arc<AtomicU64>,
     /// Greatest segment number ever given out. Only rises.
     seq_max: u64,
     /// End of the durable log.
@@ -158,6 +161,7 @@ impl<D: Disk> Wal<D> {
             active: None,
             prepared: None,
             preparing: false,
+            written: Arc::default(),
             seq_max: 0,
             end: start,
             commit: Lsn::ZERO,
@@ -239,6 +243,7 @@ impl<D: Disk> Wal<D> {
             );
         }
         dead.sort_unstable();
+        let filled = active.as_ref().map_or(0, |active| active.write_pos);
         let wal = Self {
             index: Arc::new(WalIndex::new(
                 dir,
@@ -253,6 +258,7 @@ impl<D: Disk> Wal<D> {
             active,
             prepared: spare.map(|(seq, bytes)| PreparedSegment { seq, bytes }),
             preparing: false,
+            written: Arc::new(AtomicU64::new(filled)),
             seq_max: found.seq_max,
             end: found.end,
             commit: found.log.commit_floor,
@@ -534,6 +540,7 @@ impl<D: Disk> Wal<D> {
             dir: self.dir.clone(),
             seq: self.seq_max,
             bytes,
+            written: self.written.clone(),
         }
     }
 
@@ -566,6 +573,7 @@ impl<D: Disk> Wal<D> {
             file_bytes: prepared.bytes,
         };
         self.active = Some(activate(&self.disk, &self.dir, &header).await?);
+        self.written.store(0, Ordering::Relaxed);
         let mut state = self.index.lock();
         let keep = state
             .segments
@@ -668,6 +676,7 @@ impl<D: Disk> Wal<D> {
         self.state = State::Busy;
         let active = self.active.as_mut().expect("still there");
         active.write_pos += len as u64;
+        self.written.store(active.write_pos, Ordering::Relaxed);
         assert!(
             frame.end.point > self.end.point,
             "log end fell from {} to {}",

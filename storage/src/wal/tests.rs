@@ -324,6 +324,25 @@ fn entries_that_do_not_continue_the_log_are_refused_and_nothing_is_written() {
         .expect("the right one");
 }
 
+/// Nothing is appended while it is made: the naps end all the same.
+#[test]
+fn a_preparation_beside_the_log_is_whole_and_is_used() {
+    let disk = SimDisk::immediate(7);
+    let mut wal = create(&disk);
+    append(&mut wal, &[100]);
+    let plan = wal.plan_prepare().expect("none is ready");
+    let prepared = block_on(plan.run_beside(&disk, |_| {}));
+    wal.adopt(prepared).expect("prepared");
+    assert!(wal.plan_prepare().is_none(), "one is ready");
+    for _ in 0..5 {
+        append(&mut wal, &[20_000]);
+    }
+    assert!(wal.plan_prepare().is_some(), "it was put to use");
+    let (wal, log) = open(&disk);
+    assert_eq!((log.last.lsn, log.damage), (Lsn(6), None));
+    assert_eq!(check_contents(&wal), 6);
+}
+
 #[test]
 fn a_late_preparation_is_put_aside() {
     let disk = SimDisk::immediate(7);
