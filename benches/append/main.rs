@@ -5,20 +5,17 @@
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::Parser;
 use mainstay_benches::cpu;
 use mainstay_benches::disk::{self, Method};
 use mainstay_benches::floor::{self, Floor};
-use mainstay_benches::report::{Load, Quantiles, histogram, record};
-use mainstay_client::report::CreateVolume;
-use mainstay_client::{Client, ClientConfig, LogVolume};
-use mainstay_node::devcluster::{DevCluster, Options};
-use mainstay_types::VolumeKind;
+use mainstay_benches::loads;
+use mainstay_benches::product::Product;
+use mainstay_benches::report::{Load, Quantiles};
 use serde::Serialize;
-use tokio::sync::mpsc;
 
 /// Appends through the product beside the raw floor.
 #[derive(Debug, Parser)]
@@ -132,12 +129,6 @@ fn main() -> anyhow::Result<()> {
 
 fn measure(cli: &Cli, runtime: &tokio::runtime::Runtime) -> anyhow::Result<Results> {
     ensure!(cli.rounds > 0, "--rounds is at least 1");
-    let program = cli.program.canonicalize().with_context(|| {
-        format!(
-            "{}: build it first with `cargo build --release`",
-            cli.program.display()
-        )
-    })?;
     let dir = tempfile::Builder::new()
         .prefix("mainstay-append-")
         .tempdir_in(&cli.dir)?;
@@ -146,14 +137,9 @@ fn measure(cli: &Cli, runtime: &tokio::runtime::Runtime) -> anyhow::Result<Resul
         Some(path) => std::fs::read_to_string(path).context("--config")?,
         None => String::new(),
     };
-    let options = Options {
-        program,
-        extra_config,
-        ..Options::new(dir.path().join("cluster"))?
-    };
-    let (cluster, log) = runtime.block_on(start(options))?;
+    let product = runtime.block_on(Product::start(&cli.program, dir.path(), extra_config))?;
     let span = Duration::try_from_secs_f64(cli.seconds)?;
-    let loads: Vec<Load> = cli
+    let asked: Vec<Load> = cli
         .records
         .iter()
         .flat_map(|bytes| {
@@ -164,24 +150,30 @@ fn measure(cli: &Cli, runtime: &tokio::runtime::Runtime) -> anyhow::Result<Resul
         })
         .collect();
     let mut probes = Vec::new();
-    let mut measured: Vec<Vec<Measured>> = loads.iter().map(|_| Vec::new()).collect();
+    let mut measured: Vec<Vec<Measured>> = asked.iter().map(|_| Vec::new()).collect();
     for _ in 0..cli.rounds {
         probes.push(disk::probe(
             dir.path(),
             Method::Fdatasync,
             Duration::from_millis(300),
         )?);
-        for (load, rows) in loads.iter().zip(&mut measured) {
+        for (load, rows) in asked.iter().zip(&mut measured) {
             let floor = counted(|| {
                 let row = floor.run(*load, span)?;
                 Ok((row.ops_per_second, row.latency))
             })?;
-            let product = counted(|| runtime.block_on(appends(&log, *load, span)))?;
-            rows.push(Measured { floor, product });
+            let appended = counted(|| {
+                let done = runtime.block_on(loads::closed_loop(&product.log, *load, span))?;
+                Ok((done.per_second, Quantiles::of(&done.times)))
+            })?;
+            rows.push(Measured {
+                floor,
+                product: appended,
+            });
         }
     }
-    runtime.block_on(cluster.stop());
-    let rows = loads
+    runtime.block_on(product.stop());
+    let rows = asked
         .iter()
         .zip(&measured)
         .map(|(load, rounds)| row(*load, rounds))
@@ -192,17 +184,6 @@ fn measure(cli: &Cli, runtime: &tokio::runtime::Runtime) -> anyhow::Result<Resul
         probes,
         rows,
     })
-}
-
-async fn start(options: Options) -> anyhow::Result<(DevCluster, LogVolume)> {
-    let cluster = DevCluster::start(options).await?;
-    let client = Client::connect(ClientConfig::new(cluster.endpoints())).await?;
-    client
-        .admin()
-        .create_volume(CreateVolume::new("bench", VolumeKind::Log))
-        .await?;
-    let log = client.log("bench").open().await?;
-    Ok((cluster, log))
 }
 
 /// Runs one side of a load, with the time of processors that it takes.
@@ -217,43 +198,6 @@ fn counted(run: impl FnOnce() -> anyhow::Result<(f64, Quantiles)>) -> anyhow::Re
         latency,
         cpu_us,
     })
-}
-
-/// Keeps `load.in_flight` records without an answer for `span`; operations a second, and the time of each.
-async fn appends(log: &LogVolume, load: Load, span: Duration) -> anyhow::Result<(f64, Quantiles)> {
-    let payload = bytes::Bytes::from(vec![0x5a_u8; load.record_bytes]);
-    let (to, mut pending) =
-        mpsc::channel::<(Instant, mainstay_client::PendingAppend)>(load.in_flight);
-    let room = std::sync::Arc::new(tokio::sync::Semaphore::new(load.in_flight));
-    let begin = Instant::now();
-    let collect = {
-        let room = room.clone();
-        tokio::spawn(async move {
-            let mut times = histogram();
-            while let Some((sent, append)) = pending.recv().await {
-                append.await?;
-                record(&mut times, sent.elapsed());
-                room.add_permits(1);
-            }
-            anyhow::Ok(times)
-        })
-    };
-    while begin.elapsed() < span {
-        room.acquire().await?.forget();
-        let sent = Instant::now();
-        let append = log.submit(payload.clone()).await?;
-        to.send((sent, append))
-            .await
-            .ok()
-            .context("the collector ended")?;
-    }
-    drop(to);
-    let times = collect.await??;
-    let took = begin.elapsed().as_secs_f64();
-    let latency = Quantiles::of(&times);
-    #[expect(clippy::cast_precision_loss, reason = "a count of seconds' work")]
-    let ops = latency.count as f64 / took;
-    Ok((ops, latency))
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -15,6 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::disk::Method;
+use crate::loads::Outcome;
 use crate::report::{Load, Row};
 use primary::Primary;
 pub use replica::serve;
@@ -42,7 +43,16 @@ impl Floor {
 
     /// Runs one load for `span`.
     pub fn run(&mut self, load: Load, span: Duration) -> io::Result<Row> {
-        self.primary.run(load, span)
+        Ok(self.primary.run(load, span)?.0)
+    }
+
+    /// As [`Floor::run`], with the times of all records.
+    pub fn run_timed(&mut self, load: Load, span: Duration) -> io::Result<Outcome> {
+        let (row, times) = self.primary.run(load, span)?;
+        Ok(Outcome {
+            per_second: row.ops_per_second,
+            times,
+        })
     }
 }
 

@@ -22,8 +22,14 @@ pub struct Quantiles {
     pub count: u64,
     /// Median.
     pub p50_us: f64,
+    /// One in ten takes longer.
+    pub p90_us: f64,
     /// One in a hundred takes longer.
     pub p99_us: f64,
+    /// One in a thousand takes longer.
+    pub p999_us: f64,
+    /// The longest.
+    pub max_us: f64,
 }
 
 /// What one load came to.
@@ -48,7 +54,10 @@ impl Quantiles {
         Self {
             count: times.len(),
             p50_us: micros(times.value_at_quantile(0.5)),
+            p90_us: micros(times.value_at_quantile(0.9)),
             p99_us: micros(times.value_at_quantile(0.99)),
+            p999_us: micros(times.value_at_quantile(0.999)),
+            max_us: micros(times.max()),
         }
     }
 }
@@ -97,6 +106,7 @@ fn micros(nanos: u64) -> f64 {
 }
 
 /// Sizes and counts of a run stay far below 2^32.
-pub(crate) fn as_f64(count: usize) -> f64 {
+#[must_use]
+pub fn as_f64(count: usize) -> f64 {
     u32::try_from(count).map_or(f64::INFINITY, f64::from)
 }

@@ -84,7 +84,7 @@ impl Primary {
         })
     }
 
-    pub(super) fn run(&mut self, load: Load, span: Duration) -> io::Result<Row> {
+    pub(super) fn run(&mut self, load: Load, span: Duration) -> io::Result<(Row, Histogram<u64>)> {
         let started = Instant::now();
         let mut run = Run::new(load, started + span);
         loop {
@@ -102,7 +102,8 @@ impl Primary {
             run.commit(self.committed());
         }
         self.settle()?;
-        Ok(run.row(started.elapsed()))
+        let row = run.row(started.elapsed());
+        Ok((row, run.times))
     }
 
     fn form_batch(&mut self, run: &mut Run) -> io::Result<()> {
