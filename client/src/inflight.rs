@@ -35,6 +35,9 @@ pub(crate) enum Mutation {
     TrimLog {
         first: u64,
     },
+    RetainLog {
+        policy: pb::Retention,
+    },
     Write {
         offset: u64,
         data: Bytes,
@@ -56,7 +59,10 @@ impl Mutation {
             Self::Append { record, .. } => record.len(),
             Self::Batch { records, .. } => records.iter().map(Bytes::len).sum(),
             Self::Write { data, .. } => data.len(),
-            Self::TrimLog { .. } | Self::Trim { .. } | Self::Zeroes { .. } => 0,
+            Self::TrimLog { .. }
+            | Self::RetainLog { .. }
+            | Self::Trim { .. }
+            | Self::Zeroes { .. } => 0,
         }
     }
 
@@ -75,6 +81,10 @@ impl Mutation {
             Self::TrimLog { first } => Body::TrimLog(pb::TrimLog {
                 seq,
                 first_lsn: *first,
+            }),
+            Self::RetainLog { policy } => Body::RetainLog(pb::RetainLog {
+                seq,
+                policy: Some(*policy),
             }),
             Self::Write { offset, data } => Body::Write(pb::Write {
                 seq,

@@ -47,6 +47,7 @@ mod inflight;
 mod local;
 mod log;
 mod replicas;
+mod retention;
 mod room;
 mod session;
 mod tail;
@@ -73,6 +74,7 @@ pub use crate::log::{
     Consistency, FoundRecord, LogBuilder, LogPage, LogPosition, LogRecord, LogVolume,
     PendingAppend, ReadLimits,
 };
+pub use crate::retention::Retention;
 pub use crate::tail::Tail;
 
 /// Plain descriptions of a cluster, as [`Admin`] returns them. All serialize.

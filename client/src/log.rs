@@ -238,7 +238,7 @@ pub struct LogPosition {
 #[derive(Debug, Clone)]
 pub struct LogVolume {
     session: Arc<Session>,
-    replicas: Arc<Replicas>,
+    pub(crate) replicas: Arc<Replicas>,
     consistency: Consistency,
 }
 
@@ -458,7 +458,7 @@ impl LogVolume {
         self.send(Mutation::TrimLog { first: first.0 }).await?.await
     }
 
-    async fn send(&self, mutation: Mutation) -> Result<PendingAppend, AppendError> {
+    pub(crate) async fn send(&self, mutation: Mutation) -> Result<PendingAppend, AppendError> {
         if self.session.id == SessionId(0) {
             return Err(AppendError::Refused(Refusal::ReadOnly));
         }
@@ -618,14 +618,14 @@ impl LogVolume {
     }
 
     /// What a read must include, if any copy may serve it.
-    fn committed(&self) -> Option<pb::AnyCommitted> {
+    pub(crate) fn committed(&self) -> Option<pb::AnyCommitted> {
         match self.consistency {
             Consistency::Linearizable => None,
             Consistency::Committed => Some(self.replicas.at_least()),
         }
     }
 
-    async fn ask(&self, request: client_request::Body) -> Result<Body, ReadError> {
+    pub(crate) async fn ask(&self, request: client_request::Body) -> Result<Body, ReadError> {
         match self.consistency {
             Consistency::Linearizable => self.session.query(request).await,
             Consistency::Committed => self.replicas.query(request, self.session.deadline).await,

@@ -1,6 +1,7 @@
 //! The command line: every command and option, with the texts that `--help` prints. Nothing is carried out here.
 
 pub mod ledger;
+pub mod retain;
 pub mod witness;
 pub mod workload;
 
@@ -14,6 +15,7 @@ use mainstay_types::{Instance, VolumeName};
 use crate::config::{ListenAddr, NbdTlsSection, TlsMode};
 use crate::locate::{ClusterArgs, DEFAULT_DIR};
 use ledger::LedgerCommand;
+use retain::RetainArgs;
 use witness::WitnessCommand;
 use workload::WorkloadArgs;
 
@@ -622,6 +624,17 @@ Examples:
 Readers are shown nothing below the trim point from then on. Members give the space back in whole segments, as soon as every registered
 member holds what lies below.")]
     Trim(TrimArgs),
+    /// Show or change what a log keeps by itself, by age and by bytes
+    #[command(after_long_help = "\
+Examples:
+  mainstay log retain ledger                                  what it keeps now
+  mainstay log retain ledger --age 30d --bytes 10GiB
+  mainstay log retain ledger --age off                        the other bound stays
+
+The policy is part of the log, so it survives failovers and restarts. A bound says what stays for certain; what neither bound keeps is \
+trimmed by the primary, about once a second and in steps of a sixty-fourth of the bound. With both bounds, what either of them lets go \
+is trimmed. Age goes by the records' timestamps and the primary's clock.")]
+    Retain(RetainArgs),
 }
 
 /// How records are told apart in a stream of bytes.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use mainstay_client::report::WitnessChange;
 use mainstay_types::{Lsn, NodeId, VolumeKind};
 
+use crate::cli::retain::{Bound, RetainArgs};
 use crate::cli::witness::WitnessCommand;
 use crate::cli::workload::{WorkloadArg, WorkloadArgs};
 use crate::cli::{
@@ -198,6 +199,7 @@ async fn log_command(command: LogCommand) -> anyhow::Result<()> {
         LogCommand::Read(args) => read(args).await,
         LogCommand::Tail(args) => tail(args).await,
         LogCommand::Trim(args) => trim(args).await,
+        LogCommand::Retain(args) => retain(args).await,
     }
 }
 
@@ -263,6 +265,15 @@ async fn trim(args: TrimArgs) -> anyhow::Result<()> {
     };
     let endpoints = endpoints(&args.cluster)?;
     log::trim::run(args.volume.as_str(), below, endpoints, &mut io::stdout()).await
+}
+
+async fn retain(args: RetainArgs) -> anyhow::Result<()> {
+    let change = log::retain::Change {
+        age: args.age.map(Bound::get),
+        bytes: args.bytes.map(Bound::get),
+    };
+    let (volume, endpoints) = (args.volume.as_str(), endpoints(&args.cluster)?);
+    log::retain::run(volume, change, args.json, endpoints, &mut io::stdout()).await
 }
 
 async fn nbd(args: NbdArgs) -> anyhow::Result<()> {

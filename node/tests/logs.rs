@@ -7,9 +7,9 @@ use std::io::Cursor;
 use mainstay_client::report::{CreateVolume, Promote};
 use mainstay_client::{
     Admin, AppendError, Client, ClientConfig, Consistency, LogRecord, LogVolume, OpenError,
-    Outcome, ReadError, ReadLimits, Refusal,
+    Outcome, ReadError, ReadLimits, Refusal, Retention,
 };
-use mainstay_node::commands::log::{append, read, trim};
+use mainstay_node::commands::log::{append, read, retain, trim};
 use mainstay_types::{Lsn, NodeId, VolumeKind};
 use mainstay_volume::VolumeConfig;
 use support::{Cluster, PATIENCE, healed};
@@ -243,6 +243,123 @@ async fn any_copy_serves_what_is_committed_and_no_reader_goes_back() {
     cluster.restart(NodeId(2)).await;
     healed(&admin, "ledger", 3).await;
     assert_eq!(records(&committed).await, ["a", "b", "x", "c"]);
+    cluster.shut_down().await;
+}
+
+/// Settles once `what` is the log's first position; fails when that takes too long.
+async fn begins_at(log: &LogVolume, what: impl Fn(u64) -> bool) -> u64 {
+    let give_up = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let first = log.position().await.expect("known").first.0;
+        if what(first) {
+            return first;
+        }
+        assert!(tokio::time::Instant::now() < give_up, "begins at {first}");
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+}
+
+/// What a policy lets go is trimmed, by whoever is primary; what it keeps stays; and the policy survives everything.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_keeps_what_its_policy_says_across_failovers_and_restarts() {
+    let mut cluster = Cluster::start().await;
+    let (client, admin) = with_log(&cluster).await;
+    let log = client.log("ledger").open().await.expect("open");
+    append_much(&log, 0).await;
+    let end = log.position().await.expect("known").next.0;
+    assert_eq!(
+        begins_at(&log, |_| true).await,
+        1,
+        "nothing goes without a policy"
+    );
+
+    let mut said = Vec::new();
+    let change = retain::Change {
+        bytes: Some(Some(2 << 20)),
+        ..retain::Change::default()
+    };
+    let endpoints = cluster.endpoints();
+    let ran = retain::run("ledger", change, false, endpoints, &mut said).await;
+    ran.expect("changed");
+    let said = String::from_utf8(said).expect("text");
+    assert_eq!(said, "log `ledger` keeps the newest 2 MiB of records\n");
+    // 53 records of a little more than 40,000 bytes are 2 MiB.
+    let by_bytes = begins_at(&log, |first| first > 1).await;
+    assert!(
+        (end - 90..=end - 53).contains(&by_bytes),
+        "{by_bytes} of {end}"
+    );
+    let below = log.read(Lsn(1), ReadLimits::default()).await;
+    assert!(
+        matches!(below, Err(ReadError::Refused(Refusal::Trimmed { first })) if first.0 == by_bytes),
+        "{below:?}"
+    );
+    let page = log.read(Lsn(by_bytes), ReadLimits::default()).await;
+    let page = page.expect("read");
+    let text = String::from_utf8_lossy(&page.records[0].data);
+    assert!(text.contains("/0:"), "a batch is not cut: {}", &text[..10]);
+
+    // Another primary goes on by the same policy.
+    promote(&admin, 2).await;
+    append_much(&log, 100).await;
+    let end = log.position().await.expect("known").next.0;
+    let later = begins_at(&log, |first| first + 90 >= end).await;
+    assert!(later <= end - 53, "{later} of {end}");
+
+    cluster
+        .stop_together(&[NodeId(1), NodeId(2), NodeId(3)])
+        .await;
+    for node in 1..=3 {
+        cluster.restart(NodeId(node)).await;
+    }
+    healed(&admin, "ledger", 3).await;
+    let kept = log.retention().await.expect("known");
+    assert_eq!((kept.age, kept.bytes), (None, Some(2 << 20)));
+
+    // By age: everything is older than a second soon, and a new record begins a log of its own.
+    let second = Retention {
+        age: Some(std::time::Duration::from_secs(1)),
+        bytes: None,
+    };
+    log.set_retention(second).await.expect("committed");
+    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    let young = log.append("young").await.expect("committed").lsn.0;
+    begins_at(&log, |first| first == young).await;
+    assert_eq!(
+        log.read(Lsn(young), ReadLimits::default())
+            .await
+            .expect("read")
+            .records
+            .len(),
+        1,
+        "the last record stays"
+    );
+    let shown = admin.show_volume("ledger").await.expect("shown");
+    assert_eq!(
+        (shown.first_shown_lsn.0, shown.retention),
+        (young, Some(second))
+    );
+    cluster.shut_down().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_volume_has_nothing_to_retain() {
+    let cluster = Cluster::start().await;
+    let (client, admin) = with_log(&cluster).await;
+    let kind = VolumeKind::Block {
+        size_bytes: 1 << 20,
+    };
+    let create = CreateVolume::new("disk", kind);
+    admin.create_volume(create).await.expect("created");
+    let endpoints = cluster.endpoints();
+    let change = retain::Change {
+        bytes: Some(Some(1)),
+        ..retain::Change::default()
+    };
+    let ran = retain::run("disk", change, false, endpoints, &mut Vec::new()).await;
+    let error = format!("{:#}", ran.expect_err("refused"));
+    assert!(error.contains("log"), "{error}");
+    drop(client);
     cluster.shut_down().await;
 }
 

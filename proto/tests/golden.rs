@@ -457,6 +457,11 @@ fn requests(golden: &mut Golden) {
     };
     golden.ask("zeroes", Body::Zeroes(zeroes));
     golden.ask("trim_log", Body::TrimLog(pb::TrimLog { seq, first_lsn: 9 }));
+    let policy = Some(pb::Retention {
+        age_ms: 86_400_000,
+        bytes: 1 << 30,
+    });
+    golden.ask("retain_log", Body::RetainLog(pb::RetainLog { seq, policy }));
     golden.ask("read", Body::Read(pb::Read { offset, len: 4096 }));
     let allocation = pb::Allocation {
         offset,
@@ -625,6 +630,10 @@ fn replies(golden: &mut Golden) {
         commit: 400,
         epoch: 3,
         lineage: 0x0102_0304_0506_0708,
+        retention: Some(pb::Retention {
+            age_ms: 86_400_000,
+            bytes: 1 << 30,
+        }),
     };
     golden.reply("position_is", Body::Position(position));
     golden.reply("closed", Body::Closed(pb::Closed {}));

@@ -66,11 +66,13 @@ pub enum Mistake {
     TokenToldEarly,
     /// H5: what a trim covers is released although a registered member may lack it.
     ReleaseUnheld,
+    /// R9.9: the primary trims what the log's policy keeps.
+    KeptTrimmed,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::RestartedPrimaryGoesOn,
         Self::NoSyncPoint,
         Self::PromotionDropsSilent,
@@ -101,6 +103,7 @@ impl Mistake {
         Self::OldTokenTaken,
         Self::TokenToldEarly,
         Self::ReleaseUnheld,
+        Self::KeptTrimmed,
     ];
 }
 

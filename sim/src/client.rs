@@ -8,7 +8,7 @@ use mainstay_replication::Rng;
 use mainstay_storage::EntryKind;
 use mainstay_storage::format::{encode_range, encode_unstamped};
 use mainstay_types::{Lsn, NodeId, SessionId, VolumeId};
-use mainstay_volume::{Attachment, ClientOp, Direction, Outcome, PageLimits, Refusal};
+use mainstay_volume::{Attachment, ClientOp, Direction, Outcome, PageLimits, Refusal, Retention};
 
 use crate::properties::linearizable::{BLOCK, SECTOR};
 
@@ -60,6 +60,17 @@ pub enum Ask {
     Position,
 }
 
+/// An age in milliseconds that nothing reaches: a policy whose first word is this and more keeps as many bytes as that is more.
+pub const BY_BYTES: u64 = 1_000_000_000_000;
+
+/// What a log shall keep: its first word, which is all that the properties see of an entry, says all of it.
+fn policy(tag: u64) -> Retention {
+    Retention {
+        age_ms: tag,
+        bytes: tag.saturating_sub(BY_BYTES),
+    }
+}
+
 /// A change of a volume.
 #[derive(Debug, Clone, Copy)]
 pub struct Mutation {
@@ -96,6 +107,9 @@ impl Mutation {
                 encode_unstamped(self.kind, none, 0, 0, self.offset, &encode_range(self.len))
             }
             EntryKind::TrimLog => encode_unstamped(self.kind, none, 0, 0, self.offset, &[0; 8]),
+            EntryKind::RetainLog => {
+                encode_unstamped(self.kind, none, 0, 0, 0, &policy(self.tag).encode())
+            }
             _ => {
                 let len = usize::try_from(self.len).expect("small");
                 let mut payload = self.tag.to_le_bytes().repeat(len.div_ceil(8));
@@ -284,6 +298,18 @@ impl Client {
                 0 => 2 + u32::try_from(self.log_rng.below(7)).expect("small"),
                 _ => 1,
             };
+            if self.trims && self.log_rng.below(32) == 0 {
+                let bound = 200 + self.log_rng.below(4000);
+                let by_bytes = self.log_rng.below(2) == 0;
+                return Mutation {
+                    kind: EntryKind::RetainLog,
+                    offset: 0,
+                    len: 0,
+                    tag: bound + if by_bytes { BY_BYTES } else { 0 },
+                    records: 1,
+                    expected: None,
+                };
+            }
             if self.trims && self.log_rng.below(16) == 0 {
                 return Mutation {
                     kind: EntryKind::TrimLog,

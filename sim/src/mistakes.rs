@@ -34,4 +34,5 @@ pub const CAUGHT: [(Mistake, u64); Mistake::ALL.len()] = [
     (Mistake::OldTokenTaken, 4),
     (Mistake::TokenToldEarly, 4),
     (Mistake::ReleaseUnheld, 0),
+    (Mistake::KeptTrimmed, 0),
 ];

@@ -15,7 +15,7 @@ use super::types::{
     NodeStatus, Promote, PromoteRefused, Promoted, SealReport, Severity, StoreStatus, VolumeHealth,
     VolumeStatus, VoterStatus,
 };
-use crate::AdminError;
+use crate::{AdminError, Retention};
 
 fn millis(span: Duration) -> u32 {
     u32::try_from(span.as_millis()).unwrap_or(u32::MAX)
@@ -245,6 +245,8 @@ pub(super) fn volume(m: pb::VolumeStatus) -> Result<VolumeStatus, AdminError> {
         lease_remaining_ms: lease.remaining_ms,
         lease_granted_by: nodes(&lease.granted_by),
         first_lsn: Lsn(m.first_lsn),
+        first_shown_lsn: Lsn(m.first_shown_lsn),
+        retention: m.retention.map(|policy| Retention::decode(Some(policy))),
         accepted_lsn: Lsn(m.accepted_lsn),
         commit_lsn: Lsn(m.commit_lsn),
         applied_lsn: Lsn(m.applied_lsn),

@@ -6,6 +6,8 @@ use mainstay_types::{
 };
 use serde::Serialize;
 
+use crate::Retention;
+
 /// A volume to create.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CreateVolume {
@@ -187,6 +189,10 @@ pub struct VolumeStatus {
     pub lease_granted_by: Vec<NodeId>,
     /// First entry still held.
     pub first_lsn: Lsn,
+    /// Log volumes: the first position that is shown to readers; zero for others.
+    pub first_shown_lsn: Lsn,
+    /// Log volumes: what is kept.
+    pub retention: Option<Retention>,
     /// Last entry taken in.
     pub accepted_lsn: Lsn,
     /// Last entry committed.

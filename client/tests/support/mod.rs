@@ -500,6 +500,7 @@ impl Serving {
                 commit,
                 epoch: self.epoch,
                 lineage: 0,
+                retention: None,
             }),
             Ask::Close(_) => Reply::Closed(pb::Closed {}),
             _ => return false,

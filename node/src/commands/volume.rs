@@ -10,6 +10,7 @@ use mainstay_types::{AckRule, NodeId, VolumeKind};
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::log::retain::kept;
 use super::table::{Align, Table};
 use super::{connect, print_json, size, status, text};
 
@@ -274,6 +275,10 @@ fn describe(volume: &VolumeStatus) -> String {
         ("sessions", volume.sessions.to_string()),
         ("lineage", volume.lineage.to_string()),
     ];
+    if let Some(retention) = volume.retention {
+        lines.push(("readers begin at", volume.first_shown_lsn.to_string()));
+        lines.push(("keeps", kept(retention)));
+    }
     if volume.shared {
         lines.push(("shared", "several hosts may attach at a time".to_owned()));
     }

@@ -5,7 +5,7 @@ use mainstay_proto::v1::client_reply::Body as Reply;
 use mainstay_proto::v1::refused::Reason;
 use mainstay_storage::image::{Extent, ImageReadError};
 use mainstay_types::{Epoch, Lsn, NodeId, VolumeKind};
-use mainstay_volume::{BATCH_RECORDS_MAX, OpResult, Outcome, Refusal};
+use mainstay_volume::{BATCH_RECORDS_MAX, OpResult, Outcome, Refusal, Retention};
 
 use super::Node;
 use super::handle::{ConnAnswer, RecordOut, VolumeHandle};
@@ -124,7 +124,16 @@ pub(super) fn position_here(handle: &VolumeHandle) -> Reply {
         commit: commit.0,
         epoch: report.sealed.0,
         lineage: handle.lineage.0,
+        retention: Some(retention(report.retention)),
     })
+}
+
+/// As it is told.
+pub(super) fn retention(policy: Retention) -> pb::Retention {
+    pb::Retention {
+        age_ms: policy.age_ms,
+        bytes: policy.bytes,
+    }
 }
 
 /// The answer to a read of a log, if it is one.
@@ -207,12 +216,14 @@ pub(super) fn of_result(node: &Node, handle: &VolumeHandle, result: OpResult) ->
             first,
             commit,
             epoch,
+            retention: policy,
         } => Reply::Position(pb::PositionIs {
             first_lsn: first.0,
             next_lsn: commit.0 + 1,
             commit: commit.0,
             epoch: epoch.0,
             lineage: handle.lineage.0,
+            retention: Some(retention(policy)),
         }),
         OpResult::Found(found) => Reply::Found(pb::Found {
             lsn: found.map(|(lsn, _)| lsn.0),

@@ -17,6 +17,7 @@ use mainstay_storage::image::RANGE_BYTES_MAX;
 use mainstay_types::{Lsn, SessionId, VolumeKind, VolumeName};
 use mainstay_volume::{
     Attachment, BATCH_RECORDS_MAX, ClientOp, ConnId, Direction, Event, OpResult, PageLimits,
+    Retention,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -785,6 +786,15 @@ fn mutation_op(body: Body) -> Result<(ClientOp, u64), Reply> {
             None,
             &Bytes::from_static(&[0; 8]),
         ),
+        Body::RetainLog(retain) => {
+            let policy = retain.policy.unwrap_or_default();
+            let policy = Retention {
+                age_ms: policy.age_ms,
+                bytes: policy.bytes,
+            };
+            let bytes = Bytes::copy_from_slice(&policy.encode());
+            payload(EntryKind::RetainLog, retain.seq, 0, None, &bytes)
+        }
         Body::Write(write) => payload(EntryKind::Write, write.seq, write.offset, None, &write.data),
         Body::Trim(trim) => range(EntryKind::Trim, trim.seq, trim.offset, trim.len, 0),
         Body::Zeroes(zeroes) => range(EntryKind::Zeroes, zeroes.seq, zeroes.offset, zeroes.len, 0),

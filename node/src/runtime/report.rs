@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mainstay_replication::{PeerStatus, Role};
 use mainstay_types::{Epoch, Lsn, MonoTime, NodeId, Register};
-use mainstay_volume::Volume;
+use mainstay_volume::{Retention, Volume};
 
 use super::clock;
 
@@ -33,6 +33,8 @@ pub struct VolumeReport {
     pub first: Lsn,
     /// First entry that is shown to readers.
     pub first_shown: Lsn,
+    /// What a log keeps.
+    pub retention: Retention,
     /// When the lease of the epoch in which it acts ends, or ended; zero if there was none yet.
     pub lease_until: MonoTime,
     /// How long the oldest log write has been under way.
@@ -74,6 +76,7 @@ impl VolumeReport {
             applied: volume.applied(),
             first: member.log().base().lsn.next(),
             first_shown: volume.first_shown(),
+            retention: volume.sessions().retention(),
             lease_until: member.lease_until(),
             sync_age: Duration::ZERO,
             peers: member.peer_status(now),
@@ -103,6 +106,7 @@ impl VolumeReport {
         self.applied = volume.applied();
         self.first = member.log().base().lsn.next();
         self.first_shown = volume.first_shown();
+        self.retention = volume.sessions().retention();
         self.lease_until = member.lease_until();
         self.sync_age = sync_age;
         self.peers = member.peer_status(now);

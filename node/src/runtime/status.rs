@@ -8,7 +8,7 @@ use mainstay_proto::tuning::client_endpoint;
 use mainstay_proto::v1 as pb;
 use mainstay_proto::v1::admin_client::AdminClient;
 use mainstay_replication::{PeerStatus, Role};
-use mainstay_types::{Member, MonoTime, NodeId, Register, VolumeName};
+use mainstay_types::{Member, MonoTime, NodeId, Register, VolumeKind, VolumeName};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status};
@@ -116,6 +116,10 @@ pub fn volume(node: &Node, register: &Register) -> pb::VolumeStatus {
     };
     let report = handle.report();
     status.first_lsn = report.first.0;
+    if register.spec.kind == VolumeKind::Log {
+        status.first_shown_lsn = report.first_shown.0;
+        status.retention = Some(super::client_replies::retention(report.retention));
+    }
     status.accepted_lsn = report.last.0;
     status.commit_lsn = report.commit.0;
     status.applied_lsn = report.applied.0;

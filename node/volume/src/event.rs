@@ -10,6 +10,7 @@ use mainstay_types::{Epoch, Lsn, MonoTime, NodeId, Register, SessionId};
 
 use crate::batch::Voids;
 use crate::pages::{Direction, PageLimits, Stretch};
+use crate::retention::Retention;
 
 /// Names one client connection of this process.
 pub type ConnId = u64;
@@ -270,6 +271,8 @@ pub enum OpResult {
         commit: Lsn,
         /// The epoch of this primary.
         epoch: Epoch,
+        /// What a log keeps.
+        retention: Retention,
     },
     /// The first record that is not older than the time asked for: its position and its timestamp. None, if all are older.
     Found(Option<(Lsn, u64)>),

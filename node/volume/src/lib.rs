@@ -21,6 +21,7 @@ mod gather;
 mod mutations;
 mod pages;
 mod reads;
+mod retention;
 mod sessions;
 pub mod store;
 mod tail;
@@ -34,6 +35,7 @@ pub use event::{
     WalWrite,
 };
 pub use pages::{Direction, Page, PageLimits, Stretch};
+pub use retention::Retention;
 pub use sessions::{BlobError, RESULTS_KEPT, Sessions};
 pub use volume::{Volume, VolumeConfig, VolumeStart};
 

@@ -9,6 +9,7 @@ use mainstay_types::{Lsn, SessionId, VolumeKind};
 use crate::batch::{BATCH_RECORDS_MAX, FLAG_MORE};
 use crate::clients::{Conn, Proposed, Waiter, Wanted};
 use crate::event::{ConnId, Now, OpResult, Outcome, Refusal, Token};
+use crate::retention::Retention;
 use crate::sessions::Done;
 use crate::volume::Volume;
 
@@ -59,6 +60,8 @@ impl Volume {
         let trim = trim_of(&mutation.entry);
         if let Some(first) = trim {
             self.complete_trim(first, &mut mutation)?;
+        } else if mutation.entry[KIND] == EntryKind::RetainLog as u8 {
+            // As a trim, it is the log's keeper's business, not its writer's: no token fences it.
         } else if let Some(fence) = self.clients.fence_over(known.token)
             && !unchecked
         {
@@ -225,6 +228,10 @@ impl Volume {
         }
         match (kind, self.spec.kind) {
             (Some(EntryKind::Record | EntryKind::TrimLog), VolumeKind::Log) => Ok(()),
+            (Some(EntryKind::RetainLog), VolumeKind::Log) => {
+                let policy = Retention::decode(&entry[ENTRY_HEADER_BYTES..]);
+                policy.map(drop).ok_or(Refusal::WrongKind)
+            }
             (Some(EntryKind::Write), VolumeKind::Block { .. }) => self.check_range(arg, payload),
             (Some(EntryKind::Trim | EntryKind::Zeroes), VolumeKind::Block { .. }) => {
                 let len = range_of(&entry[ENTRY_HEADER_BYTES..]).map_err(|_| Refusal::WrongKind)?;

@@ -68,6 +68,7 @@ impl Volume {
                         first,
                         commit: at,
                         epoch,
+                        retention: self.sessions.retention,
                     },
                 );
             }

@@ -11,6 +11,7 @@ use mainstay_storage::format::{EntryHeader, EntryRef};
 use mainstay_types::{Lsn, SessionId};
 
 use crate::batch::{Batches, Step, Voids};
+use crate::retention::{Marks, Retention};
 use crate::trims::release_of;
 
 /// Results kept for each session: a client must not have more unanswered.
@@ -22,7 +23,7 @@ const SESSIONS_KEPT: usize = 10_000;
 /// Flag of a `SessionOpen` entry: the session writes under the present attachment.
 pub(crate) const FLAG_ATTACHED: u8 = 1;
 
-const BLOB_VERSION: u16 = 4;
+const BLOB_VERSION: u16 = 5;
 
 /// A committed mutation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +102,9 @@ pub enum BlobError {
     /// A name that is not UTF-8.
     #[error("attachment name is not UTF-8")]
     Name,
+    /// Positions that contradict one another.
+    #[error("session table has more bytes of records below a position than in all")]
+    Marks,
 }
 
 /// All sessions of one volume at one position of its log.
@@ -115,6 +119,10 @@ pub struct Sessions {
     pub(crate) trim_point: Lsn,
     /// Copies may give back what lies below it; at most the trim point. Never falls.
     pub(crate) release: Lsn,
+    /// What the log keeps.
+    pub(crate) retention: Retention,
+    /// Where its records lie by time and by bytes.
+    pub(crate) marks: Marks,
     /// The table is that of this position although less is applied: a log that was copied whole begins below it. Zero for none.
     pub(crate) ahead_until: Lsn,
     /// Greatest timestamp of a record.
@@ -159,6 +167,12 @@ impl Sessions {
         self.trim_point
     }
 
+    /// What the log keeps.
+    #[must_use]
+    pub fn retention(&self) -> Retention {
+        self.retention
+    }
+
     /// An image that was copied while it changed is consistent once the log is applied up to here.
     #[must_use]
     pub fn consistent_from(&self) -> Lsn {
@@ -192,6 +206,7 @@ impl Sessions {
             // Also of a batch that is cut short: timestamps rise with positions, whatever is shown.
             self.last_timestamp = self.last_timestamp.max(header.arg);
         }
+        self.marks.take(header);
         let done = match self.batches.take(header) {
             Step::Held => return None,
             Step::Whole(done) => done,
@@ -199,11 +214,10 @@ impl Sessions {
                 seq: header.seq,
                 lsn,
                 count: 1,
-                // The answer to a trim has no timestamp.
-                arg: if header.kind == EntryKind::TrimLog {
-                    0
-                } else {
-                    header.arg
+                // The answer to a trim or a policy has no timestamp.
+                arg: match header.kind {
+                    EntryKind::TrimLog | EntryKind::RetainLog => 0,
+                    _ => header.arg,
                 },
             },
         };
@@ -232,6 +246,12 @@ impl Sessions {
                     return Some(done);
                 }
             }
+            EntryKind::RetainLog => {
+                // A payload that is none was refused before it was ordered.
+                self.retention = Retention::decode(&entry.payload()).unwrap_or(self.retention);
+                self.note_done(header, done);
+                return Some(done);
+            }
             EntryKind::Record | EntryKind::Write | EntryKind::Trim | EntryKind::Zeroes => {
                 self.note_done(header, done);
                 return Some(done);
@@ -254,6 +274,7 @@ impl Sessions {
         let release = release.unwrap_or(Lsn::ZERO).min(first);
         self.release = self.release.max(release);
         self.batches.forget_below(self.trim_point);
+        self.marks.trimmed(self.trim_point);
     }
 
     fn touch(&mut self, id: SessionId, lsn: Lsn) -> &mut Session {
@@ -309,6 +330,8 @@ impl Sessions {
         out.put_u32_le(u32::try_from(name.len()).unwrap_or(0));
         out.put_slice(name.as_bytes());
         self.batches.encode(&mut out);
+        out.put_slice(&self.retention.encode());
+        self.marks.encode(&mut out);
         out.put_u32_le(u32::try_from(self.sessions.len()).expect("bounded by SESSIONS_KEPT"));
         for (id, session) in &self.sessions {
             out.put_u64_le(id.0);
@@ -350,6 +373,9 @@ impl Sessions {
             String::from_utf8(take(&mut rest, name_len)?.to_vec()).map_err(|_| BlobError::Name)?;
         table.attached = (lsn != Lsn::ZERO).then_some(Attached { name, lsn });
         table.batches = Batches::decode(&mut rest)?;
+        let policy = take(&mut rest, Retention::BYTES)?;
+        table.retention = Retention::decode(&policy).ok_or(BlobError::Short)?;
+        table.marks = Marks::decode(&mut rest)?;
         let count = take(&mut rest, 4)?.get_u32_le();
         for _ in 0..count {
             let id = SessionId(u64_of(&mut rest)?);

@@ -37,7 +37,7 @@ impl Volume {
     }
 
     /// What may be released of everything below `first`.
-    fn releasable(&self, first: Lsn) -> Lsn {
+    pub(crate) fn releasable(&self, first: Lsn) -> Lsn {
         if self.config.member.mistakes.has(Mistake::ReleaseUnheld) {
             return first;
         }

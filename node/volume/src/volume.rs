@@ -136,6 +136,8 @@ pub struct Volume {
     pub(crate) pinned: Option<Lsn>,
     /// Something was released that this copy still holds.
     pub(crate) release_due: bool,
+    /// When the primary looks at the log's retention next.
+    pub(crate) retain_at: MonoTime,
     /// The log was copied whole, with a state of this position.
     copied_until: Lsn,
     stopped: bool,
@@ -175,6 +177,7 @@ impl Volume {
             logged_bytes: 0,
             pinned: None,
             release_due: false,
+            retain_at: MonoTime::ZERO,
             copied_until: Lsn::ZERO,
             stopped: false,
             out: VecDeque::new(),
@@ -246,6 +249,7 @@ impl Volume {
     /// Proposes what the events brought, feeds the other copies, and keeps memory and disk within bounds.
     pub fn finish(&mut self, now: Now) {
         self.maybe_release();
+        self.maybe_retain(now);
         self.flush_if_ready(now);
         self.drain_core(now);
         self.feed(now);
@@ -267,6 +271,7 @@ impl Volume {
             .next_deadline()
             .min(feed.unwrap_or(MonoTime::MAX))
             .min(self.held_until())
+            .min(self.retain_due())
     }
 
     /// The core, to look at.

@@ -123,7 +123,7 @@ impl Ops {
             self.attachments.committed(info)?;
         } else {
             self.tokens.committed(info)?;
-            self.trims.committed(info);
+            self.trims.committed(info)?;
         }
         let Part { first, index, last } = self.batches.committed(info);
         let mutation = matches!(
@@ -133,6 +133,7 @@ impl Ops {
                 | EntryKind::Trim
                 | EntryKind::Zeroes
                 | EntryKind::TrimLog
+                | EntryKind::RetainLog
         );
         // A primary releases what was trimmed before on nobody's behalf.
         if !mutation || info.session == SessionId(0) {
@@ -200,7 +201,7 @@ impl Ops {
                 );
             }
             self.last_timestamp = info.arg;
-        } else if info.kind != EntryKind::TrimLog {
+        } else if !matches!(info.kind, EntryKind::TrimLog | EntryKind::RetainLog) {
             self.change_sectors(info);
         }
         Ok(())

@@ -2,31 +2,79 @@
 //! copy gives back what was not trimmed, or what a registered copy never held.
 
 use mainstay_storage::EntryKind;
-use mainstay_types::Lsn;
+use mainstay_types::{Lsn, SessionId};
+
+use crate::client::BY_BYTES;
 
 use super::{Check, CopyKey, EntryInfo, Oracle, Property, broken};
 
 /// What the committed log says of its trim point: from which position on it is which. Both rise.
 #[derive(Debug, Default)]
-pub(super) struct Trims(Vec<(Lsn, Lsn)>);
+pub(super) struct Trims {
+    points: Vec<(Lsn, Lsn)>,
+    /// First word of the policy in force; zero for none.
+    policy: u64,
+    /// Of each record, the payload of all up to it.
+    bytes: Vec<(Lsn, u64)>,
+}
 
 impl Trims {
     /// The next entry of a log commits.
-    pub(super) fn committed(&mut self, info: &EntryInfo) {
-        let first = Lsn(info.arg);
-        if info.kind == EntryKind::TrimLog && first > self.newest() {
-            self.0.push((info.point.lsn, first));
+    ///
+    /// # Errors
+    /// A primary trims of its own accord what the policy keeps. Of policies by age nothing is known here: clocks differ.
+    pub(super) fn committed(&mut self, info: &EntryInfo) -> Check {
+        match info.kind {
+            EntryKind::Record => {
+                let before = self.bytes.last().map_or(0, |(_, bytes)| *bytes);
+                self.bytes
+                    .push((info.point.lsn, before + u64::from(info.len)));
+            }
+            EntryKind::RetainLog => self.policy = info.tag,
+            EntryKind::TrimLog => return self.trimmed(info),
+            _ => {}
         }
+        Ok(())
+    }
+
+    fn trimmed(&mut self, info: &EntryInfo) -> Check {
+        let first = Lsn(info.arg);
+        if first <= self.newest() {
+            return Ok(());
+        }
+        self.points.push((info.point.lsn, first));
+        let Some(kept) = self.policy.checked_sub(BY_BYTES) else {
+            return Ok(());
+        };
+        let left = self.bytes_before(info.point.lsn) - self.bytes_before(first);
+        if info.session == SessionId(0) && left < kept {
+            return broken(
+                Property::Trims,
+                format!(
+                    "{} trims to {first}, which leaves {left} bytes: the policy keeps {kept}",
+                    info.point
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    /// Payload of all records below `lsn`.
+    fn bytes_before(&self, lsn: Lsn) -> u64 {
+        let count = self.bytes.partition_point(|(at, _)| *at < lsn);
+        count.checked_sub(1).map_or(0, |last| self.bytes[last].1)
     }
 
     fn newest(&self) -> Lsn {
-        self.0.last().map_or(Lsn(1), |(_, first)| *first)
+        self.points.last().map_or(Lsn(1), |(_, first)| *first)
     }
 
     /// The trim point after everything up to `at`.
     fn at(&self, at: Lsn) -> Lsn {
-        let count = self.0.partition_point(|(lsn, _)| *lsn <= at);
-        count.checked_sub(1).map_or(Lsn(1), |last| self.0[last].1)
+        let count = self.points.partition_point(|(lsn, _)| *lsn <= at);
+        count
+            .checked_sub(1)
+            .map_or(Lsn(1), |last| self.points[last].1)
     }
 }
 
@@ -102,13 +150,40 @@ mod tests {
     fn the_trim_point_is_a_function_of_the_position_and_never_falls() {
         let mut trims = Trims::default();
         for (lsn, first) in [(5, 3), (6, 2), (9, 7)] {
-            trims.committed(&EntryInfo {
-                arg: first,
-                ..entry(lsn, EntryKind::TrimLog, 1)
-            });
+            trims
+                .committed(&EntryInfo {
+                    arg: first,
+                    ..entry(lsn, EntryKind::TrimLog, 1)
+                })
+                .expect("nothing is kept by a policy");
         }
         let points: Vec<u64> = (4..10).map(|at| trims.at(Lsn(at)).0).collect();
         assert_eq!(points, [1, 3, 3, 3, 3, 7]);
         assert_eq!(trims.newest(), Lsn(7));
+    }
+
+    #[test]
+    fn a_primary_that_trims_what_the_policy_keeps_is_told() {
+        let record = |lsn| EntryInfo {
+            len: 100,
+            ..entry(lsn, EntryKind::Record, 1)
+        };
+        let trim = |lsn, first, session| EntryInfo {
+            arg: first,
+            session: SessionId(session),
+            ..entry(lsn, EntryKind::TrimLog, 1)
+        };
+        let mut trims = Trims::default();
+        for lsn in 1..=10 {
+            trims.committed(&record(lsn)).expect("a record");
+        }
+        let policy = EntryInfo {
+            tag: BY_BYTES + 300,
+            ..entry(11, EntryKind::RetainLog, 1)
+        };
+        trims.committed(&policy).expect("a policy");
+        trims.committed(&trim(12, 8, 0)).expect("300 bytes stay");
+        trims.committed(&trim(13, 9, 5)).expect("a client may");
+        assert!(trims.committed(&trim(14, 10, 0)).is_err());
     }
 }

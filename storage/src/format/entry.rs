@@ -56,6 +56,8 @@ pub enum EntryKind {
     Detach = 9,
     /// Records of a log volume below `arg` are not needed any more. The payload says below which entry copies may give them back.
     TrimLog = 10,
+    /// What a log volume keeps, by age and by bytes. The payload is the policy.
+    RetainLog = 11,
 }
 
 impl EntryKind {
@@ -73,6 +75,7 @@ impl EntryKind {
             8 => Self::Attach,
             9 => Self::Detach,
             10 => Self::TrimLog,
+            11 => Self::RetainLog,
             _ => return None,
         })
     }

@@ -1,8 +1,9 @@
-//! `mainstay log`: append, read and follow records, and trim them.
+//! `mainstay log`: append, read and follow records, trim them, and say what is kept.
 
 pub mod append;
 pub mod framing;
 pub mod read;
+pub mod retain;
 pub mod tail;
 pub mod trim;
 

@@ -86,6 +86,8 @@ pub(in super::super) fn volume() -> VolumeStatus {
         lease_remaining_ms: 700,
         lease_granted_by: Vec::new(),
         first_lsn: Lsn(1),
+        first_shown_lsn: Lsn::ZERO,
+        retention: None,
         accepted_lsn: Lsn(12),
         commit_lsn: Lsn(11),
         applied_lsn: Lsn(11),
