@@ -102,6 +102,8 @@ pub(crate) struct Clients {
     pub(crate) fence: Fence,
     /// Released by an entry of this primary's own that is on its way.
     pub(crate) releasing: Lsn,
+    /// The last change of what the log keeps that this primary has ordered.
+    pub(crate) policy: Lsn,
     pub(crate) last_timestamp: u64,
     /// The epoch that all of this belongs to.
     epoch: Epoch,
@@ -124,6 +126,7 @@ impl Clients {
                 lsn: Lsn::ZERO,
             };
             self.last_timestamp = table.last_timestamp;
+            self.policy = Lsn::ZERO;
         }
     }
 

@@ -62,6 +62,7 @@ impl Volume {
             self.complete_trim(first, &mut mutation)?;
         } else if mutation.entry[KIND] == EntryKind::RetainLog as u8 {
             // As a trim, it is the log's keeper's business, not its writer's: no token fences it.
+            self.clients.policy = self.next_lsn();
         } else if let Some(fence) = self.clients.fence_over(known.token)
             && !unchecked
         {

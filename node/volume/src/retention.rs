@@ -6,7 +6,8 @@
 //! **Invariant**: no trim by the policy takes a record that the policy keeps. It keeps every record that is younger than its age, by
 //! the records' own timestamps and the time that the primary would stamp a record with now; and the newest records that together have
 //! at least its bytes of payload. The order of events that would break it: a replica whose clock is a day ahead trims by its own
-//! opinion; so only who acts as primary proposes, and proposes an entry. And a trim in the middle of an atomic batch would show
+//! opinion; so only who acts as primary proposes, and proposes an entry. The primary has ordered a policy that keeps more, and trims by
+//! the one before, which is what it has applied; so it proposes nothing while a policy is on its way. And a trim in the middle of an atomic batch would show
 //! half of it: so only the positions of [`Marks`] are proposed, and none of them lies within a batch.
 //!
 //! Where records lie by time and bytes is remembered for at most [`MARKS_MAX`] positions, so that a log of any size costs the same
@@ -247,6 +248,8 @@ impl Volume {
             || !policy.is_set()
             || now.mono < self.retain_at
             || !self.member.accepts()
+            // A trim by the policy before would be ordered behind the one that keeps more.
+            || self.applied < self.clients.policy
         {
             return;
         }
