@@ -238,7 +238,7 @@ pub struct LogPosition {
 #[derive(Debug, Clone)]
 pub struct LogVolume {
     session: Arc<Session>,
-    replicas: Arc<Replicas>,
+    pub(crate) replicas: Arc<Replicas>,
     consistency: Consistency,
 }
 
@@ -593,7 +593,7 @@ impl LogVolume {
     }
 
     /// This handle with another consistency of its reads ([`Self::read`], [`Self::read_back`], [`Self::find_by_timestamp`],
-    /// [`Self::position`]). Shares the session, and what was seen, with the handle that it was made from.
+    /// [`Self::position`], roots and proofs). Shares the session, and what was seen, with the handle that it was made from.
     ///
     /// # Example
     /// ```
@@ -618,14 +618,14 @@ impl LogVolume {
     }
 
     /// What a read must include, if any copy may serve it.
-    fn committed(&self) -> Option<pb::AnyCommitted> {
+    pub(crate) fn committed(&self) -> Option<pb::AnyCommitted> {
         match self.consistency {
             Consistency::Linearizable => None,
             Consistency::Committed => Some(self.replicas.at_least()),
         }
     }
 
-    async fn ask(&self, request: client_request::Body) -> Result<Body, ReadError> {
+    pub(crate) async fn ask(&self, request: client_request::Body) -> Result<Body, ReadError> {
         match self.consistency {
             Consistency::Linearizable => self.session.query(request).await,
             Consistency::Committed => self.replicas.query(request, self.session.deadline).await,

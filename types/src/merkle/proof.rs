@@ -124,8 +124,16 @@ impl InclusionProof {
             let (proof, record) = (self.lsn, leaf.lsn());
             return Err(ProofError::Position { proof, record });
         }
+        self.verify_hash(leaf.hash(), root)
+    }
+
+    /// Verifies that the log whose root is `root` has a leaf with this hash at the proof's position.
+    ///
+    /// # Errors
+    /// [`ProofError`]: nothing is proved.
+    pub fn verify_hash(&self, leaf: TreeHash, root: &TreeRoot) -> Result<(), ProofError> {
         check_size(self.size, root.size)?;
-        let computed = self.root_from(leaf.hash())?;
+        let computed = self.root_from(leaf)?;
         let given = root.hash;
         (computed == given)
             .then_some(())
