@@ -645,11 +645,14 @@ The proof is against the root that the log has now, or had at --size. Give the f
     /// Verify a proof, or audit a whole log, against a root that you kept
     #[command(after_long_help = "\
 Examples:
-  mainstay log verify --proof proof.json --root 5dc9... --size 8000     without any cluster
-  mainstay log verify ledger --root 5dc9... --size 8000                 reads the log, computes its root, and proves that your root
-                                                                       is a part of it
-  mainstay log verify ledger --root 5dc9... --size 8000 --roots-only   the same without reading the records
-  mainstay log verify ledger                                           whether what is read is what the root says
+  mainstay log verify --proof proof.json --root 5dc9... --size 8000
+      without any cluster
+  mainstay log verify ledger --root 5dc9... --size 8000
+      reads the log, computes its root, and proves that your root is a part of it
+  mainstay log verify ledger --root 5dc9... --size 8000 --roots-only
+      the same without reading the records
+  mainstay log verify ledger
+      whether what is read is what the log's present root says
 
 Exit codes: 0 verified; 3 not verified: the history, the proof or the root was altered; 1 nothing could be said, for instance \
 because no node answers; 2 the command line is wrong.")]

@@ -34,6 +34,7 @@ pub struct RootArgs {
 /// Of `log prove`.
 #[derive(Debug, Clone, Args)]
 #[command(group(clap::ArgGroup::new("subject").required(true).args(["lsn", "from"])))]
+#[command(override_usage = "mainstay log prove [OPTIONS] <VOLUME> <LSN|--from <N>>")]
 pub struct ProveArgs {
     /// The log
     pub volume: VolumeName,
