@@ -305,6 +305,9 @@ pub(crate) fn refusal(refused: pb::Refused) -> Verdict {
         Reason::CopyBehind(m) => Refusal::Behind {
             commit: Lsn(m.commit),
         },
+        Reason::TreeUnavailable(_) => Refusal::TreeUnavailable {
+            message: refused.message,
+        },
         Reason::FencedToken(m) => Refusal::FencedToken { current: m.current },
         Reason::TooManyRecords(m) => Refusal::TooManyRecords {
             records_max: m.records_max,

@@ -102,6 +102,12 @@ pub enum Refusal {
         /// What it knows.
         commit: Lsn,
     },
+    /// The copy that was asked cannot tell a root or a proof of the log's Merkle tree: it has none, or still computes it.
+    #[error("no tree: {message}")]
+    TreeUnavailable {
+        /// Why.
+        message: String,
+    },
     /// More records than one batch may hold: append them as several.
     #[error("more than {records_max} records in one batch")]
     TooManyRecords {

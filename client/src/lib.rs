@@ -46,6 +46,7 @@ mod forwarding;
 mod inflight;
 mod local;
 mod log;
+mod proofs;
 mod replicas;
 mod retention;
 mod room;
@@ -76,6 +77,10 @@ pub use crate::log::{
 };
 pub use crate::retention::Retention;
 pub use crate::tail::Tail;
+/// A log's Merkle tree: roots, proofs, and their verification, which needs no server.
+pub use mainstay_types::merkle::{
+    ConsistencyProof, InclusionProof, Leaf, Peaks, ProofError, TreeHash, TreeRoot,
+};
 
 /// Plain descriptions of a cluster, as [`Admin`] returns them. All serialize.
 pub mod report {

@@ -593,7 +593,7 @@ impl LogVolume {
     }
 
     /// This handle with another consistency of its reads ([`Self::read`], [`Self::read_back`], [`Self::find_by_timestamp`],
-    /// [`Self::position`]). Shares the session, and what was seen, with the handle that it was made from.
+    /// [`Self::position`], roots and proofs). Shares the session, and what was seen, with the handle that it was made from.
     ///
     /// # Example
     /// ```

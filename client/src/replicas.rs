@@ -53,6 +53,8 @@ enum Left {
     TryNext,
     /// This one denies that the volume exists.
     Denied,
+    /// This one lacks what is asked for, and another one may have it.
+    Lacking(Refusal),
     /// None will.
     Refused(Refusal),
 }
@@ -96,25 +98,31 @@ impl Replicas {
             match self.ask(stream, body.clone()).await {
                 Ok(answer) => return Ok(answer),
                 Err(Left::Refused(refusal)) => return Err(ReadError::Refused(refusal)),
-                Err(Left::TryNext | Left::Denied) => {}
+                Err(Left::TryNext | Left::Denied | Left::Lacking(_)) => {}
             }
         }
         let mut pause = Backoff::new(&self.cluster.config);
         loop {
             let nodes = self.cluster.addresses();
-            let mut denials = 0;
+            let (mut denials, mut lacking) = (0, Vec::new());
             for _ in &nodes {
                 let at = self.next.load(Ordering::Relaxed) % nodes.len();
                 match self.ask_node(&nodes[at], body.clone()).await {
                     Ok(answer) => return Ok(answer),
                     Err(Left::TryNext) => {}
                     Err(Left::Denied) => denials += 1,
+                    Err(Left::Lacking(refusal)) => lacking.push(refusal),
                     Err(Left::Refused(refusal)) => return Err(ReadError::Refused(refusal)),
                 }
                 self.next.fetch_add(1, Ordering::Relaxed);
             }
             if denials > 0 && denials == nodes.len() {
                 return Err(ReadError::Refused(Refusal::NoSuchVolume));
+            }
+            if denials + lacking.len() == nodes.len()
+                && let Some(refusal) = lacking.pop()
+            {
+                return Err(ReadError::Refused(refusal));
             }
             pause.wait().await;
         }
@@ -155,6 +163,10 @@ impl Replicas {
                     Refusal::Behind { .. } | Refusal::Unreadable | Refusal::Overloaded,
                 )
                 | Verdict::GoElsewhere => Err(Left::TryNext),
+                Verdict::Refused(refusal @ Refusal::TreeUnavailable { .. }) => {
+                    self.keep(stream);
+                    Err(Left::Lacking(refusal))
+                }
                 Verdict::Refused(refusal) => {
                     self.keep(stream);
                     Err(Left::Refused(refusal))

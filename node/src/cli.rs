@@ -1,6 +1,7 @@
 //! The command line: every command and option, with the texts that `--help` prints. Nothing is carried out here.
 
 pub mod ledger;
+pub mod log_proofs;
 pub mod retain;
 pub mod witness;
 pub mod workload;
@@ -15,6 +16,7 @@ use mainstay_types::{Instance, VolumeName};
 use crate::config::{ListenAddr, NbdTlsSection, TlsMode};
 use crate::locate::{ClusterArgs, DEFAULT_DIR};
 use ledger::LedgerCommand;
+use log_proofs::{ProveArgs, RootArgs, VerifyArgs};
 use retain::RetainArgs;
 use witness::WitnessCommand;
 use workload::WorkloadArgs;
@@ -635,6 +637,39 @@ The policy is part of the log, so it survives failovers and restarts. A bound sa
 trimmed by the primary, about once a second and in steps of a sixty-fourth of the bound. With both bounds, what either of them lets go \
 is trimmed. Age goes by the records' timestamps and the primary's clock.")]
     Retain(RetainArgs),
+    /// Print the root of a log's Merkle tree: a hash that stands for its whole history
+    #[command(after_long_help = "\
+Examples:
+  mainstay log root ledger                   keep both lines where nobody who can alter the log can alter them
+  mainstay log root ledger --size 1000       the root that the first 1000 positions have, then as now
+
+Whoever has an old root can have it proved later that nothing before it was altered: see `mainstay log verify`. The page \
+`docs/proofs.md` says what is proved, and what is not.")]
+    Root(RootArgs),
+    /// Write a proof of a record, or that a log only grew, which can be verified without the cluster
+    #[command(after_long_help = "\
+Examples:
+  mainstay log prove ledger 4711 --out proof.json        the record at 4711, and that the log holds it
+  mainstay log prove ledger --from 1000 --out grew.json  that the log still begins with its first 1000 positions
+
+The proof is against the root that the log has now, or had at --size. Give the file to somebody who trusts that root; they run \
+`mainstay log verify --proof FILE --root HASH --size N` on any machine.")]
+    Prove(ProveArgs),
+    /// Verify a proof, or audit a whole log, against a root that you kept
+    #[command(after_long_help = "\
+Examples:
+  mainstay log verify --proof proof.json --root 5dc9... --size 8000
+      without any cluster
+  mainstay log verify ledger --root 5dc9... --size 8000
+      reads the log, computes its root, and proves that your root is a part of it
+  mainstay log verify ledger --root 5dc9... --size 8000 --roots-only
+      the same without reading the records
+  mainstay log verify ledger
+      whether what is read is what the log's present root says
+
+Exit codes: 0 verified; 3 not verified: the history, the proof or the root was altered; 1 nothing could be said, for instance \
+because no node answers; 2 the command line is wrong.")]
+    Verify(VerifyArgs),
 }
 
 /// How records are told apart in a stream of bytes.

@@ -1,6 +1,7 @@
 //! From the command line's arguments to what the commands take.
 
 mod ledger;
+mod log_proofs;
 
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::time::Duration;
@@ -200,6 +201,9 @@ async fn log_command(command: LogCommand) -> anyhow::Result<()> {
         LogCommand::Tail(args) => tail(args).await,
         LogCommand::Trim(args) => trim(args).await,
         LogCommand::Retain(args) => retain(args).await,
+        LogCommand::Root(args) => log_proofs::root(args).await,
+        LogCommand::Prove(args) => log_proofs::prove(args).await,
+        LogCommand::Verify(args) => log_proofs::verify(args).await,
     }
 }
 

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::Parser;
 use mainstay_node::cli::{Cli, Command, NodeArgs, WorkerArgs};
+use mainstay_node::commands::log::verify::NotVerified;
 use mainstay_node::config::Config;
 use mainstay_node::release::WitnessSink;
 use mainstay_node::supervisor::{self, EXIT_CONFIG};
@@ -18,12 +19,19 @@ use mainstay_node::{demo, dispatch, logging, up};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Of `log verify`: told apart from what could not be looked at. Two is for a wrong command line.
+const EXIT_NOT_VERIFIED: u8 = 3;
+
 fn main() -> ExitCode {
     match carry_out(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("mainstay: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<NotVerified>() {
+                ExitCode::from(EXIT_NOT_VERIFIED)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }

@@ -499,6 +499,18 @@ fn requests(golden: &mut Golden) {
         committed,
     };
     golden.ask("find_time", Body::FindTime(find));
+    let tree = pb::ReadTree {
+        size: Some(300),
+        proof: Some(pb::read_tree::Proof::Lsn(12)),
+        committed: None,
+    };
+    golden.ask("read_tree", Body::ReadTree(tree));
+    let grew = pb::ReadTree {
+        size: None,
+        proof: Some(pb::read_tree::Proof::OldSize(200)),
+        committed,
+    };
+    golden.ask("read_tree_grew", Body::ReadTree(grew));
     golden.ask("tail", Body::Tail(pb::Tail { from_lsn: 9 }));
     golden.ask(
         "cancel_tail",
@@ -642,6 +654,12 @@ fn replies(golden: &mut Golden) {
         timestamp_us,
     };
     golden.reply("found", Body::Found(found));
+    let tree = pb::TreeIs {
+        size: 300,
+        root: Bytes::from_static(&[1; 32]),
+        path: vec![Bytes::from_static(&[2; 32]), Bytes::from_static(&[3; 32])],
+    };
+    golden.reply("tree_is", Body::Tree(tree));
 }
 
 fn refusals(golden: &mut Golden) {
@@ -678,6 +696,7 @@ fn refusals(golden: &mut Golden) {
         Reason::TooManyRecords(pb::TooManyRecords { records_max: 1024 }),
         Reason::FencedToken(pb::FencedToken { current: 3 }),
         Reason::CopyBehind(pb::CopyBehind { commit: 7 }),
+        Reason::TreeUnavailable(pb::TreeUnavailable {}),
     ];
     for (at, reason) in reasons.into_iter().enumerate() {
         golden.refused(&format!("refused_{}", at + 2), reason);

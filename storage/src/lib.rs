@@ -4,7 +4,7 @@
 //! files behind one contract with three homes: io_uring, plain system calls, and a simulated disk. [`wal`] appends
 //! frames of entries to segments and reads them back; [`recovery`] turns what is found on disk into a trusted log end.
 //! [`image`] keeps a block volume's content behind the log, [`checkpoint`] says how far it got. [`meta`] holds a
-//! member's few durable facts. [`identity`] guards a node's data directory.
+//! member's few durable facts. [`mod@tree`] keeps the hashes that a log's proofs are made of. [`identity`] guards a node's data directory.
 //!
 //! Rules that hold across the crate:
 //!
@@ -23,6 +23,7 @@ pub mod identity;
 pub mod image;
 pub mod meta;
 pub mod recovery;
+pub mod tree;
 pub mod wal;
 
 #[cfg(test)]
@@ -34,4 +35,5 @@ pub use format::{EntryHeader, EntryKind, LogEnd};
 pub use image::{Image, ImageConfig};
 pub use meta::{Meta, MetaFacts};
 pub use recovery::{Damage, Doubt, RecoveredLog};
+pub use tree::{TreeFile, TreeFileError};
 pub use wal::{Durable, Wal, WalConfig, WalIndex, WalReader};

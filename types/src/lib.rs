@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod ids;
+pub mod merkle;
 mod position;
 mod register;
 mod time;

@@ -20,6 +20,7 @@ use super::disk_thread::{self, Asked, DiskThread, Work, records};
 use super::handle::{Answers, ConnAnswer, ConnReply, ToVolume, VolumeHandle};
 use super::precise::{PRECISE_BELOW, PreciseTimer};
 use super::report::VolumeReport;
+use super::tree_thread::{ToTree, TreeFeed};
 use super::wal_thread::ToLog;
 use super::{Node, clock, copies, hooks};
 
@@ -50,10 +51,12 @@ pub async fn open(node: &Arc<Node>, dir: PathBuf) -> Result<VolumeHandle, CopyEr
         disk_awake: disk.awake.clone(),
         commit: commit_seen,
     };
+    let tree = disk.tree.clone().map(TreeFeed::new);
     let actor = Actor {
         node: node.clone(),
         volume,
         disk,
+        tree,
         to,
         events,
         conns: BTreeMap::new(),
@@ -78,6 +81,8 @@ struct Actor {
     node: Arc<Node>,
     volume: Volume,
     disk: DiskThread,
+    /// The Merkle tree of a log.
+    tree: Option<TreeFeed>,
     to: mpsc::UnboundedSender<ToVolume>,
     events: mpsc::UnboundedReceiver<ToVolume>,
     conns: BTreeMap<ConnId, Answers>,
@@ -127,6 +132,9 @@ impl Actor {
                     };
                     self.take(message);
                 }
+            } else if let Some(tree) = &mut self.tree {
+                // Nothing else is to be done.
+                tree.flush();
             }
             let now = clock::now();
             if now.mono >= self.volume.next_deadline() {
@@ -221,6 +229,9 @@ impl Actor {
                 let _gone = answers.send(replies);
             }
         }
+        if let Some(tree) = &mut self.tree {
+            tree.flush_if_many();
+        }
     }
 
     fn act(&mut self, action: Action) {
@@ -242,11 +253,10 @@ impl Actor {
                 self.node
                     .send(to, Message::Register { volume, body }, Bytes::new());
             }
-            Action::Apply(entry) => {
-                if self.volume.spec().kind != VolumeKind::Log {
-                    self.work.push(Work::Apply(entry));
-                }
-            }
+            Action::Apply(entry) => match &mut self.tree {
+                Some(tree) => tree.take(entry),
+                None => self.work.push(Work::Apply(entry)),
+            },
             Action::Reply {
                 conn,
                 token,
@@ -259,12 +269,22 @@ impl Actor {
             Action::ReadBlock { conn, token, .. }
             | Action::ReadExtents { conn, token, .. }
             | Action::ReadLog { conn, token, .. }
+            | Action::ReadTree { conn, token, .. }
             | Action::Find { conn, token, .. } => self.read(conn, token, action),
             Action::Feed { plan, bytes_max } => self.work.push(Work::Feed { plan, bytes_max }),
-            Action::Checkpoint { blob, at } => self.work.push(Work::Checkpoint { blob, at }),
-            Action::Recycle { below } => {
-                let _stopped = self.disk.log.send(ToLog::Recycle(below));
+            Action::Checkpoint { blob, at } => {
+                if let Some(tree) = &mut self.tree {
+                    tree.tell(ToTree::Mark(at.point.lsn));
+                }
+                self.work.push(Work::Checkpoint { blob, at });
             }
+            Action::Recycle { below } => match &mut self.tree {
+                // Not before the tree remembers what lies below.
+                Some(tree) => tree.tell(ToTree::Recycle(below)),
+                None => {
+                    let _stopped = self.disk.log.send(ToLog::Recycle(below));
+                }
+            },
             Action::NeedsCopy { node } => {
                 copies::wanted(&self.node, &self.volume.spec().name, node)
             }
@@ -320,6 +340,17 @@ impl Actor {
                 cached: Some(entries),
                 ..
             } => asked.answer(records(Page::of(entries, &stretch))),
+            Action::ReadTree {
+                question, through, ..
+            } => {
+                if let Some(tree) = &mut self.tree {
+                    tree.tell(ToTree::Ask {
+                        asked,
+                        question,
+                        through,
+                    });
+                }
+            }
             Action::ReadLog { stretch, .. } => self.work.push(Work::ReadLog { asked, stretch }),
             Action::Find {
                 at_ns,

@@ -5,6 +5,7 @@ use mainstay_proto::v1::client_reply::Body as Reply;
 use mainstay_proto::v1::refused::Reason;
 use mainstay_storage::image::{Extent, ImageReadError};
 use mainstay_types::{Epoch, Lsn, NodeId, VolumeKind};
+use mainstay_volume::tree::{TreeAnswer, TreeError};
 use mainstay_volume::{BATCH_RECORDS_MAX, OpResult, Outcome, Refusal, Retention};
 
 use super::Node;
@@ -147,6 +148,7 @@ pub(super) fn of_log_read(node: &Node, handle: &VolumeHandle, answer: ConnAnswer
         } => of_records(records, next, end, through),
         ConnAnswer::Result(result) => of_result(node, handle, result),
         ConnAnswer::Unreadable(why) => unreadable(why),
+        ConnAnswer::Tree(answer) => of_tree(answer),
         ConnAnswer::Block(_) | ConnAnswer::Extents(_) => unsupported("this read"),
     }
 }
@@ -154,6 +156,28 @@ pub(super) fn of_log_read(node: &Node, handle: &VolumeHandle, answer: ConnAnswer
 /// Stored bytes that do not read back.
 pub(super) fn unreadable(why: String) -> Reply {
     refusal(why, Reason::Unreadable(pb::Unreadable {}))
+}
+
+/// A root of a log's tree, with a proof.
+fn of_tree(answer: Result<TreeAnswer, TreeError>) -> Reply {
+    match answer {
+        Ok(answer) => Reply::Tree(pb::TreeIs {
+            size: answer.root.size,
+            root: bytes::Bytes::copy_from_slice(&answer.root.hash.0),
+            path: answer
+                .path
+                .iter()
+                .map(|hash| bytes::Bytes::copy_from_slice(&hash.0))
+                .collect(),
+        }),
+        Err(error @ (TreeError::Beyond { .. } | TreeError::Outside { .. })) => {
+            bad_request(&error.to_string())
+        }
+        Err(error) => refusal(
+            error.to_string(),
+            Reason::TreeUnavailable(pb::TreeUnavailable {}),
+        ),
+    }
 }
 
 /// A refusal of the volume.

@@ -15,6 +15,7 @@ use mainstay_storage::EntryKind;
 use mainstay_storage::format::{encode_range, encode_unstamped};
 use mainstay_storage::image::RANGE_BYTES_MAX;
 use mainstay_types::{Lsn, SessionId, VolumeKind, VolumeName};
+use mainstay_volume::tree::{ProofWanted, TreeQuestion};
 use mainstay_volume::{
     Attachment, BATCH_RECORDS_MAX, ClientOp, ConnId, Direction, Event, OpResult, PageLimits,
     Retention,
@@ -487,6 +488,16 @@ impl Stream {
                     }
                 }
             }
+            Body::ReadTree(read) => {
+                let op = tree_op(&read);
+                match read.committed {
+                    None => op,
+                    Some(known) => {
+                        let read = ReadHere::Log(op);
+                        return self.read_here(opened, tag, Lsn(known.at_least), read).await;
+                    }
+                }
+            }
             Body::Outcome(outcome) => ClientOp::Outcome { seq: outcome.seq },
             Body::AppendBatch(batch) => return self.take_batch(opened, tag, batch).await,
             mutation => {
@@ -749,6 +760,22 @@ fn read_op(read: &pb::ReadLog) -> ClientOp {
         limits: PageLimits {
             bytes_max: (read.max_bytes as usize).clamp(1, RECORDS_BYTES),
             records_max,
+        },
+        stale_ok: read.committed.is_some(),
+    }
+}
+
+/// A question about a log's tree.
+fn tree_op(read: &pb::ReadTree) -> ClientOp {
+    let proof = match read.proof {
+        None => ProofWanted::None,
+        Some(pb::read_tree::Proof::Lsn(lsn)) => ProofWanted::Inclusion(Lsn(lsn)),
+        Some(pb::read_tree::Proof::OldSize(size)) => ProofWanted::Consistency(size),
+    };
+    ClientOp::ReadTree {
+        question: TreeQuestion {
+            size: read.size,
+            proof,
         },
         stale_ok: read.committed.is_some(),
     }

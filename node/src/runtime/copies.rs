@@ -1,4 +1,4 @@
-//! Full copies of block images, for learners whose log ends before the primary's begins.
+//! Full copies of block images, and of what a trimmed log does not hold any more, for learners whose log ends before the primary's begins.
 //!
 //! The donor reads its image while it goes on changing; the receiver's log goes on behind the entry at which the donor
 //! began, and applying it puts everything right. A copy that breaks off leaves nothing and is begun anew.
@@ -55,6 +55,8 @@ pub enum ExportPart {
     },
     /// Blocks, in order.
     Blocks(Vec<ExportedBlock>),
+    /// Nodes of a log's Merkle tree, in order.
+    Tree(Bytes),
     /// Last.
     End {
         /// What the image included when its last block was read.
@@ -111,7 +113,7 @@ async fn send(node: &Arc<Node>, volume: &VolumeName, to: NodeId) -> anyhow::Resu
                 ExportPart::Begin { base, .. } => from = base.point.lsn,
                 ExportPart::Blocks(part) => blocks += part.len() as u64,
                 ExportPart::End { .. } => done = true,
-                ExportPart::Failed(_) => {}
+                ExportPart::Tree(_) | ExportPart::Failed(_) => {}
             }
             let frame = encode(part, cluster, &register)?;
             frames
@@ -155,6 +157,7 @@ fn encode(part: ExportPart, cluster: u64, register: &Register) -> anyhow::Result
                 blocks: blocks.into_iter().map(block).collect(),
             })
         }
+        ExportPart::Tree(nodes) => Body::Tree(pb::CopyTree { nodes }),
         ExportPart::End { consistent_from } => Body::End(pb::CopyEnd {
             consistent_from: consistent_from.0,
         }),
@@ -166,6 +169,7 @@ fn encode(part: ExportPart, cluster: u64, register: &Register) -> anyhow::Result
 /// What the receiving thread is told.
 enum Received {
     Blocks(Vec<ExportedBlock>),
+    Tree(Bytes),
     End {
         consistent_from: Lsn,
         done: tokio::sync::oneshot::Sender<anyhow::Result<Incarnation>>,
@@ -216,6 +220,10 @@ pub async fn receive(
                     .await
                     .map_err(|_| gone())?;
             }
+            Some(Body::Tree(tree)) => to_thread
+                .send(Received::Tree(tree.nodes))
+                .await
+                .map_err(|_| gone())?,
             Some(Body::End(end)) => {
                 let (done, ended) = tokio::sync::oneshot::channel();
                 let consistent_from = Lsn(end.consistent_from);
@@ -279,6 +287,7 @@ fn start_receiver(
         while let Some(part) = received.recv().await {
             match part {
                 Received::Blocks(blocks) => receiver.import(&blocks).await?,
+                Received::Tree(nodes) => receiver.import_tree(&nodes).await?,
                 Received::End {
                     consistent_from,
                     done,

@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 
 use super::copies::{BLOCKS_AT_ONCE, ExportPart};
 use super::handle::{Answers, ConnAnswer, ConnReply, DiskAwake, RecordOut, ToVolume};
+use super::tree_thread::{self, ToTree, TreeThread};
 use super::wal_thread::{self, LogTask, ToLog};
 use super::{Node, clock};
 
@@ -110,6 +111,8 @@ pub(super) struct DiskThread {
     pub(super) log: mpsc::UnboundedSender<ToLog>,
     /// When it was last awake.
     pub(super) awake: Arc<DiskAwake>,
+    /// The Merkle tree of a log.
+    pub(super) tree: Option<TreeThread>,
 }
 
 /// Opens the copy in `dir` on a thread of its own. What the thread has to say goes to `to`.
@@ -163,6 +166,7 @@ struct Worker {
     awake: Arc<DiskAwake>,
     /// The thread stood still if it was not awake for this long.
     stalled_after: Duration,
+    tree: Option<TreeThread>,
     /// The image is consistent once this is applied.
     rebuilt_at: Option<Lsn>,
     /// The newest checkpoint, under way or done.
@@ -201,12 +205,26 @@ impl Worker {
             // What the process before it knew of the disk is forgotten: a start that dragged on proves nothing.
             volume.handle(clock::now(), Event::Stalled);
         }
+        let tree = match state {
+            State::Block(_) => None,
+            State::Log(_) => {
+                let name = volume.spec().name.clone();
+                let (index, lineage) = (log.index.clone(), volume.log_lineage());
+                let jobs = log_task.jobs.clone();
+                let tree = tree_thread::start(name, dir.to_owned(), index, lineage, jobs);
+                Some(tree.map_err(|source| CopyError::Io {
+                    path: dir.to_owned(),
+                    source,
+                })?)
+            }
+        };
         let (work_to, work) = mpsc::unbounded_channel();
         let awake = Arc::new(DiskAwake::new(clock::mono()));
         let thread = DiskThread {
             work: work_to,
             log: log_task.jobs.clone(),
             awake: awake.clone(),
+            tree: tree.clone(),
         };
         let worker = Self {
             name: volume.spec().name.clone(),
@@ -218,6 +236,7 @@ impl Worker {
             log: log_task,
             awake,
             stalled_after,
+            tree,
             rebuilt_at,
             checkpointing: None,
             failed: false,
@@ -252,6 +271,11 @@ impl Worker {
     async fn end(&mut self, commit: Lsn) {
         if let Some(task) = self.checkpointing.take() {
             let _ended = task.await;
+        }
+        if let Some(tree) = &self.tree {
+            let (ended_to, ended) = oneshot::channel();
+            let _stopped = tree.to.send(ToTree::Stop(ended_to));
+            let _ended = ended.await;
         }
         let _stopped = self.log.jobs.send(ToLog::Stop { commit });
         if let Some(task) = self.log.local.take() {
@@ -440,9 +464,11 @@ impl Worker {
         }
     }
 
-    /// A log's copy begins where the log begins; the session table is ahead of that, and says so.
+    /// A log's copy begins where the log begins; the session table is ahead of that, and says so, and the tree reaches back to the
+    /// first position of all.
     fn export_log(&self, parts: mpsc::Sender<ExportPart>, applied: Lsn, sessions: Bytes) {
         let (reader, to) = (self.reader.clone(), self.to.clone());
+        let tree = self.tree.clone();
         tokio::task::spawn_local(async move {
             let first = reader.index().first_lsn();
             let begin = match reader.end_at(first.prev()).await {
@@ -450,6 +476,12 @@ impl Worker {
                 Err(error) => ExportPart::Failed(error.to_string()),
             };
             let begun = parts.send(begin).await;
+            if let (Some(tree), Ok(())) = (tree, &begun) {
+                let (done, sent) = oneshot::channel();
+                let (base, parts) = (first.prev(), parts.clone());
+                let _stopped = tree.to.send(ToTree::Export { base, parts, done });
+                let _dropped_when_sent = sent.await;
+            }
             if begun.is_ok() {
                 let consistent_from = applied;
                 let _gone = parts.send(ExportPart::End { consistent_from }).await;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use mainstay_storage::image::{Extent, ImageReadError};
 use mainstay_types::{Incarnation, Lineage, Lsn, MonoTime, VolumeSpec};
+use mainstay_volume::tree::{TreeAnswer, TreeError};
 use mainstay_volume::{ClientOp, ConnId, Event, OpResult, Token};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -81,6 +82,8 @@ pub enum ConnAnswer {
         /// The last position that could be shown.
         through: Lsn,
     },
+    /// Of a log's Merkle tree.
+    Tree(Result<TreeAnswer, TreeError>),
     /// Records that do not read back.
     Unreadable(String),
 }

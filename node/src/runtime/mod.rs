@@ -35,6 +35,7 @@ pub mod serve;
 mod silence;
 pub mod status;
 pub mod store_marks;
+mod tree_thread;
 pub mod volumes;
 pub mod wal_thread;
 pub mod witness;

@@ -131,6 +131,11 @@ impl Cluster {
             .collect()
     }
 
+    /// Where a node keeps everything.
+    pub(crate) fn data_dir(&self, node: NodeId) -> PathBuf {
+        self.settings[&node].data_dir.clone()
+    }
+
     /// Removes everything that a stopped node kept.
     pub(crate) fn wipe(&self, node: NodeId) {
         let dir = &self.settings[&node].data_dir;

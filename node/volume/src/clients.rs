@@ -185,6 +185,10 @@ impl Volume {
                 at_ns,
                 stale_ok: true,
             } => return self.find(conn, token, at_ns, through),
+            ClientOp::ReadTree {
+                question,
+                stale_ok: true,
+            } => return self.read_tree(conn, token, question, through),
             _ => {}
         }
         match self.member.role() {
@@ -274,6 +278,15 @@ impl Volume {
             }
             ClientOp::Find { at_ns, .. } => {
                 self.ask_read(now, Read::Find { conn, token, at_ns });
+                Ok(None)
+            }
+            ClientOp::ReadTree { question, .. } => {
+                let read = Read::Tree {
+                    conn,
+                    token,
+                    question,
+                };
+                self.ask_read(now, read);
                 Ok(None)
             }
             ClientOp::Position => {

@@ -11,6 +11,7 @@ use mainstay_types::{Epoch, Lsn, MonoTime, NodeId, Register, SessionId};
 use crate::batch::Voids;
 use crate::pages::{Direction, PageLimits, Stretch};
 use crate::retention::Retention;
+use crate::tree::TreeQuestion;
 
 /// Names one client connection of this process.
 pub type ConnId = u64;
@@ -204,6 +205,13 @@ pub enum ClientOp {
     Find {
         /// Nanoseconds since 1970.
         at_ns: u64,
+        /// As of a read.
+        stale_ok: bool,
+    },
+    /// Ask a log volume for a root of its Merkle tree, and a proof.
+    ReadTree {
+        /// What.
+        question: TreeQuestion,
         /// As of a read.
         stale_ok: bool,
     },
@@ -448,7 +456,7 @@ pub enum Action {
         /// The message.
         body: RegisterMessage,
     },
-    /// A committed entry, in order: apply it to the image.
+    /// A committed entry, in order: apply it to the image, or take it into the log's Merkle tree.
     Apply(EntryRef),
     /// Answer a client.
     Reply {
@@ -513,6 +521,17 @@ pub enum Action {
         voids: Voids,
         /// What was found behind `last`.
         behind: Option<(Lsn, u64)>,
+    },
+    /// Ask the log's Merkle tree and answer the client.
+    ReadTree {
+        /// Its connection.
+        conn: ConnId,
+        /// As given.
+        token: Token,
+        /// What is asked.
+        question: TreeQuestion,
+        /// The last position that may be spoken of.
+        through: Lsn,
     },
     /// Read entries from the log for a copy that is behind; answer with `Fed`.
     Feed {

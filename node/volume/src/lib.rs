@@ -26,6 +26,7 @@ mod sessions;
 pub mod store;
 mod tail;
 mod tokens;
+pub mod tree;
 mod trims;
 mod volume;
 

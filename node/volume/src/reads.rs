@@ -7,6 +7,7 @@ use mainstay_types::{Lsn, VolumeKind};
 use crate::batch::Voids;
 use crate::event::{Action, ConnId, OpResult, Refusal, Token};
 use crate::pages::{Direction, PageLimits, Stretch};
+use crate::tree::TreeQuestion;
 use crate::volume::{Read, Volume};
 
 impl Volume {
@@ -57,6 +58,14 @@ impl Volume {
                 let through = self.visible().min(at);
                 self.find(conn, token, at_ns, through);
             }
+            Read::Tree {
+                conn,
+                token,
+                question,
+            } => {
+                let through = self.visible().min(at);
+                self.read_tree(conn, token, question, through);
+            }
             Read::Position { conn, token } => {
                 let at = self.visible().min(at);
                 let first = self.first_shown();
@@ -83,6 +92,7 @@ impl Volume {
         | Read::Extents { conn, token, .. }
         | Read::Log { conn, token, .. }
         | Read::Find { conn, token, .. }
+        | Read::Tree { conn, token, .. }
         | Read::Position { conn, token }) = read;
         let refusal = self.not_primary();
         self.reply(conn, token, OpResult::Refused(refusal));
@@ -154,6 +164,25 @@ impl Volume {
             last: held.prev().min(through),
             voids,
             behind,
+        });
+    }
+
+    /// Has the tree asked. A log that was trimmed, or lost its beginning, still has its whole tree.
+    pub(crate) fn read_tree(
+        &mut self,
+        conn: ConnId,
+        token: Token,
+        question: TreeQuestion,
+        through: Lsn,
+    ) {
+        if self.spec.kind != VolumeKind::Log {
+            return self.reply(conn, token, OpResult::Refused(Refusal::WrongKind));
+        }
+        self.out.push_back(Action::ReadTree {
+            conn,
+            token,
+            question,
+            through,
         });
     }
 

@@ -14,7 +14,7 @@ use mainstay_storage::meta::MetaError;
 use mainstay_storage::wal::{CreateError, OpenError, ReadError, ReadPath, WalError, WalIndex};
 use mainstay_storage::{
     Checkpoint, CheckpointFile, CheckpointFileError, Disk, Durable, Image, LogEnd, Meta, MetaFacts,
-    RecoveredLog, Wal, WalConfig, WalReader,
+    RecoveredLog, TreeFileError, Wal, WalConfig, WalReader,
 };
 use mainstay_types::{
     ClusterId, Epoch, Incarnation, Instance, Lineage, Lsn, NodeId, PrimaryId, VolumeKind,
@@ -23,6 +23,7 @@ use mainstay_types::{
 
 use crate::event::{WalJob, WalWrite};
 use crate::sessions::{BlobError, Sessions};
+use crate::tree::TreeImport;
 use crate::volume::VolumeStart;
 
 /// Bytes of entries that go into one durable write.
@@ -61,6 +62,9 @@ pub enum CopyError {
     /// Entries of a log that was verified a moment ago.
     #[error("entries behind the checkpoint: {0}")]
     Entry(#[from] mainstay_storage::format::EntryError),
+    /// The Merkle tree of a log.
+    #[error(transparent)]
+    Tree(#[from] TreeFileError),
     /// The disk.
     #[error("{path}")]
     Io {
@@ -197,6 +201,8 @@ pub struct CopyReceiver<D: Disk> {
     image: Option<Image<D>>,
     base: LogEnd,
     sessions: Sessions,
+    /// Of a log, once something of it came: what the log does not hold any more is in it.
+    tree: Option<TreeImport<D>>,
 }
 
 impl<D: Disk> CopyReceiver<D> {
@@ -238,6 +244,7 @@ impl<D: Disk> CopyReceiver<D> {
             image,
             base,
             sessions,
+            tree: None,
         })
     }
 
@@ -250,6 +257,22 @@ impl<D: Disk> CopyReceiver<D> {
             Some(image) => Ok(image.import_blocks(blocks).await?),
             None => Ok(()),
         }
+    }
+
+    /// Writes nodes of the donor's Merkle tree, in order.
+    ///
+    /// # Errors
+    /// The disk's. A tree that does not fit is left out: the copy is whole without it, and proves nothing.
+    pub async fn import_tree(&mut self, nodes: &[u8]) -> Result<(), CopyError> {
+        let tree = match &mut self.tree {
+            Some(tree) => tree,
+            None => {
+                let lineage = self.new.log_lineage;
+                let tree = TreeImport::begin(&self.disk, &self.dir, lineage).await?;
+                self.tree.insert(tree)
+            }
+        };
+        Ok(tree.take(nodes).await?)
     }
 
     /// Ends the copy: durable, and a copy to be opened, on return. It is marked as being rebuilt until the log is
@@ -279,6 +302,12 @@ impl<D: Disk> CopyReceiver<D> {
                 let file = CheckpointFile::new(self.disk.clone(), &self.dir, lineage);
                 file.store(&checkpoint).await?;
             }
+        }
+        if let Some(tree) = self.tree
+            && !tree.finish(self.base.point.lsn).await?
+        {
+            tracing::warn!(volume = %self.new.spec.name,
+                "the donor's Merkle tree does not fit the log: this copy will prove nothing");
         }
         let log = wal_config(config, self.new.log_lineage, self.new.incarnation);
         Wal::create(self.disk.clone(), &self.dir, log, self.base).await?;

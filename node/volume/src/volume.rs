@@ -16,6 +16,7 @@ use crate::event::{Action, ConnId, Event, Now, OpResult, Token, WalJob, WalWrite
 use crate::pages::{Direction, PageLimits};
 use crate::sessions::Sessions;
 use crate::tail::{Tail, join};
+use crate::tree::TreeQuestion;
 
 /// Bounds of one volume.
 #[derive(Debug, Clone)]
@@ -95,6 +96,11 @@ pub(crate) enum Read {
         conn: ConnId,
         token: Token,
         at_ns: u64,
+    },
+    Tree {
+        conn: ConnId,
+        token: Token,
+        question: TreeQuestion,
     },
     Position {
         conn: ConnId,
@@ -549,9 +555,7 @@ impl Volume {
             self.release_due |= entry.header.kind == EntryKind::TrimLog;
             self.applied = lsn;
             self.since_checkpoint += entry.bytes.len() as u64;
-            if matches!(self.spec.kind, VolumeKind::Block { .. }) {
-                self.out.push_back(Action::Apply(entry.clone()));
-            }
+            self.out.push_back(Action::Apply(entry.clone()));
             self.answer_committed(lsn, done);
         }
     }

@@ -465,8 +465,8 @@ impl World {
                 );
                 self.executor.spawn(answer.pid, task);
             }
-            // The simulated clients ask for no times.
-            Action::Find { .. } => {}
+            // The simulated clients ask for no times, and for no proofs.
+            Action::Find { .. } | Action::ReadTree { .. } => {}
             Action::Feed { plan, bytes_max } => {
                 let (reader, lineage) = (host.reader.clone(), host.log_lineage);
                 let answer = self.answer(i, volume, incarnation);

@@ -192,6 +192,7 @@ fn documented_offsets_are_the_real_ones() {
     check("Segment", &segment::LAYOUT);
     check("Meta slot", &crate::meta::LAYOUT);
     check("Checkpoint record", &crate::checkpoint::LAYOUT);
+    check("Tree mark", &crate::tree::LAYOUT);
     check("Checksum page", &crate::image::SUMS_LAYOUT);
     check("Checkpoint intent", &crate::image::INTENT_LAYOUT);
 }

@@ -1,11 +1,15 @@
-//! `mainstay log`: append, read and follow records, trim them, and say what is kept.
+//! `mainstay log`: append, read and follow records, trim them, say what is kept, and prove what they were.
 
 pub mod append;
 pub mod framing;
+pub mod proof_file;
+pub mod prove;
 pub mod read;
 pub mod retain;
+pub mod root;
 pub mod tail;
 pub mod trim;
+pub mod verify;
 
 use std::io::Write;
 
@@ -46,6 +50,19 @@ fn explain_read(volume: &str, error: ReadError) -> anyhow::Error {
             text::span(waited)
         ),
         other => anyhow::Error::new(other).context(format!("log `{volume}`")),
+    }
+}
+
+/// Why there is no root or no proof, and what to do.
+fn explain_tree(volume: &str, error: ReadError) -> anyhow::Error {
+    match error {
+        ReadError::Refused(Refusal::TreeUnavailable { message }) => anyhow::anyhow!(
+            "the copy of log `{volume}` that was asked can prove nothing: {message}; another copy may: see `docs/proofs.md`"
+        ),
+        ReadError::Refused(Refusal::BadRequest { message }) => {
+            anyhow::anyhow!("log `{volume}`: {message}")
+        }
+        other => explain_read(volume, other),
     }
 }
 

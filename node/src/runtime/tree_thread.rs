@@ -1,0 +1,471 @@
+//! The thread of one log's Merkle tree. It hashes what is committed after the clients were answered, keeps the nodes, and answers questions.
+//!
+//! It has a thread to itself, and plain system calls, because hashing would hold up the writes of whatever shared its thread. Entries come in
+//! batches from memory; what would be too much to hold, and what was committed before the process began, it reads from the log.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use mainstay_storage::engine::{Engine, RealDisk, run_on};
+use mainstay_storage::format::EntryRef;
+use mainstay_storage::wal::WalIndex;
+use mainstay_storage::{TreeFile, TreeFileError};
+use mainstay_types::{Lineage, Lsn, VolumeName};
+use mainstay_volume::tree::{CaughtUp, Tree, TreeAnswer, TreeError, TreeQuestion, export_nodes};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::copies::ExportPart;
+use super::disk_thread::Asked;
+use super::handle::ConnAnswer;
+use super::wal_thread::ToLog;
+
+/// Entries that are handed over together...
+const ENTRIES_AT_ONCE: usize = 512;
+
+/// ...and their bytes: a batch is about as long as its hashing takes some hundred microseconds.
+const BYTES_AT_ONCE: usize = 128 << 10;
+
+/// Bytes of entries that wait for the thread at most; what is beyond, it reads from the log.
+const BACKLOG_MAX: usize = 8 << 20;
+
+/// Entries that are committed and not durable in this copy's log yet are looked for again after this.
+const DURABLE_AGAIN: Duration = Duration::from_millis(20);
+
+/// What the disk refused is tried again after this.
+const FAILED_AGAIN: Duration = Duration::from_secs(1);
+
+/// A question waits this long for entries that the tree still lacks.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// As of `nice`: an append that is to be carried out comes before a hash, wherever both want the processor. It still gets a tenth of one
+/// that is never idle, which is enough to keep pace.
+const NICE: i32 = 10;
+
+/// What the thread is told.
+#[derive(Debug)]
+pub(super) enum ToTree {
+    /// Committed entries, in order.
+    Entries {
+        entries: Vec<EntryRef>,
+        bytes: usize,
+    },
+    /// So much is committed; the entries are in the log.
+    Committed(Lsn),
+    /// Answer a client.
+    Ask {
+        asked: Asked,
+        question: TreeQuestion,
+        /// The last position that may be spoken of.
+        through: Lsn,
+    },
+    /// A checkpoint is made here: the log is durable up to it.
+    Mark(Lsn),
+    /// The log may give back what lies below, once the tree remembers it.
+    Recycle(Lsn),
+    /// Send the nodes of the positions up to `base`, for a full copy.
+    Export {
+        base: Lsn,
+        parts: mpsc::Sender<ExportPart>,
+        /// Dropped when they are sent, or cannot be.
+        done: oneshot::Sender<()>,
+    },
+    /// End.
+    Stop(oneshot::Sender<()>),
+}
+
+/// The thread, as the disk's thread starts it.
+#[derive(Debug, Clone)]
+pub(super) struct TreeThread {
+    pub(super) to: mpsc::UnboundedSender<ToTree>,
+    backlog: Arc<AtomicUsize>,
+}
+
+/// Starts the thread for the copy in `dir`. A tree that does not open is said so, and asked for nothing.
+///
+/// # Errors
+/// The thread could not be started.
+pub(super) fn start(
+    name: VolumeName,
+    dir: PathBuf,
+    index: Arc<WalIndex>,
+    lineage: Lineage,
+    log: mpsc::UnboundedSender<ToLog>,
+) -> std::io::Result<TreeThread> {
+    let (to, inbox) = mpsc::unbounded_channel();
+    let backlog = Arc::new(AtomicUsize::new(0));
+    let thread = TreeThread {
+        to,
+        backlog: backlog.clone(),
+    };
+    let run = move || {
+        // Of this thread alone. Without it hashing takes its share as everything does.
+        if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+            tracing::debug!(%error, "the log's tree is hashed at full priority");
+        }
+        let ran = run_on(Engine::Threads, |disk| async move {
+            let opened = Tree::open(disk, &dir, index, lineage).await;
+            let keeper = Keeper {
+                tree: Kept::of(&name, opened),
+                name,
+                disk,
+                dir,
+                lineage,
+                inbox,
+                log,
+                backlog,
+                goal: Lsn::ZERO,
+                recycle: None,
+                waiting: Vec::new(),
+                said: false,
+            };
+            keeper.run().await;
+        });
+        if let Err(error) = ran {
+            tracing::error!(%error, "no runtime for the log's tree");
+        }
+    };
+    std::thread::Builder::new()
+        .name("tree".to_owned())
+        .spawn(run)?;
+    Ok(thread)
+}
+
+/// The thread, as the volume's task feeds it.
+#[derive(Debug)]
+pub(super) struct TreeFeed {
+    thread: TreeThread,
+    entries: Vec<EntryRef>,
+    bytes: usize,
+}
+
+impl TreeFeed {
+    pub(super) fn new(thread: TreeThread) -> Self {
+        Self {
+            thread,
+            entries: Vec::new(),
+            bytes: 0,
+        }
+    }
+
+    /// Takes the next committed entry.
+    pub(super) fn take(&mut self, entry: EntryRef) {
+        self.bytes += entry.bytes.len();
+        self.entries.push(entry);
+    }
+
+    /// Hands over what was taken, if it is worth waking the thread.
+    pub(super) fn flush_if_many(&mut self) {
+        if self.entries.len() >= ENTRIES_AT_ONCE || self.bytes >= BYTES_AT_ONCE {
+            self.flush();
+        }
+    }
+
+    /// Hands over what was taken.
+    pub(super) fn flush(&mut self) {
+        let Some(last) = self.entries.last().map(|entry| entry.header.point.lsn) else {
+            return;
+        };
+        let bytes = std::mem::take(&mut self.bytes);
+        let entries = std::mem::take(&mut self.entries);
+        let waits = self.thread.backlog.load(Ordering::Relaxed);
+        let message = if waits > BACKLOG_MAX {
+            ToTree::Committed(last)
+        } else {
+            self.thread.backlog.fetch_add(bytes, Ordering::Relaxed);
+            ToTree::Entries { entries, bytes }
+        };
+        let _stopped = self.thread.to.send(message);
+    }
+
+    /// Tells the thread something, behind everything that was taken.
+    pub(super) fn tell(&mut self, message: ToTree) {
+        self.flush();
+        let _stopped = self.thread.to.send(message);
+    }
+}
+
+/// What there is of a tree.
+enum Kept {
+    Tree(Box<Tree<RealDisk>>),
+    /// None, and there can be none: the log goes on without.
+    Absent(String),
+    /// It did not open: what is in the log stays there until it does.
+    Failed(String),
+}
+
+impl Kept {
+    fn of(name: &VolumeName, opened: Result<Tree<RealDisk>, TreeError>) -> Self {
+        match opened {
+            Ok(tree) => Self::Tree(Box::new(tree)),
+            Err(TreeError::Absent(why)) => {
+                tracing::warn!(volume = %name, why, "no Merkle tree");
+                Self::Absent(why)
+            }
+            Err(error) => {
+                let why = format!("the log's tree does not open: {error}");
+                tracing::error!(volume = %name, %error, "the log's tree does not open; nothing is trimmed from its files");
+                Self::Failed(why)
+            }
+        }
+    }
+}
+
+/// A question that waits for entries.
+struct Waiting {
+    asked: Asked,
+    question: TreeQuestion,
+    through: Lsn,
+    until: Instant,
+}
+
+/// How long the thread may sleep.
+enum Rest {
+    /// Not at all: there is work.
+    No,
+    For(Duration),
+    UntilTold,
+}
+
+struct Keeper {
+    name: VolumeName,
+    tree: Kept,
+    disk: RealDisk,
+    dir: PathBuf,
+    lineage: Lineage,
+    inbox: mpsc::UnboundedReceiver<ToTree>,
+    log: mpsc::UnboundedSender<ToLog>,
+    backlog: Arc<AtomicUsize>,
+    /// So much is committed.
+    goal: Lsn,
+    /// What the log may give back.
+    recycle: Option<Lsn>,
+    waiting: Vec<Waiting>,
+    /// An error was logged, and the next ones of its kind are not.
+    said: bool,
+}
+
+impl Keeper {
+    async fn run(mut self) {
+        loop {
+            let message = match self.advance().await {
+                Rest::No => {
+                    // Copies that are being sent have their turn.
+                    tokio::task::yield_now().await;
+                    self.inbox.try_recv().ok()
+                }
+                Rest::For(time) => match tokio::time::timeout(time, self.inbox.recv()).await {
+                    Ok(None) => return,
+                    Ok(message) => message,
+                    Err(_) => None,
+                },
+                Rest::UntilTold => match self.inbox.recv().await {
+                    None => return,
+                    message => message,
+                },
+            };
+            match message {
+                Some(ToTree::Stop(ended)) => {
+                    let _gone = ended.send(());
+                    return;
+                }
+                Some(message) => self.take(message).await,
+                None if self.inbox.is_closed() => return,
+                None => {}
+            }
+        }
+    }
+
+    async fn take(&mut self, message: ToTree) {
+        match message {
+            ToTree::Entries { entries, bytes } => {
+                self.backlog.fetch_sub(bytes, Ordering::Relaxed);
+                self.take_entries(&entries).await;
+            }
+            ToTree::Committed(lsn) => self.goal = self.goal.max(lsn),
+            ToTree::Ask {
+                asked,
+                question,
+                through,
+            } => {
+                self.goal = self.goal.max(through);
+                self.waiting.push(Waiting {
+                    asked,
+                    question,
+                    through,
+                    until: Instant::now() + PATIENCE,
+                });
+            }
+            ToTree::Mark(through) => {
+                if let Kept::Tree(tree) = &mut self.tree {
+                    let marked = tree.mark(through).await;
+                    self.note(marked, "the log's tree is not synced");
+                }
+            }
+            ToTree::Recycle(below) => {
+                self.goal = self.goal.max(below.prev());
+                self.recycle = self.recycle.max(Some(below));
+            }
+            ToTree::Export { base, parts, done } => self.export(base, parts, done),
+            ToTree::Stop(_) => {}
+        }
+    }
+
+    async fn take_entries(&mut self, entries: &[EntryRef]) {
+        let Kept::Tree(tree) = &mut self.tree else {
+            return;
+        };
+        if !tree.take(entries) {
+            let last = entries.last().map(|entry| entry.header.point.lsn);
+            self.goal = self.goal.max(last.unwrap_or(Lsn::ZERO));
+        }
+        let written = tree.write_if_many().await;
+        self.note(written, "nodes of the log's tree wait in memory");
+    }
+
+    /// Does what can be done, and says how long there will be nothing to do.
+    async fn advance(&mut self) -> Rest {
+        let rest = self.catch_up().await;
+        let recycled = self.recycle_if_marked().await;
+        self.answer_waiting().await;
+        let soonest = self.waiting.iter().map(|waiting| waiting.until).min();
+        match rest {
+            Rest::No => Rest::No,
+            _ if !recycled => Rest::For(FAILED_AGAIN),
+            Rest::UntilTold => match soonest {
+                Some(until) => Rest::For(until.saturating_duration_since(Instant::now())),
+                None => Rest::UntilTold,
+            },
+            rest => rest,
+        }
+    }
+
+    async fn catch_up(&mut self) -> Rest {
+        let Kept::Tree(tree) = &mut self.tree else {
+            return Rest::UntilTold;
+        };
+        let caught_up = tree.catch_up(self.goal).await;
+        let rest = match caught_up {
+            Ok(CaughtUp::Whole) => Rest::UntilTold,
+            Ok(CaughtUp::Partly) => Rest::No,
+            Ok(CaughtUp::AsFarAsDurable) => Rest::For(DURABLE_AGAIN),
+            Err(_) => Rest::For(FAILED_AGAIN),
+        };
+        let failed = caught_up.map(|_| ());
+        self.note(failed, "the log's tree does not grow");
+        rest
+    }
+
+    /// Lets the log give back what it may, if the tree remembers all of it durably. False if that failed.
+    async fn recycle_if_marked(&mut self) -> bool {
+        let Some(below) = self.recycle else {
+            return true;
+        };
+        match &mut self.tree {
+            Kept::Failed(_) => return true,
+            Kept::Absent(_) => {}
+            // It catches up first.
+            Kept::Tree(tree) if tree.size() < below.prev().0 => return true,
+            Kept::Tree(tree) => {
+                if tree.marked() < below.prev().0 {
+                    let marked = tree.mark(below.prev()).await;
+                    let failed = marked.is_err();
+                    self.note(marked, "nothing is trimmed from the log's files");
+                    if failed {
+                        return false;
+                    }
+                }
+            }
+        }
+        self.recycle = None;
+        let _stopped = self.log.send(ToLog::Recycle(below));
+        true
+    }
+
+    async fn answer_waiting(&mut self) {
+        let (taken, now) = (self.taken(), Instant::now());
+        let ready = |waiting: &mut Waiting| waiting.through <= taken || waiting.until <= now;
+        let ready: Vec<Waiting> = self.waiting.extract_if(.., ready).collect();
+        for waiting in ready {
+            let answer = self.answer(&waiting.question, waiting.through).await;
+            waiting.asked.answer(ConnAnswer::Tree(answer));
+        }
+    }
+
+    /// How far the tree is; without one there is nothing to wait for.
+    fn taken(&self) -> Lsn {
+        match &self.tree {
+            Kept::Tree(tree) => tree.taken(),
+            Kept::Absent(_) | Kept::Failed(_) => Lsn(u64::MAX),
+        }
+    }
+
+    async fn answer(
+        &mut self,
+        question: &TreeQuestion,
+        through: Lsn,
+    ) -> Result<TreeAnswer, TreeError> {
+        let tree = match &mut self.tree {
+            Kept::Tree(tree) => tree,
+            Kept::Absent(why) | Kept::Failed(why) => return Err(TreeError::Absent(why.clone())),
+        };
+        match tree.answer(question, through).await {
+            Err(TreeError::Damaged) => {}
+            answer => return answer,
+        }
+        tracing::warn!(volume = %self.name, "hashes of the log's tree are damaged: they are computed again from the log");
+        tree.repair().await?;
+        tree.answer(question, through).await
+    }
+
+    /// Sends nodes beside everything else, from a handle of its own.
+    fn export(&self, base: Lsn, parts: mpsc::Sender<ExportPart>, done: oneshot::Sender<()>) {
+        if !matches!(self.tree, Kept::Tree(_)) {
+            return;
+        }
+        let (disk, dir, lineage) = (self.disk, self.dir.clone(), self.lineage);
+        let name = self.name.clone();
+        tokio::task::spawn_local(async move {
+            if let Err(error) = send_nodes(&disk, &dir, lineage, base, &parts).await {
+                tracing::warn!(volume = %name, %error, "a full copy gets no Merkle tree");
+            }
+            drop(done);
+        });
+    }
+
+    fn note<E: Into<TreeError>>(&mut self, outcome: Result<(), E>, what: &str) {
+        match outcome {
+            Ok(()) => self.said = false,
+            Err(error) if !std::mem::replace(&mut self.said, true) => {
+                let error: TreeError = error.into();
+                tracing::warn!(volume = %self.name, %error, "{what}; it is tried again");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+async fn send_nodes(
+    disk: &RealDisk,
+    dir: &std::path::Path,
+    lineage: Lineage,
+    base: Lsn,
+    parts: &mpsc::Sender<ExportPart>,
+) -> Result<(), TreeError> {
+    let Some(file) = TreeFile::open(disk, dir, lineage).await? else {
+        return Err(TreeFileError::Damaged {
+            path: dir.join("tree"),
+        }
+        .into());
+    };
+    let mut place = 0;
+    while let Some((nodes, next)) = export_nodes(&file, base, place).await? {
+        if parts.send(ExportPart::Tree(nodes)).await.is_err() {
+            return Ok(());
+        }
+        place = next;
+    }
+    Ok(())
+}
