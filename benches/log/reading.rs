@@ -3,6 +3,8 @@
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -19,6 +21,9 @@ use crate::rig::Rig;
 const RECORD_BYTES: usize = 256;
 /// Of a page of the product, and of a read of the reference.
 const PAGE_BYTES: usize = 1 << 20;
+/// How often a live tail that is silent looks whether all has come, and for how long it may be.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+const SILENT_MOST: Duration = Duration::from_secs(30);
 /// Records on their way while a live tail follows.
 const LIVE_IN_FLIGHT: usize = 16;
 
@@ -112,13 +117,24 @@ async fn follow_live(log: &LogVolume, span: Duration) -> anyhow::Result<Outcome>
             })
         })
         .collect();
+    let goal = Arc::new(AtomicUsize::new(usize::MAX));
+    let known = goal.clone();
     let follower = tokio::spawn(async move {
         let mut times = histogram();
         let mut seen = 0_usize;
-        // Until it has been silent: the number of records is known only at the end.
-        while let Ok(next) = tokio::time::timeout(Duration::from_millis(500), tail.next()).await {
-            let record_ = next.context("a tail ended")??;
-            let sent = record_.data.first_chunk::<8>().context("a short record")?;
+        let mut silent = Duration::ZERO;
+        while seen < known.load(Ordering::Relaxed) {
+            let Ok(next) = tokio::time::timeout(LOOK_AGAIN, tail.next()).await else {
+                silent += LOOK_AGAIN;
+                ensure!(
+                    silent < SILENT_MOST,
+                    "a tail is silent after {seen} records"
+                );
+                continue;
+            };
+            silent = Duration::ZERO;
+            let followed = next.context("a tail ended")??;
+            let sent = followed.data.first_chunk::<8>().context("a short record")?;
             let sent = Duration::from_nanos(u64::from_le_bytes(*sent));
             record(&mut times, base.elapsed().saturating_sub(sent));
             seen += 1;
@@ -129,6 +145,7 @@ async fn follow_live(log: &LogVolume, span: Duration) -> anyhow::Result<Outcome>
     for writer in writers {
         appended += writer.await??;
     }
+    goal.store(appended, Ordering::Relaxed);
     let (times, seen) = follower.await??;
     ensure!(
         seen == appended,

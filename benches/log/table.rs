@@ -8,7 +8,7 @@ pub(crate) fn print(results: &Results) {
         results.rounds, results.seconds_per_load
     );
     println!(
-        "{:<8} {:<34} {:<38} {:>10} {:>10}  {:<20} {:>8} {:>8} {:>8} {:>8}  {:<12}",
+        "{:<8} {:<34} {:<38} {:>10} {:>10}  {:<20} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}  {:<12}",
         "case",
         "load",
         "against",
@@ -16,8 +16,10 @@ pub(crate) fn print(results: &Results) {
         "theirs /s",
         "ratio (low-high)",
         "p50 us",
+        "p90 us",
         "p99 us",
         "p99.9 us",
+        "max us",
         "p50 them",
         "goal"
     );
@@ -49,7 +51,7 @@ fn line(row: &Row) -> String {
         format!("{goal} {}", if row.met() { "met" } else { "MISSED" })
     });
     format!(
-        "{:<8} {:<34} {:<38} {:>10} {:>10}  {:<20} {:>8} {:>8} {:>8} {:>8}  {:<12}",
+        "{:<8} {:<34} {:<38} {:>10} {:>10}  {:<20} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}  {:<12}",
         row.case,
         row.load,
         theirs.map_or("", |theirs| theirs.name.as_str()),
@@ -57,8 +59,10 @@ fn line(row: &Row) -> String {
         number(theirs.map(|theirs| theirs.per_second)),
         ratio,
         number(row.times.map(|times| times.p50_us)),
+        number(row.times.map(|times| times.p90_us)),
         number(row.times.map(|times| times.p99_us)),
         number(row.times.map(|times| times.p999_us)),
+        number(row.times.map(|times| times.max_us)),
         number(theirs.and_then(|theirs| theirs.p50_us)),
         goal
     )

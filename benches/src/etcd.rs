@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use hdrhistogram::Histogram;
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::loads::Outcome;
@@ -33,12 +34,34 @@ struct PutRequest {
 #[derive(Clone, PartialEq, prost::Message)]
 struct PutResponse {}
 
+/// `StatusRequest`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct StatusRequest {}
+
+/// `StatusResponse`, as far as it is needed.
+#[derive(Clone, PartialEq, prost::Message)]
+struct StatusResponse {
+    #[prost(message, optional, tag = "1")]
+    header: Option<ResponseHeader>,
+    #[prost(uint64, tag = "4")]
+    leader: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ResponseHeader {
+    #[prost(uint64, tag = "2")]
+    member_id: u64,
+}
+
+/// Connections to the leader: one alone would be a limit of the client's.
+const CHANNELS: usize = 4;
+
 /// Three members; their processes end with it.
 #[derive(Debug)]
 pub struct Etcd {
     members: Vec<Child>,
-    /// To the leader, as far as it is known to be one: the first member that answers.
-    channel: Channel,
+    /// To the leader: what a follower is asked it only passes on.
+    channels: Vec<Channel>,
     next_key: Arc<AtomicU64>,
 }
 
@@ -63,7 +86,12 @@ impl Etcd {
         let peers: Vec<String> = (0..3)
             .map(|at| format!("m{at}=http://127.0.0.1:{}", ports[at]))
             .collect();
-        let mut members = Vec::new();
+        // From the first member on: what is started is ended, whatever fails.
+        let mut etcd = Self {
+            members: Vec::new(),
+            channels: Vec::new(),
+            next_key: Arc::default(),
+        };
         for at in 0..3 {
             let peer = format!("http://127.0.0.1:{}", ports[at]);
             let client = format!("http://127.0.0.1:{}", ports[3 + at]);
@@ -83,28 +111,15 @@ impl Etcd {
                 .stderr(log)
                 .spawn()
                 .context("etcd")?;
-            members.push(child);
+            etcd.members.push(child);
         }
-        let address = format!("http://127.0.0.1:{}", ports[3]);
-        let channel = Endpoint::from_shared(address)?.connect_lazy();
-        let etcd = Self {
-            members,
-            channel,
-            next_key: Arc::default(),
-        };
-        etcd.ready().await?;
+        let address = leader(&ports[3..]).await?;
+        for _ in 0..CHANNELS {
+            let channel = Endpoint::from_shared(address.clone())?.connect().await?;
+            put(&channel, 0, Bytes::new()).await?;
+            etcd.channels.push(channel);
+        }
         Ok(etcd)
-    }
-
-    async fn ready(&self) -> anyhow::Result<()> {
-        let give_up = Instant::now() + PATIENCE;
-        while let Err(error) = put(&self.channel, 0, Bytes::new()).await {
-            if Instant::now() > give_up {
-                return Err(error).context("etcd takes no put");
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        Ok(())
     }
 
     /// Keeps `load.in_flight` puts of new keys without an answer for `span`.
@@ -115,9 +130,9 @@ impl Etcd {
         let value = Bytes::from(vec![0x5a_u8; load.record_bytes]);
         let begin = Instant::now();
         let writers: Vec<_> = (0..load.in_flight)
-            .map(|_| {
-                let (channel, value, next) =
-                    (self.channel.clone(), value.clone(), self.next_key.clone());
+            .map(|at| {
+                let channel = self.channels[at % CHANNELS].clone();
+                let (value, next) = (value.clone(), self.next_key.clone());
                 tokio::spawn(async move {
                     let mut times = histogram();
                     while begin.elapsed() < span {
@@ -151,6 +166,37 @@ impl Drop for Etcd {
     }
 }
 
+/// Where the leader is, once there is one.
+async fn leader(ports: &[u16]) -> anyhow::Result<String> {
+    let give_up = Instant::now() + PATIENCE;
+    loop {
+        for port in ports {
+            let address = format!("http://127.0.0.1:{port}");
+            let channel = Endpoint::from_shared(address.clone())?.connect_lazy();
+            let Ok(status) = status(&channel).await else {
+                continue;
+            };
+            let own = status.header.map_or(0, |header| header.member_id);
+            if own != 0 && own == status.leader {
+                return Ok(address);
+            }
+        }
+        if Instant::now() > give_up {
+            bail!("etcd elects no leader within {} s", PATIENCE.as_secs());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn status(channel: &Channel) -> anyhow::Result<StatusResponse> {
+    let path = PathAndQuery::from_static("/etcdserverpb.Maintenance/Status");
+    let codec = tonic_prost::ProstCodec::<StatusRequest, StatusResponse>::default();
+    let mut client = tonic::client::Grpc::new(channel.clone());
+    client.ready().await?;
+    let request = tonic::Request::new(StatusRequest {});
+    Ok(client.unary(request, path, codec).await?.into_inner())
+}
+
 async fn put(channel: &Channel, key: u64, value: Bytes) -> anyhow::Result<()> {
     let mut client = tonic::client::Grpc::new(channel.clone());
     client.ready().await?;
@@ -158,7 +204,7 @@ async fn put(channel: &Channel, key: u64, value: Bytes) -> anyhow::Result<()> {
         key: Bytes::from(format!("{key:016x}")),
         value,
     };
-    let path = tonic::codegen::http::uri::PathAndQuery::from_static("/etcdserverpb.KV/Put");
+    let path = PathAndQuery::from_static("/etcdserverpb.KV/Put");
     let codec = tonic_prost::ProstCodec::<PutRequest, PutResponse>::default();
     client
         .unary(tonic::Request::new(request), path, codec)

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use mainstay_client::{LogVolume, PendingAppend};
@@ -29,10 +29,19 @@ type Pending = mpsc::UnboundedSender<(Instant, PendingAppend)>;
 /// An append failed.
 pub async fn closed_loop(log: &LogVolume, load: Load, span: Duration) -> anyhow::Result<Outcome> {
     let record = payload(load.record_bytes);
-    keep_in_flight(load.in_flight, span, async || {
+    let before = log.position().await?.next.0;
+    let outcome = keep_in_flight(load.in_flight, span, async || {
         Ok(log.submit(record.clone()).await?)
     })
-    .await
+    .await?;
+    // Every answer that is counted has a place in the log.
+    let grown = log.position().await?.next.0 - before;
+    let counted = outcome.times.len();
+    ensure!(
+        grown >= counted,
+        "{counted} answers, and the log has grown by {grown}"
+    );
+    Ok(outcome)
 }
 
 /// Keeps `in_flight` atomic batches of `batch` records of `record_bytes` without an answer for `span`.
