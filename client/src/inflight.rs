@@ -36,7 +36,8 @@ pub(crate) enum Mutation {
         first: u64,
     },
     RetainLog {
-        policy: pb::Retention,
+        age_ms: Option<u64>,
+        bytes: Option<u64>,
     },
     Write {
         offset: u64,
@@ -82,9 +83,10 @@ impl Mutation {
                 seq,
                 first_lsn: *first,
             }),
-            Self::RetainLog { policy } => Body::RetainLog(pb::RetainLog {
+            Self::RetainLog { age_ms, bytes } => Body::RetainLog(pb::RetainLog {
                 seq,
-                policy: Some(*policy),
+                age_ms: *age_ms,
+                bytes: *bytes,
             }),
             Self::Write { offset, data } => Body::Write(pb::Write {
                 seq,

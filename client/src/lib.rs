@@ -75,7 +75,7 @@ pub use crate::log::{
     Consistency, FoundRecord, LogBuilder, LogPage, LogPosition, LogRecord, LogVolume,
     PendingAppend, ReadLimits,
 };
-pub use crate::retention::Retention;
+pub use crate::retention::{Retention, RetentionChange};
 pub use crate::tail::Tail;
 /// A log's Merkle tree: roots, proofs, and their verification, which needs no server.
 pub use mainstay_types::merkle::{

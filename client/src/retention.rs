@@ -14,8 +14,8 @@ use crate::{AppendError, Committed, ReadError};
 
 /// What a log keeps. With neither bound, everything is kept until it is trimmed; with both, what either of them lets go may go.
 ///
-/// A bound says what stays for certain, not what goes at once: the primary trims about once a second, in steps of a sixty-fourth of the
-/// bound, and never into an atomic batch.
+/// A bound says what stays for certain, not what goes at once: the primary looks about once a second, trims when a sixty-fourth of the
+/// bound is there to be let go, and never trims into an atomic batch. With a bound by age everything goes in the end if nothing new comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Retention {
     /// Records younger than this stay, to the millisecond. By the records' timestamps and the primary's clock: one that jumps ahead
@@ -39,14 +39,37 @@ fn age_ms(age: Duration) -> u64 {
     u64::try_from(age.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
-impl Retention {
-    pub(crate) fn encode(&self) -> pb::Retention {
-        pb::Retention {
-            age_ms: self.age.map_or(0, age_ms),
-            bytes: self.bytes.map_or(0, |bytes| bytes.max(1)),
+/// A change of what a log keeps. What it does not name stays as it is, so that two who change one bound each at the same time do not
+/// undo one another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RetentionChange {
+    /// The bound by age; `Some(None)` takes it away.
+    pub age: Option<Option<Duration>>,
+    /// The bound by bytes; `Some(None)` takes it away.
+    pub bytes: Option<Option<u64>>,
+}
+
+impl RetentionChange {
+    fn mutation(&self) -> Mutation {
+        let bytes = |bytes: Option<u64>| bytes.map_or(0, |bytes| bytes.max(1));
+        Mutation::RetainLog {
+            age_ms: self.age.map(|age| age.map_or(0, age_ms)),
+            bytes: self.bytes.map(bytes),
         }
     }
+}
 
+impl From<Retention> for RetentionChange {
+    /// The change to this, whatever was before.
+    fn from(retention: Retention) -> Self {
+        Self {
+            age: Some(retention.age),
+            bytes: Some(retention.bytes),
+        }
+    }
+}
+
+impl Retention {
     pub(crate) fn decode(policy: Option<pb::Retention>) -> Self {
         let policy = policy.unwrap_or_default();
         Self {
@@ -81,8 +104,35 @@ impl LogVolume {
     /// # Ok(()) });
     /// ```
     pub async fn set_retention(&self, retention: Retention) -> Result<Committed, AppendError> {
-        let policy = retention.encode();
-        self.send(Mutation::RetainLog { policy }).await?.await
+        self.change_retention(retention.into()).await
+    }
+
+    /// Changes one bound of what the log keeps, or both; waits until that is committed. Cancelling leaves it open whether it took effect.
+    ///
+    /// # Errors
+    /// As [`Self::append`].
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_log("ledger").await?;
+    /// # let client = cluster.client().await?;
+    /// # let log = client.log("ledger").open().await?;
+    /// use mainstay_client::RetentionChange;
+    ///
+    /// let change = RetentionChange {
+    ///     bytes: Some(Some(10 << 30)),
+    ///     ..RetentionChange::default()
+    /// };
+    /// log.change_retention(change).await?;
+    /// assert_eq!(log.retention().await?.bytes, Some(10 << 30));
+    /// # Ok(()) });
+    /// ```
+    pub async fn change_retention(
+        &self,
+        change: RetentionChange,
+    ) -> Result<Committed, AppendError> {
+        self.send(change.mutation()).await?.await
     }
 
     /// What the log keeps. Cancelling is safe.

@@ -9,6 +9,7 @@ pub mod workload;
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mainstay_types::{Instance, VolumeName};
@@ -17,7 +18,7 @@ use crate::config::{ListenAddr, NbdTlsSection, TlsMode};
 use crate::locate::{ClusterArgs, DEFAULT_DIR};
 use ledger::LedgerCommand;
 use log_proofs::{ProveArgs, RootArgs, VerifyArgs};
-use retain::RetainArgs;
+use retain::{Bound, RetainArgs, parse_age, parse_bytes};
 use witness::WitnessCommand;
 use workload::WorkloadArgs;
 
@@ -448,6 +449,14 @@ pub struct CreateArgs {
     /// A block volume that several hosts may attach at a time: a cluster file system has to say who writes where
     #[arg(long)]
     pub shared: bool,
+
+    /// What a log keeps by itself (`log retain` changes it): records younger than this, a number with ms, s, m, h, d or w
+    #[arg(long, value_name = "AGE", value_parser = parse_age)]
+    pub retain_age: Option<Bound<Duration>>,
+
+    /// The same by bytes: the newest records with together so many, a number with KiB, MiB, GiB or TiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub retain_bytes: Option<Bound<u64>>,
 
     /// The cluster.
     #[command(flatten)]

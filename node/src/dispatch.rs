@@ -6,6 +6,7 @@ mod log_proofs;
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::time::Duration;
 
+use mainstay_client::RetentionChange;
 use mainstay_client::report::WitnessChange;
 use mainstay_types::{Lsn, NodeId, VolumeKind};
 
@@ -95,6 +96,10 @@ async fn create(args: CreateArgs) -> anyhow::Result<()> {
     create.placement = args.on.iter().copied().map(NodeId).collect();
     create.prefer = args.prefer.iter().copied().map(NodeId).collect();
     create.shared = args.shared;
+    create.retention = RetentionChange {
+        age: args.retain_age.map(Bound::get),
+        bytes: args.retain_bytes.map(Bound::get),
+    };
     commands::volume::create(&create, endpoints(&args.cluster)?, &mut io::stdout()).await
 }
 
@@ -272,7 +277,7 @@ async fn trim(args: TrimArgs) -> anyhow::Result<()> {
 }
 
 async fn retain(args: RetainArgs) -> anyhow::Result<()> {
-    let change = log::retain::Change {
+    let change = RetentionChange {
         age: args.age.map(Bound::get),
         bytes: args.bytes.map(Bound::get),
     };

@@ -7,9 +7,10 @@ use std::io::Cursor;
 use mainstay_client::report::{CreateVolume, Promote};
 use mainstay_client::{
     Admin, AppendError, Client, ClientConfig, Consistency, LogRecord, LogVolume, OpenError,
-    Outcome, ReadError, ReadLimits, Refusal, Retention,
+    Outcome, ReadError, ReadLimits, Refusal, Retention, RetentionChange,
 };
 use mainstay_node::commands::log::{append, read, retain, trim};
+use mainstay_node::commands::volume;
 use mainstay_types::{Lsn, NodeId, VolumeKind};
 use mainstay_volume::VolumeConfig;
 use support::{Cluster, PATIENCE, healed};
@@ -274,9 +275,9 @@ async fn a_log_keeps_what_its_policy_says_across_failovers_and_restarts() {
     );
 
     let mut said = Vec::new();
-    let change = retain::Change {
+    let change = RetentionChange {
         bytes: Some(Some(2 << 20)),
-        ..retain::Change::default()
+        ..RetentionChange::default()
     };
     let endpoints = cluster.endpoints();
     let ran = retain::run("ledger", change, false, endpoints, &mut said).await;
@@ -316,29 +317,69 @@ async fn a_log_keeps_what_its_policy_says_across_failovers_and_restarts() {
     let kept = log.retention().await.expect("known");
     assert_eq!((kept.age, kept.bytes), (None, Some(2 << 20)));
 
-    // By age: everything is older than a second soon, and a new record begins a log of its own.
+    // By age: everything is older than a second soon, whether anything follows or not.
     let second = Retention {
         age: Some(std::time::Duration::from_secs(1)),
         bytes: None,
     };
     log.set_retention(second).await.expect("committed");
-    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
-    let young = log.append("young").await.expect("committed").lsn.0;
-    begins_at(&log, |first| first == young).await;
-    assert_eq!(
-        log.read(Lsn(young), ReadLimits::default())
-            .await
-            .expect("read")
-            .records
-            .len(),
-        1,
-        "the last record stays"
-    );
+    let last = log.append("old soon").await.expect("committed").lsn.0;
+    let empty = begins_at(&log, |first| first > last).await;
+    let page = log.read(Lsn(empty), ReadLimits::default()).await;
+    assert!(page.expect("read").records.is_empty());
+    // One bound changes, the other stays.
+    let hour = RetentionChange {
+        age: Some(Some(std::time::Duration::from_secs(3600))),
+        ..RetentionChange::default()
+    };
+    log.change_retention(hour).await.expect("committed");
+    log.append("young").await.expect("committed");
+    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+    let page = log.read(Lsn(empty), ReadLimits::default()).await;
+    assert_eq!(page.expect("read").records.len(), 1, "an hour is not over");
+    let kept = Retention {
+        age: Some(std::time::Duration::from_secs(3600)),
+        bytes: None,
+    };
     let shown = admin.show_volume("ledger").await.expect("shown");
     assert_eq!(
         (shown.first_shown_lsn.0, shown.retention),
-        (young, Some(second))
+        (empty, Some(kept))
     );
+    cluster.shut_down().await;
+}
+
+/// What a log keeps can be said when it is made; it is part of what is shown of it at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_is_made_with_what_it_keeps() {
+    let cluster = Cluster::start().await;
+    let mut args = volume::Create::new("short", VolumeKind::Log);
+    args.retention.bytes = Some(Some(1 << 20));
+    let mut out = Vec::new();
+    let created = volume::create(&args, cluster.endpoints(), &mut out).await;
+    created.expect("created");
+    let said = String::from_utf8(out).expect("text");
+    assert!(
+        said.contains("\nit keeps the newest 1 MiB of records\n"),
+        "{said}"
+    );
+    // Made again, it is left as it is.
+    args.retention.bytes = Some(None);
+    args.json = true;
+    let mut out = Vec::new();
+    let again = volume::create(&args, cluster.endpoints(), &mut out).await;
+    again.expect("the same");
+    let shown: serde_json::Value = serde_json::from_slice(&out).expect("JSON");
+    assert_eq!(shown["existed"], true);
+    assert_eq!(shown["volume"]["retention"]["bytes"], 1 << 20);
+    let kind = VolumeKind::Block {
+        size_bytes: 1 << 20,
+    };
+    let mut args = volume::Create::new("disk", kind);
+    args.retention.bytes = Some(Some(1));
+    let refused = volume::create(&args, cluster.endpoints(), &mut Vec::new()).await;
+    let error = refused.expect_err("no log").to_string();
+    assert!(error.contains("--retain-bytes"), "{error}");
     cluster.shut_down().await;
 }
 
@@ -352,9 +393,9 @@ async fn a_block_volume_has_nothing_to_retain() {
     let create = CreateVolume::new("disk", kind);
     admin.create_volume(create).await.expect("created");
     let endpoints = cluster.endpoints();
-    let change = retain::Change {
+    let change = RetentionChange {
         bytes: Some(Some(1)),
-        ..retain::Change::default()
+        ..RetentionChange::default()
     };
     let ran = retain::run("disk", change, false, endpoints, &mut Vec::new()).await;
     let error = format!("{:#}", ran.expect_err("refused"));

@@ -457,11 +457,12 @@ fn requests(golden: &mut Golden) {
     };
     golden.ask("zeroes", Body::Zeroes(zeroes));
     golden.ask("trim_log", Body::TrimLog(pb::TrimLog { seq, first_lsn: 9 }));
-    let policy = Some(pb::Retention {
-        age_ms: 86_400_000,
-        bytes: 1 << 30,
-    });
-    golden.ask("retain_log", Body::RetainLog(pb::RetainLog { seq, policy }));
+    let retain = pb::RetainLog {
+        seq,
+        age_ms: Some(86_400_000),
+        bytes: Some(0),
+    };
+    golden.ask("retain_log", Body::RetainLog(retain));
     golden.ask("read", Body::Read(pb::Read { offset, len: 4096 }));
     let allocation = pb::Allocation {
         offset,

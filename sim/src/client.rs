@@ -8,7 +8,9 @@ use mainstay_replication::Rng;
 use mainstay_storage::EntryKind;
 use mainstay_storage::format::{encode_range, encode_unstamped};
 use mainstay_types::{Lsn, NodeId, SessionId, VolumeId};
-use mainstay_volume::{Attachment, ClientOp, Direction, Outcome, PageLimits, Refusal, Retention};
+use mainstay_volume::{
+    Attachment, ClientOp, Direction, Outcome, PageLimits, Refusal, RetentionChange,
+};
 
 use crate::properties::linearizable::{BLOCK, SECTOR};
 
@@ -64,10 +66,10 @@ pub enum Ask {
 pub const BY_BYTES: u64 = 1_000_000_000_000;
 
 /// What a log shall keep: its first word, which is all that the properties see of an entry, says all of it.
-fn policy(tag: u64) -> Retention {
-    Retention {
-        age_ms: tag,
-        bytes: tag.saturating_sub(BY_BYTES),
+fn policy(tag: u64) -> RetentionChange {
+    RetentionChange {
+        age_ms: Some(tag),
+        bytes: Some(tag.saturating_sub(BY_BYTES)),
     }
 }
 

@@ -49,7 +49,7 @@ impl<T> Bound<T> {
     }
 }
 
-fn parse_age(text: &str) -> Result<Bound<Duration>, String> {
+pub(super) fn parse_age(text: &str) -> Result<Bound<Duration>, String> {
     if text == "off" {
         return Ok(Bound::Off);
     }
@@ -79,7 +79,7 @@ fn parse_age(text: &str) -> Result<Bound<Duration>, String> {
     Ok(Bound::At(Duration::from_millis(ms)))
 }
 
-fn parse_bytes(text: &str) -> Result<Bound<u64>, String> {
+pub(super) fn parse_bytes(text: &str) -> Result<Bound<u64>, String> {
     match text {
         "off" => Ok(Bound::Off),
         _ => match super::parse_size(text)? {

@@ -3,14 +3,14 @@
 use std::io::Write;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use mainstay_client::report::{CreateVolume, Created, VolumeStatus};
-use mainstay_client::{Admin, AdminError};
+use mainstay_client::{Admin, AdminError, Retention, RetentionChange};
 use mainstay_types::{AckRule, NodeId, VolumeKind};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::log::retain::kept;
+use super::log::retain::{self, kept};
 use super::table::{Align, Table};
 use super::{connect, print_json, size, status, text};
 
@@ -33,6 +33,8 @@ pub struct Create {
     pub ack: Option<AckRule>,
     /// Full copies below which the membership never shrinks; zero is the default.
     pub min_copies: u32,
+    /// What a log shall keep.
+    pub retention: RetentionChange,
     /// How long to wait until every copy has joined. The volume serves without.
     pub wait: Duration,
     /// Print JSON.
@@ -52,6 +54,7 @@ impl Create {
             shared: false,
             ack: None,
             min_copies: 0,
+            retention: RetentionChange::default(),
             wait: Duration::from_secs(10),
             json: false,
         }
@@ -60,6 +63,11 @@ impl Create {
     fn request(&self) -> anyhow::Result<CreateVolume> {
         if self.shared && self.kind == VolumeKind::Log {
             bail!("a log is open to every writer as it is: --shared is for block volumes");
+        }
+        if self.retention != RetentionChange::default() && self.kind != VolumeKind::Log {
+            bail!(
+                "a block volume keeps what is written to it: --retain-age and --retain-bytes are for logs"
+            );
         }
         if let VolumeKind::Block { size_bytes } = self.kind {
             size::block_kind(size_bytes)?;
@@ -90,8 +98,19 @@ pub async fn create(
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     let request = args.request()?;
-    let admin = connect(endpoints).await?.admin();
+    let client = connect(endpoints).await?;
+    let admin = client.admin();
     let mut created = admin.create_volume(request).await?;
+    if args.retention != RetentionChange::default() && !created.existed {
+        let set = retain::change(&client, &args.volume, args.retention).await;
+        set.with_context(|| {
+            format!(
+                "log `{0}` is created, but not what it keeps: say it with `mainstay log retain {0}`",
+                args.volume
+            )
+        })?;
+        created.volume = admin.show_volume(&args.volume).await?;
+    }
     created.volume = until_joined(&admin, created.volume, args.wait).await;
     if args.json {
         return print_json(out, &created);
@@ -139,6 +158,12 @@ fn describe_created(created: &Created) -> String {
         },
         volume.primary
     ));
+    if let Some(retention) = volume
+        .retention
+        .filter(|kept| *kept != Retention::default())
+    {
+        text.push_str(&format!("it keeps {}\n", kept(retention)));
+    }
     let (joined, wanted) = (volume.members.len(), volume.placement.len());
     if joined < wanted {
         text.push_str(&format!(

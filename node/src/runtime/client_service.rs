@@ -18,7 +18,7 @@ use mainstay_types::{Lsn, SessionId, VolumeKind, VolumeName};
 use mainstay_volume::tree::{ProofWanted, TreeQuestion};
 use mainstay_volume::{
     Attachment, BATCH_RECORDS_MAX, ClientOp, ConnId, Direction, Event, OpResult, PageLimits,
-    Retention,
+    RetentionChange,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -814,12 +814,11 @@ fn mutation_op(body: Body) -> Result<(ClientOp, u64), Reply> {
             &Bytes::from_static(&[0; 8]),
         ),
         Body::RetainLog(retain) => {
-            let policy = retain.policy.unwrap_or_default();
-            let policy = Retention {
-                age_ms: policy.age_ms,
-                bytes: policy.bytes,
+            let change = RetentionChange {
+                age_ms: retain.age_ms,
+                bytes: retain.bytes,
             };
-            let bytes = Bytes::copy_from_slice(&policy.encode());
+            let bytes = Bytes::copy_from_slice(&change.encode());
             payload(EntryKind::RetainLog, retain.seq, 0, None, &bytes)
         }
         Body::Write(write) => payload(EntryKind::Write, write.seq, write.offset, None, &write.data),

@@ -33,7 +33,12 @@ pub(crate) enum Step {
     /// A record of a batch that is not whole yet: nothing takes effect.
     Held,
     /// A record, or the last one of a batch: it takes effect.
-    Whole(Done),
+    Whole {
+        /// As it is done.
+        done: Done,
+        /// Payload of all its records.
+        bytes: u64,
+    },
 }
 
 /// A batch whose last record is not committed yet.
@@ -43,6 +48,8 @@ struct Open {
     generation: u32,
     /// As it will be done.
     done: Done,
+    /// Payload of its records so far.
+    bytes: u64,
 }
 
 /// Stretches of a log that are no part of what it says: the records of batches that were cut short.
@@ -93,24 +100,24 @@ impl Batches {
         if !record {
             return Step::Other;
         }
-        let mut done = begun.map_or_else(
-            || Done {
+        let mut open = begun.unwrap_or(Open {
+            session: header.session,
+            generation: header.generation,
+            done: Done {
                 seq: header.seq,
                 lsn,
                 count: 0,
                 arg: header.arg,
             },
-            |open| open.done,
-        );
-        done.count += 1;
-        if header.flags & FLAG_MORE == 0 {
-            return Step::Whole(done);
-        }
-        self.open = Some(Open {
-            session: header.session,
-            generation: header.generation,
-            done,
+            bytes: 0,
         });
+        open.done.count += 1;
+        open.bytes += u64::from(header.payload_len);
+        if header.flags & FLAG_MORE == 0 {
+            let Open { done, bytes, .. } = open;
+            return Step::Whole { done, bytes };
+        }
+        self.open = Some(open);
         Step::Held
     }
 
@@ -134,6 +141,7 @@ impl Batches {
             out.put_u64_le(open.session.0);
             out.put_u32_le(open.generation);
             open.done.encode(out);
+            out.put_u64_le(open.bytes);
         }
         out.put_u32_le(u32::try_from(self.voids.0.len()).expect("fewer failovers than that"));
         for (first, last) in &self.voids.0 {
@@ -149,6 +157,7 @@ impl Batches {
                 session: SessionId(u64_of(rest)?),
                 generation: take(rest, 4)?.get_u32_le(),
                 done: Done::decode(rest)?,
+                bytes: u64_of(rest)?,
             });
         }
         for _ in 0..take(rest, 4)?.get_u32_le() {

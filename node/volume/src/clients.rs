@@ -102,6 +102,8 @@ pub(crate) struct Clients {
     pub(crate) fence: Fence,
     /// Released by an entry of this primary's own that is on its way.
     pub(crate) releasing: Lsn,
+    /// Where the log begins by the last trim that this primary has proposed by its policy.
+    pub(crate) retaining: Lsn,
     /// The last change of what the log keeps that this primary has ordered.
     pub(crate) policy: Lsn,
     pub(crate) last_timestamp: u64,

@@ -36,7 +36,7 @@ pub use event::{
     WalWrite,
 };
 pub use pages::{Direction, Page, PageLimits, Stretch};
-pub use retention::Retention;
+pub use retention::{Retention, RetentionChange};
 pub use sessions::{BlobError, RESULTS_KEPT, Sessions};
 pub use volume::{Volume, VolumeConfig, VolumeStart};
 

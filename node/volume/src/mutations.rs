@@ -9,7 +9,7 @@ use mainstay_types::{Lsn, SessionId, VolumeKind};
 use crate::batch::{BATCH_RECORDS_MAX, FLAG_MORE};
 use crate::clients::{Conn, Proposed, Waiter, Wanted};
 use crate::event::{ConnId, Now, OpResult, Outcome, Refusal, Token};
-use crate::retention::Retention;
+use crate::retention::RetentionChange;
 use crate::sessions::Done;
 use crate::volume::Volume;
 
@@ -58,11 +58,11 @@ impl Volume {
         }
         let unchecked = self.config.member.mistakes.has(Mistake::OldTokenTaken);
         let trim = trim_of(&mutation.entry);
+        let retains = mutation.entry[KIND] == EntryKind::RetainLog as u8;
         if let Some(first) = trim {
             self.complete_trim(first, &mut mutation)?;
-        } else if mutation.entry[KIND] == EntryKind::RetainLog as u8 {
+        } else if retains {
             // As a trim, it is the log's keeper's business, not its writer's: no token fences it.
-            self.clients.policy = self.next_lsn();
         } else if let Some(fence) = self.clients.fence_over(known.token)
             && !unchecked
         {
@@ -74,6 +74,9 @@ impl Volume {
                 expected,
                 next: lsn,
             });
+        }
+        if retains {
+            self.clients.policy = lsn;
         }
         self.complete(now, &mut mutation, known);
         // A batch is committed with its last record.
@@ -230,8 +233,8 @@ impl Volume {
         match (kind, self.spec.kind) {
             (Some(EntryKind::Record | EntryKind::TrimLog), VolumeKind::Log) => Ok(()),
             (Some(EntryKind::RetainLog), VolumeKind::Log) => {
-                let policy = Retention::decode(&entry[ENTRY_HEADER_BYTES..]);
-                policy.map(drop).ok_or(Refusal::WrongKind)
+                let change = RetentionChange::decode(&entry[ENTRY_HEADER_BYTES..]);
+                change.map(drop).ok_or(Refusal::WrongKind)
             }
             (Some(EntryKind::Write), VolumeKind::Block { .. }) => self.check_range(arg, payload),
             (Some(EntryKind::Trim | EntryKind::Zeroes), VolumeKind::Block { .. }) => {

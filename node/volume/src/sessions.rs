@@ -11,7 +11,7 @@ use mainstay_storage::format::{EntryHeader, EntryRef};
 use mainstay_types::{Lsn, SessionId};
 
 use crate::batch::{Batches, Step, Voids};
-use crate::retention::{Marks, Retention};
+use crate::retention::{Marks, Retention, RetentionChange};
 use crate::trims::release_of;
 
 /// Results kept for each session: a client must not have more unanswered.
@@ -23,7 +23,7 @@ const SESSIONS_KEPT: usize = 10_000;
 /// Flag of a `SessionOpen` entry: the session writes under the present attachment.
 pub(crate) const FLAG_ATTACHED: u8 = 1;
 
-const BLOB_VERSION: u16 = 5;
+const BLOB_VERSION: u16 = 6;
 
 /// A committed mutation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,10 +206,12 @@ impl Sessions {
             // Also of a batch that is cut short: timestamps rise with positions, whatever is shown.
             self.last_timestamp = self.last_timestamp.max(header.arg);
         }
-        self.marks.take(header);
         let done = match self.batches.take(header) {
             Step::Held => return None,
-            Step::Whole(done) => done,
+            Step::Whole { done, bytes } => {
+                self.marks.take(done, bytes);
+                done
+            }
             Step::Other => Done {
                 seq: header.seq,
                 lsn,
@@ -248,7 +250,8 @@ impl Sessions {
             }
             EntryKind::RetainLog => {
                 // A payload that is none was refused before it was ordered.
-                self.retention = Retention::decode(&entry.payload()).unwrap_or(self.retention);
+                let change = RetentionChange::decode(&entry.payload()).unwrap_or_default();
+                self.retention = change.applied(self.retention);
                 self.note_done(header, done);
                 return Some(done);
             }

@@ -123,9 +123,12 @@ impl Ops {
             self.attachments.committed(info)?;
         } else {
             self.tokens.committed(info)?;
-            self.trims.committed(info)?;
         }
-        let Part { first, index, last } = self.batches.committed(info);
+        let part = self.batches.committed(info);
+        if matches!(self.kind, VolumeKind::Log) {
+            self.trims.committed(info, part)?;
+        }
+        let Part { first, index, last } = part;
         let mutation = matches!(
             info.kind,
             EntryKind::Record

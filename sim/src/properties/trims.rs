@@ -6,6 +6,7 @@ use mainstay_types::{Lsn, SessionId};
 
 use crate::client::BY_BYTES;
 
+use super::batches::Part;
 use super::{Check, CopyKey, EntryInfo, Oracle, Property, broken};
 
 /// What the committed log says of its trim point: from which position on it is which. Both rise.
@@ -14,21 +15,28 @@ pub(super) struct Trims {
     points: Vec<(Lsn, Lsn)>,
     /// First word of the policy in force; zero for none.
     policy: u64,
-    /// Of each record, the payload of all up to it.
+    /// Of each mutation that took effect, where it begins, and the payload of all up to it.
     bytes: Vec<(Lsn, u64)>,
+    /// Payload of the batch that is not whole yet.
+    open: u64,
 }
 
 impl Trims {
-    /// The next entry of a log commits.
+    /// The next entry of a log commits, which is `part` of its mutation.
+    ///
+    /// What is shown to nobody keeps nothing: of a batch that is cut short no byte counts.
     ///
     /// # Errors
     /// A primary trims of its own accord what the policy keeps. Of policies by age nothing is known here: clocks differ.
-    pub(super) fn committed(&mut self, info: &EntryInfo) -> Check {
+    pub(super) fn committed(&mut self, info: &EntryInfo, part: Part) -> Check {
         match info.kind {
             EntryKind::Record => {
-                let before = self.bytes.last().map_or(0, |(_, bytes)| *bytes);
-                self.bytes
-                    .push((info.point.lsn, before + u64::from(info.len)));
+                let begun = if part.index == 0 { 0 } else { self.open };
+                self.open = begun + u64::from(info.len);
+                if part.last {
+                    let before = self.bytes.last().map_or(0, |(_, bytes)| *bytes);
+                    self.bytes.push((part.first, before + self.open));
+                }
             }
             EntryKind::RetainLog => self.policy = info.tag,
             EntryKind::TrimLog => return self.trimmed(info),
@@ -59,7 +67,7 @@ impl Trims {
         Ok(())
     }
 
-    /// Payload of all records below `lsn`.
+    /// Payload of all mutations that begin below `lsn`.
     fn bytes_before(&self, lsn: Lsn) -> u64 {
         let count = self.bytes.partition_point(|(at, _)| *at < lsn);
         count.checked_sub(1).map_or(0, |last| self.bytes[last].1)
@@ -146,16 +154,44 @@ mod tests {
     use super::super::entry;
     use super::*;
 
+    /// An entry that is the whole of its mutation.
+    fn commit(trims: &mut Trims, info: &EntryInfo) -> Check {
+        let part = Part {
+            first: info.point.lsn,
+            index: 0,
+            last: true,
+        };
+        trims.committed(info, part)
+    }
+
+    fn record(lsn: u64) -> EntryInfo {
+        EntryInfo {
+            len: 100,
+            ..entry(lsn, EntryKind::Record, 1)
+        }
+    }
+
+    fn trim(lsn: u64, first: u64, session: u64) -> EntryInfo {
+        EntryInfo {
+            arg: first,
+            session: SessionId(session),
+            ..entry(lsn, EntryKind::TrimLog, 1)
+        }
+    }
+
+    /// So many bytes stay.
+    fn policy(lsn: u64, bytes: u64) -> EntryInfo {
+        EntryInfo {
+            tag: BY_BYTES + bytes,
+            ..entry(lsn, EntryKind::RetainLog, 1)
+        }
+    }
+
     #[test]
     fn the_trim_point_is_a_function_of_the_position_and_never_falls() {
         let mut trims = Trims::default();
         for (lsn, first) in [(5, 3), (6, 2), (9, 7)] {
-            trims
-                .committed(&EntryInfo {
-                    arg: first,
-                    ..entry(lsn, EntryKind::TrimLog, 1)
-                })
-                .expect("nothing is kept by a policy");
+            commit(&mut trims, &trim(lsn, first, 1)).expect("nothing is kept by a policy");
         }
         let points: Vec<u64> = (4..10).map(|at| trims.at(Lsn(at)).0).collect();
         assert_eq!(points, [1, 3, 3, 3, 3, 7]);
@@ -164,26 +200,36 @@ mod tests {
 
     #[test]
     fn a_primary_that_trims_what_the_policy_keeps_is_told() {
-        let record = |lsn| EntryInfo {
-            len: 100,
-            ..entry(lsn, EntryKind::Record, 1)
-        };
-        let trim = |lsn, first, session| EntryInfo {
-            arg: first,
-            session: SessionId(session),
-            ..entry(lsn, EntryKind::TrimLog, 1)
-        };
         let mut trims = Trims::default();
         for lsn in 1..=10 {
-            trims.committed(&record(lsn)).expect("a record");
+            commit(&mut trims, &record(lsn)).expect("a record");
         }
-        let policy = EntryInfo {
-            tag: BY_BYTES + 300,
-            ..entry(11, EntryKind::RetainLog, 1)
-        };
-        trims.committed(&policy).expect("a policy");
-        trims.committed(&trim(12, 8, 0)).expect("300 bytes stay");
-        trims.committed(&trim(13, 9, 5)).expect("a client may");
-        assert!(trims.committed(&trim(14, 10, 0)).is_err());
+        commit(&mut trims, &policy(11, 300)).expect("a policy");
+        commit(&mut trims, &trim(12, 8, 0)).expect("300 bytes stay");
+        commit(&mut trims, &trim(13, 9, 5)).expect("a client may");
+        assert!(commit(&mut trims, &trim(14, 10, 0)).is_err());
+    }
+
+    /// Three records of a batch that ends with the first, or that is cut short before its end.
+    #[test]
+    fn only_a_batch_that_is_whole_counts() {
+        for whole in [true, false] {
+            let mut trims = Trims::default();
+            for lsn in 1..=3 {
+                commit(&mut trims, &record(lsn)).expect("a record");
+            }
+            for index in 0..3 {
+                let part = Part {
+                    first: Lsn(4),
+                    index,
+                    last: whole && index == 2,
+                };
+                let info = record(4 + u64::from(index));
+                trims.committed(&info, part).expect("a record");
+            }
+            commit(&mut trims, &entry(7, EntryKind::EpochStart, 2)).expect("a new primary");
+            commit(&mut trims, &policy(8, 300)).expect("a policy");
+            assert_eq!(commit(&mut trims, &trim(9, 4, 0)).is_ok(), whole);
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 mod batches;
 mod reads;
+mod retention;
 mod tokens;
 mod trims;
 
@@ -191,6 +192,13 @@ impl Rig {
             mono: MonoTime(self.clock),
             wall_ns: self.wall_ns,
         }
+    }
+
+    /// So much time passes, on both clocks.
+    pub(crate) fn pass(&mut self, ns: u64) {
+        self.clock += ns;
+        self.wall_ns += ns;
+        self.event(Event::Tick);
     }
 
     pub(crate) fn event(&mut self, event: Event) {
