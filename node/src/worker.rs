@@ -169,6 +169,7 @@ fn settings(config: &Config, port: u16) -> Settings {
         peers: peers.collect(),
         engine,
         segment_bytes: storage.segment_mib * MIB,
+        unwritten_bytes_max: storage.unwritten_mib_max * MIB,
         volume,
         lease: config.lease_config(),
         fence: config.fence_command(),

@@ -293,6 +293,7 @@ fn settings(dir: &Path, own: &PeerSettings, all: &[PeerSettings]) -> Settings {
         peers: others.cloned().collect(),
         engine: Engine::probe(),
         segment_bytes: 2 * MIB,
+        unwritten_bytes_max: 256 * MIB,
         volume: VolumeConfig::default(),
         lease: LeaseConfig::default(),
         fence: None,

@@ -460,6 +460,7 @@ impl Checker<'_> {
             &[
                 ("segment_mib", storage.segment_mib),
                 ("checkpoint_wal_mib", storage.checkpoint_wal_mib),
+                ("unwritten_mib_max", storage.unwritten_mib_max),
             ],
         );
         self.at_most("storage", "segment_mib", storage.segment_mib, 4_096);
@@ -469,6 +470,8 @@ impl Checker<'_> {
             storage.checkpoint_wal_mib,
             1 << 20,
         );
+        let unwritten = storage.unwritten_mib_max;
+        self.at_most("storage", "unwritten_mib_max", unwritten, 1 << 20);
         self.positive(
             "limits",
             zero,

@@ -220,6 +220,8 @@ pub struct StorageSection {
     pub segment_mib: u64,
     /// A checkpoint starts when the WAL behind it has grown by this much.
     pub checkpoint_wal_mib: u64,
+    /// Changes of all block volumes together that are held in memory until a checkpoint writes them to the images.
+    pub unwritten_mib_max: u64,
 }
 
 impl Default for StorageSection {
@@ -227,7 +229,9 @@ impl Default for StorageSection {
         Self {
             engine: EngineChoice::Auto,
             segment_mib: 16,
-            checkpoint_wal_mib: 64,
+            // The longer between two, the more changes of one block become one write, and the more neighbours are written together.
+            checkpoint_wal_mib: 256,
+            unwritten_mib_max: 1_024,
         }
     }
 }

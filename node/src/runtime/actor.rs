@@ -108,6 +108,7 @@ struct Actor {
 
 impl Actor {
     async fn run(mut self) {
+        self.share_memory();
         self.timer = PreciseTimer::new()
             .inspect_err(|error| tracing::warn!(%error, "rounds are not held"))
             .ok();
@@ -145,6 +146,14 @@ impl Actor {
         self.close().await;
     }
 
+    /// With other block volumes on this node, whose number changes.
+    fn share_memory(&mut self) {
+        if self.volume.spec().kind != VolumeKind::Log {
+            self.volume
+                .set_checkpoint_bytes(self.node.checkpoint_bytes());
+        }
+    }
+
     /// The next message, or none within `wait`; `Some(None)` if there will be none.
     async fn next(&mut self, wait: Duration) -> Option<Option<ToVolume>> {
         if wait < PRECISE_BELOW
@@ -167,6 +176,7 @@ impl Actor {
                 match &event {
                     Event::Stored { op } => self.writing.retain(|(writing, _)| writing > op),
                     Event::StorageFailed { reason } => self.failed = Some(reason.clone()),
+                    Event::Checkpointed { .. } => self.share_memory(),
                     Event::ConnClosed { conn } => {
                         self.conns.remove(conn);
                     }

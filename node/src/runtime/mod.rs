@@ -56,8 +56,8 @@ use mainstay_replication::message::{
 use mainstay_replication::{LeaseConfig, Role, WitnessInput, WitnessSet};
 use mainstay_storage::engine::Engine;
 use mainstay_types::{
-    ClusterId, Incarnation, Instance, MonoTime, NodeId, PrimaryId, Register, VolumeId, VolumeName,
-    Zone,
+    ClusterId, Incarnation, Instance, MonoTime, NodeId, PrimaryId, Register, VolumeId, VolumeKind,
+    VolumeName, Zone,
 };
 use mainstay_volume::store::CopyConfig;
 use mainstay_volume::{Event, VolumeConfig};
@@ -125,6 +125,8 @@ pub struct Settings {
     pub engine: Engine,
     /// Bytes of a log segment.
     pub segment_bytes: u64,
+    /// Changes of all block volumes together that may be held in memory until a checkpoint writes them to the images.
+    pub unwritten_bytes_max: u64,
     /// Bounds of volumes.
     pub volume: VolumeConfig,
     /// Leases.
@@ -447,6 +449,20 @@ impl Node {
             .values()
             .cloned()
             .collect()
+    }
+
+    /// Log that a block volume may write between two checkpoints: its share of the memory for what is not in the images yet, of which
+    /// a checkpoint that is being written holds as much again.
+    #[must_use]
+    pub fn checkpoint_bytes(&self) -> u64 {
+        let volumes = self
+            .volumes
+            .read()
+            .expect("no panic while the lock is held");
+        let block = |volume: &&VolumeHandle| volume.spec.kind != VolumeKind::Log;
+        let volumes = volumes.values().filter(block).count().max(1) as u64;
+        let share = self.settings.unwritten_bytes_max / 2 / volumes;
+        self.settings.volume.checkpoint_bytes.min(share)
     }
 
     /// The newest decided register value that this node has seen.

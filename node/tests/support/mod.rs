@@ -251,6 +251,7 @@ fn settings(
             .collect(),
         engine: Engine::probe(),
         segment_bytes: 2 << 20,
+        unwritten_bytes_max: 1 << 30,
         volume: volume.clone(),
         lease: LeaseConfig::default(),
         fence: None,

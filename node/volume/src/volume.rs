@@ -643,6 +643,11 @@ impl Volume {
         }
     }
 
+    /// Changes how much log is written between two checkpoints.
+    pub fn set_checkpoint_bytes(&mut self, bytes: u64) {
+        self.config.checkpoint_bytes = bytes;
+    }
+
     fn maybe_checkpoint(&mut self) {
         let due = self.since_checkpoint >= self.config.checkpoint_bytes || self.release_due;
         let due = due && !self.checkpoint_runs;
