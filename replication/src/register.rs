@@ -83,6 +83,9 @@ pub struct Round<V = Register> {
     /// Tries so far: the wait between them grows, so that proposers who are slower than `retry`, or who meet for
     /// ever, find a gap in the end.
     tries: u32,
+    /// A ballot was rejected. The first one that is says only that the register was written before: a round begins with the lowest
+    /// counter there is. It is no reason to wait; a later one is, as there is somebody to make room for.
+    rejected: bool,
     deadline: MonoTime,
     out: Vec<(NodeId, RegisterMessage<V>)>,
     mistakes: Mistakes,
@@ -142,6 +145,7 @@ impl<V: Value> Round<V> {
             rng,
             retry,
             tries: 0,
+            rejected: false,
             deadline: now,
             out: Vec::new(),
             mistakes,
@@ -274,6 +278,10 @@ impl<V: Value> Round<V> {
     fn handle_rejected(&mut self, now: MonoTime, ballot: Ballot, promised: Ballot) {
         self.seen = self.seen.max(promised.counter);
         if ballot == self.ballot && !matches!(self.phase, Phase::Waiting) {
+            if !std::mem::replace(&mut self.rejected, true) {
+                self.tries = 0;
+                return self.prepare(now);
+            }
             self.phase = Phase::Waiting;
             let wait = self.patience() / 4;
             self.deadline = now + self.rng.jitter(wait);
@@ -324,5 +332,59 @@ impl<V: Value> Round<V> {
                 .rev()
                 .map(|witness| (witness, message.clone())),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round() -> Round {
+        let witnesses = Arc::new(WitnessSet::of(&[NodeId(1), NodeId(2), NodeId(3)]));
+        let retry = Duration::from_millis(100);
+        Round::read(MonoTime::ZERO, &witnesses, 7, retry, Mistakes::NONE)
+    }
+
+    /// The ballots of what is to be sent.
+    fn asked(round: &mut Round) -> Vec<Ballot> {
+        let sends = std::iter::from_fn(|| round.poll_send());
+        let ballot = |(_, message)| match message {
+            RegisterMessage::Prepare { ballot, .. } => ballot,
+            other => panic!("{other:?}"),
+        };
+        sends.map(ballot).collect()
+    }
+
+    fn reject(round: &mut Round, from: u32, ballot: Ballot, counter: u64) {
+        let promised = Ballot {
+            counter,
+            proposer: Instance(99),
+        };
+        let message = RegisterMessage::Rejected { ballot, promised };
+        assert!(round.handle(MonoTime(5), NodeId(from), message).is_none());
+    }
+
+    /// The order of events: the register was written before, so each witness has promised a ballot above the first of any new round.
+    /// A promotion has two rounds in series, and would wait twice for nobody.
+    #[test]
+    fn the_first_ballot_that_is_rejected_is_no_reason_to_wait() {
+        let mut round = round();
+        let first = asked(&mut round);
+        assert_eq!(first.len(), 3);
+        reject(&mut round, 1, first[0], 41);
+        let second = asked(&mut round);
+        assert_eq!(second.len(), 3, "asked again at once");
+        assert_eq!(second[0].counter, 42);
+        // The others reject the first one, too: they have been asked for the second since.
+        reject(&mut round, 2, first[0], 41);
+        reject(&mut round, 3, first[0], 41);
+        assert_eq!(asked(&mut round), []);
+        // Somebody else has been faster with the second: now there is a reason.
+        reject(&mut round, 2, second[0], 43);
+        assert_eq!(asked(&mut round), []);
+        assert!(round.deadline() > MonoTime(5));
+        let later = round.deadline();
+        round.tick(later);
+        assert_eq!(asked(&mut round)[0].counter, 44);
     }
 }
