@@ -23,6 +23,7 @@ use mainstay_volume::{Event, OpResult, Page, Stretch, Token, Voids, Volume, Volu
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use super::checkpoint_pace::Pacing;
 use super::copies::{BLOCKS_AT_ONCE, ExportPart};
 use super::handle::{Answers, ConnAnswer, ConnReply, DiskAwake, RecordOut, ToVolume};
 use super::tree_thread::{self, ToTree, TreeThread};
@@ -156,6 +157,7 @@ pub(super) async fn start(
 }
 
 struct Worker {
+    node: Arc<Node>,
     name: VolumeName,
     log_lineage: Lineage,
     state: Rc<State<RealDisk>>,
@@ -171,6 +173,7 @@ struct Worker {
     rebuilt_at: Option<Lsn>,
     /// The newest checkpoint, under way or done.
     checkpointing: Option<JoinHandle<()>>,
+    pacing: Pacing,
     /// An entry could not be applied: the image shows nothing any more.
     failed: bool,
 }
@@ -227,6 +230,7 @@ impl Worker {
             tree: tree.clone(),
         };
         let worker = Self {
+            node: node.clone(),
             name: volume.spec().name.clone(),
             log_lineage: volume.log_lineage(),
             state: Rc::new(state),
@@ -239,6 +243,7 @@ impl Worker {
             tree,
             rebuilt_at,
             checkpointing: None,
+            pacing: Pacing::new(),
             failed: false,
         };
         Ok((worker, thread, volume))
@@ -269,6 +274,7 @@ impl Worker {
 
     /// A checkpoint under way is completed, and the log ends its last write.
     async fn end(&mut self, commit: Lsn) {
+        self.pacing.hurry();
         if let Some(task) = self.checkpointing.take() {
             let _ended = task.await;
         }
@@ -337,6 +343,7 @@ impl Worker {
         if self.failed {
             return;
         }
+        self.pacing.applied(entry.bytes.len());
         if let Err(error) = image.apply(entry) {
             let reason = format!(
                 "committed entry {} cannot be applied: {error}",
@@ -427,9 +434,10 @@ impl Worker {
     async fn checkpoint(&mut self, blob: Bytes, at: LogEnd) {
         let (state, to) = (self.state.clone(), self.to.clone());
         let name = self.name.clone();
+        let pace = self.pacing.begin(self.node.checkpoint_bytes());
         let mut work = Box::pin(async move {
             let result = match &*state {
-                State::Block(image) => match image.checkpoint(blob).await {
+                State::Block(image) => match image.checkpoint_at_pace(blob, &pace).await {
                     // The image takes nothing more in this process: the copy steps aside as after a failed log write.
                     Err(CheckpointError::Poisoned { reason }) => {
                         let failed = Event::StorageFailed { reason };

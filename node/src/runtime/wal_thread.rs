@@ -15,6 +15,7 @@ use mainstay_volume::{Event, WalJob, WalWrite};
 use tokio::sync::{mpsc, oneshot};
 
 use super::handle::ToVolume;
+use super::wal_recycler::Recycler;
 
 /// A mark is written this long after the last batch, so that a later start can tell that it was whole.
 const MARK_AFTER: Duration = Duration::from_millis(5);
@@ -116,6 +117,7 @@ struct LogWriter {
     events: mpsc::UnboundedSender<ToVolume>,
     queue: VecDeque<WalJob>,
     commit: Lsn,
+    recycler: Recycler,
     /// The last segment could not be prepared, which was said.
     no_segment: bool,
 }
@@ -136,6 +138,7 @@ impl LogWriter {
             events,
             queue: VecDeque::new(),
             commit: Lsn::ZERO,
+            recycler: Recycler::default(),
             no_segment: false,
         };
         Ok((writer, facts))
@@ -223,9 +226,7 @@ impl LogWriter {
                 self.queue.push_back(job);
             }
             ToLog::Recycle(below) => {
-                if let Err(error) = self.wal.recycle_below(below).await {
-                    tracing::warn!(%error, "segments stay until the next start");
-                }
+                self.recycler.start(self.wal.plan_recycle(below));
                 self.remember_commit().await;
                 self.tell(Event::Recycled {
                     first: self.wal.first_lsn(),

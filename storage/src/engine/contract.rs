@@ -39,6 +39,8 @@ async fn bytes_come_back<D: Disk>(disk: &D, dir: &Path, caching: Caching) -> io:
     );
     file.write_durable(pattern(4096, 2), 2 * PAGE).await.0?;
     file.sync().await?;
+    file.write_out(PAGE, 2 * PAGE).await?;
+    file.write_out(64 * PAGE, PAGE).await?;
     file.sync_beside().await?;
     assert_eq!(file.len().await?, 4 * PAGE);
 

@@ -133,6 +133,15 @@ pub trait DiskFile: 'static {
     /// other work meanwhile, if the engine can do that.
     fn sync_beside(&self) -> impl Future<Output = io::Result<()>>;
 
+    /// Sends what was written to a range through the page cache on its way to the device, and waits until the device has it. It is not
+    /// durable then. For large amounts: a sync would put all of it into the device's queue at once, and whoever writes
+    /// meanwhile waits behind it. After an error nothing is known about the file's content.
+    ///
+    /// Does nothing where an engine has no such call.
+    fn write_out(&self, _offset: u64, _len: u64) -> impl Future<Output = io::Result<()>> {
+        std::future::ready(Ok(()))
+    }
+
     /// Makes a range read as zeroes and gives its space back where the file system can. The length stays.
     fn punch_hole(&self, offset: u64, len: u64) -> impl Future<Output = io::Result<()>>;
 

@@ -50,6 +50,18 @@ pub(super) fn fdatasync(fd: RawFd) -> io::Result<()> {
     check(unsafe { libc::fdatasync(fd) })
 }
 
+/// What [`write_out`] asks for: start writing, and wait for it.
+pub(super) const WRITE_OUT: libc::c_uint =
+    libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+
+/// `sync_file_range(2)`: from the page cache to the device, no further.
+pub(super) fn write_out(fd: RawFd, offset: u64, len: u64) -> io::Result<()> {
+    let offset = i64::try_from(offset).map_err(io::Error::other)?;
+    let len = i64::try_from(len).map_err(io::Error::other)?;
+    // SAFETY: takes numbers only. The standard library has no call for it.
+    check(unsafe { libc::sync_file_range(fd, offset, len, WRITE_OUT) })
+}
+
 /// Zeroes a range by punching a hole.
 pub(super) fn punch_hole(fd: RawFd, offset: u64, len: u64) -> io::Result<()> {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;

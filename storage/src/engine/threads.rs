@@ -102,6 +102,10 @@ impl DiskFile for ThreadsFile {
         self.sync().await
     }
 
+    async fn write_out(&self, offset: u64, len: u64) -> io::Result<()> {
+        syscall::write_out(self.0.as_raw_fd(), offset, len)
+    }
+
     async fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
         syscall::punch_hole(self.0.as_raw_fd(), offset, len)
     }

@@ -11,7 +11,9 @@ use std::path::Path;
 use std::rc::Rc;
 
 use bytes::Bytes;
+use io_uring::{cqueue, opcode, types};
 use tokio_uring::buf::{BoundedBuf, IoBuf, IoBufMut};
+use tokio_uring::{OneshotOutputTransform, UnsubmittedOneshot};
 
 use super::{AlignedBuf, Caching, Disk, DiskFile, OpenMode, syscall};
 
@@ -99,6 +101,21 @@ impl Disk for UringDisk {
     }
 }
 
+/// What comes of an operation that `tokio_uring` has no method for. Its file stays open until it is done.
+struct Outcome;
+
+impl OneshotOutputTransform for Outcome {
+    type Output = io::Result<()>;
+    type StoredData = Rc<tokio_uring::fs::File>;
+
+    fn transform_oneshot_output(self, _: Self::StoredData, done: cqueue::Entry) -> Self::Output {
+        match done.result() {
+            error @ ..0 => Err(io::Error::from_raw_os_error(-error)),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl UringFile {
     fn sync_now(&self) -> io::Result<()> {
         syscall::fdatasync(self.0.as_raw_fd())
@@ -159,6 +176,16 @@ impl DiskFile for UringFile {
 
     async fn sync_beside(&self) -> io::Result<()> {
         self.0.sync_data().await
+    }
+
+    async fn write_out(&self, offset: u64, len: u64) -> io::Result<()> {
+        // The ring has 32 bits for the length, where zero means "to the end of the file".
+        let len = u32::try_from(len).unwrap_or(0);
+        let entry = opcode::SyncFileRange::new(types::Fd(self.0.as_raw_fd()), len);
+        let entry = entry.offset(offset).flags(syscall::WRITE_OUT).build();
+        UnsubmittedOneshot::new(self.0.clone(), Outcome, entry)
+            .submit()
+            .await
     }
 
     async fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {

@@ -26,10 +26,24 @@ use crate::codec::crc;
 use crate::engine::{AlignedBuf, Disk, DiskFile, PAGE, PAGE_BYTES, TRANSFER_BYTES, is_no_space};
 use crate::format::LogEnd;
 
+/// Neighbours that are written together.
+const RUN_BLOCKS: usize = TRANSFER_BYTES / PAGE_BYTES;
+
+/// Writes that are in the disk's queue at a time, at most.
+const WRITES_AT_ONCE: usize = 16;
+
 /// A block ready to be written: its bytes, or none for a hole.
 pub(super) type Ready = (u64, Option<Bytes>);
 
 impl<D: Disk> Image<D> {
+    /// As [`Image::checkpoint_at_pace`], at once.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn checkpoint(&self, blob: Bytes) -> Result<LogEnd, CheckpointError> {
+        self.checkpoint_at_pace(blob, &AtOnce).await
+    }
+
     /// Writes what is applied now to the files and records it, with `blob` as the caller's state at that very
     /// position. Durable on return; gives back the position recorded. Reads and applies go on meanwhile.
     ///
@@ -38,7 +52,11 @@ impl<D: Disk> Image<D> {
     ///
     /// # Errors
     /// [`CheckpointError`]. After `NoSpace` and `Corrupt` nothing is lost and it may be repeated.
-    pub async fn checkpoint(&self, blob: Bytes) -> Result<LogEnd, CheckpointError> {
+    pub async fn checkpoint_at_pace(
+        &self,
+        blob: Bytes,
+        pace: &impl Pace,
+    ) -> Result<LogEnd, CheckpointError> {
         self.check_idle()?;
         if self.rebuilding.get() {
             return Err(CheckpointError::Rebuilding);
@@ -52,7 +70,7 @@ impl<D: Disk> Image<D> {
             let mut overlay = self.overlay.borrow_mut();
             overlay.frozen = Some(std::mem::take(&mut overlay.active));
         }
-        let result = self.flush(target, blob).await;
+        let result = self.flush(target, blob, pace).await;
         self.flushing.borrow_mut().clear();
         match &result {
             Ok(_) => self.overlay.borrow_mut().frozen = None,
@@ -80,7 +98,12 @@ impl<D: Disk> Image<D> {
         Ok(())
     }
 
-    async fn flush(&self, target: LogEnd, blob: Bytes) -> Result<LogEnd, CheckpointError> {
+    async fn flush(
+        &self,
+        target: LogEnd,
+        blob: Bytes,
+        pace: &impl Pace,
+    ) -> Result<LogEnd, CheckpointError> {
         let merged = self.merge_frozen().await?;
         let (ready, pages) = self.plan_flush().await?;
         if !ready.is_empty() {
@@ -91,7 +114,9 @@ impl<D: Disk> Image<D> {
             self.flushing
                 .borrow_mut()
                 .extend(pages.iter().map(|(number, page)| (*number, page.clone())));
-            self.overwrite(&ready, &pages).await.map_err(write_error)?;
+            self.overwrite(&ready, &pages, pace)
+                .await
+                .map_err(write_error)?;
         }
         let checkpoint = Checkpoint {
             applied: target,
@@ -248,8 +273,9 @@ impl<D: Disk> Image<D> {
         &self,
         ready: &[Ready],
         pages: &BTreeMap<u64, Rc<SumsPage>>,
+        pace: &impl Pace,
     ) -> io::Result<()> {
-        self.write_blocks(ready).await?;
+        self.write_blocks(ready, pace).await?;
         for (number, page) in pages {
             self.sums
                 .write_at(AlignedBuf::padded_from(&page.0[..]), number * PAGE)
@@ -261,32 +287,75 @@ impl<D: Disk> Image<D> {
         self.sums.sync_beside().await
     }
 
-    /// Writes blocks in ascending order, neighbours together.
-    pub(super) async fn write_blocks(&self, ready: &[Ready]) -> io::Result<()> {
-        let limit = TRANSFER_BYTES / PAGE_BYTES;
+    /// Writes blocks in ascending order, neighbours together, and a little at a time: what is written must not get far ahead of what the
+    /// disk has, or all who write to the disk meanwhile wait behind it.
+    pub(super) async fn write_blocks(&self, ready: &[Ready], pace: &impl Pace) -> io::Result<()> {
+        let mut out = WriteOut::default();
         let mut rest = ready;
         while let Some((first, data)) = rest.first() {
             let joins = |(index, (block, other)): &(usize, &Ready)| {
                 *block == first + *index as u64
                     && other.is_some() == data.is_some()
-                    && *index < limit
+                    && *index < RUN_BLOCKS
             };
             let count = rest.iter().enumerate().take_while(joins).count();
             let (run, behind) = rest.split_at(count);
             rest = behind;
+            let (offset, len) = (first * PAGE, count as u64 * PAGE);
             if data.is_none() {
-                self.image
-                    .punch_hole(first * PAGE, count as u64 * PAGE)
-                    .await?;
+                self.image.punch_hole(offset, len).await?;
                 continue;
             }
             let mut buf = AlignedBuf::zeroed(count * PAGE_BYTES);
             for (target, (_, data)) in buf.chunks_exact_mut(PAGE_BYTES).zip(run) {
                 target.copy_from_slice(data.as_deref().unwrap_or(&[0; PAGE_BYTES]));
             }
-            self.image.write_at(buf, first * PAGE).await.0?;
+            self.image.write_at(buf, offset).await.0?;
+            if let Some((from, len)) = out.add(offset, len) {
+                self.image.write_out(from, len).await?;
+                pace.next(ready.len() - rest.len(), ready.len()).await;
+            }
         }
         Ok(())
+    }
+}
+
+/// How fast a checkpoint writes.
+pub trait Pace {
+    /// `written` of `total` blocks are on their way to the disk. Returns when the next ones may be.
+    fn next(&self, written: usize, total: usize) -> impl Future<Output = ()>;
+}
+
+/// As fast as the disk goes.
+#[derive(Debug, Clone, Copy)]
+pub struct AtOnce;
+
+impl Pace for AtOnce {
+    async fn next(&self, _: usize, _: usize) {}
+}
+
+/// Writes that have not been sent on their way yet.
+#[derive(Debug, Default)]
+struct WriteOut {
+    from: u64,
+    writes: usize,
+    bytes: u64,
+}
+
+impl WriteOut {
+    /// One write more, behind those before; the range to be sent on its way if they are enough.
+    fn add(&mut self, offset: u64, len: u64) -> Option<(u64, u64)> {
+        if self.writes == 0 {
+            self.from = offset;
+        }
+        self.writes += 1;
+        self.bytes += len;
+        if self.writes < WRITES_AT_ONCE && self.bytes < TRANSFER_BYTES as u64 {
+            return None;
+        }
+        let from = self.from;
+        *self = Self::default();
+        Some((from, offset + len - from))
     }
 }
 

@@ -30,6 +30,7 @@ use crate::checkpoint::{Checkpoint, CheckpointFile, CheckpointFileError};
 use crate::engine::{AlignedBuf, Caching, Disk, DiskFile, OpenMode, PAGE, PAGE_BYTES};
 use crate::format::{EntryKind, EntryRef, LogEnd, range_of};
 use crate::recovery::scan::read_content;
+pub use flush::{AtOnce, Pace};
 #[cfg(test)]
 pub(crate) use intent::LAYOUT as INTENT_LAYOUT;
 use intent::{Intent, Target};

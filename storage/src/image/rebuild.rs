@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
-use super::flush::{Ready, record_error, write_error};
+use super::flush::{AtOnce, Ready, record_error, write_error};
 use super::sums::{BLOCKS_PER_PAGE, Sum, SumsPage};
 use super::{CheckpointError, ExportedBlock, Image, Overlay, sums_bytes};
 use crate::checkpoint::Checkpoint;
@@ -92,7 +92,7 @@ impl<D: Disk> Image<D> {
             .map(|block| (block.block, block.data.clone()))
             .collect();
         ready.sort_by_key(|(block, _)| *block);
-        self.write_blocks(&ready).await?;
+        self.write_blocks(&ready, &AtOnce).await?;
         let mut pages = BTreeMap::<u64, SumsPage>::new();
         for block in blocks {
             let number = block.block / BLOCKS_PER_PAGE;

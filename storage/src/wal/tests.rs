@@ -656,7 +656,7 @@ struct Promise {
 }
 
 async fn run_steps(disk: SimDisk, steps: Vec<Step>, promise: Rc<Cell<Promise>>) {
-    let (mut wal, log) = Wal::open(disk, Path::new(DIR), config())
+    let (mut wal, log) = Wal::open(disk.clone(), Path::new(DIR), config())
         .await
         .expect("open");
     assert_eq!(log.damage, None);
@@ -699,7 +699,21 @@ async fn run_steps(disk: SimDisk, steps: Vec<Step>, promise: Rc<Cell<Promise>>) 
             Step::Prepare => wal.prepare_next().await.expect("prepare"),
             Step::Recycle(behind) => {
                 let below = Lsn(end.point.lsn.0.saturating_sub(behind));
-                wal.recycle_below(below).await.map(drop).expect("recycle");
+                let plan = wal.plan_recycle(below);
+                if behind % 2 == 0 {
+                    plan.run(&disk).await.map(drop).expect("recycle");
+                } else {
+                    // It may be told to leave off.
+                    let mut naps = behind % 5;
+                    let nap = || {
+                        naps += 1;
+                        !naps.is_multiple_of(4)
+                    };
+                    plan.run_gently(&disk, nap)
+                        .await
+                        .map(drop)
+                        .expect("recycle");
+                }
             }
         }
     }

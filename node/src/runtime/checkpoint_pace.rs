@@ -1,0 +1,133 @@
+//! How fast a block volume's checkpoint is written: spread over time, so that nobody who writes to the same disk has to wait for it.
+//!
+//! A disk takes hundreds of megabytes into its cache in a moment, and then makes every flush wait until it has written them: on all
+//! copies at the same time, as they all reach the same position of the log together.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use mainstay_storage::image::Pace;
+
+/// A checkpoint takes no longer on purpose.
+const LONGEST: Duration = Duration::from_secs(10);
+
+/// Timers are no finer than that.
+const NAP_MIN: Duration = Duration::from_millis(1);
+/// How long it may take until a nap hears that there is no time for one.
+const NAP_MAX: Duration = Duration::from_millis(20);
+
+/// What all checkpoints of one volume know.
+#[derive(Debug)]
+pub(super) struct Pacing {
+    /// Bytes of log applied since the volume was opened.
+    applied: Rc<Cell<u64>>,
+    /// The volume is to end.
+    hurry: Rc<Cell<bool>>,
+    before: Instant,
+}
+
+/// One checkpoint's pace: it ends after half of the time, and half of the log, between the one before and itself.
+#[derive(Debug)]
+pub(super) struct CheckpointPace {
+    began: Instant,
+    span: Duration,
+    applied: Rc<Cell<u64>>,
+    applied_before: u64,
+    /// Log between two checkpoints.
+    interval: u64,
+    hurry: Rc<Cell<bool>>,
+}
+
+impl Pacing {
+    pub(super) fn new() -> Self {
+        Self {
+            applied: Rc::default(),
+            hurry: Rc::default(),
+            before: Instant::now(),
+        }
+    }
+
+    /// So many bytes of log are applied.
+    pub(super) fn applied(&self, bytes: usize) {
+        self.applied.set(self.applied.get() + bytes as u64);
+    }
+
+    /// Whatever checkpoint runs is to be done with.
+    pub(super) fn hurry(&self) {
+        self.hurry.set(true);
+    }
+
+    /// A checkpoint begins, of which there is one for each `interval` bytes of log.
+    pub(super) fn begin(&mut self, interval: u64) -> CheckpointPace {
+        let began = Instant::now();
+        let since = began - std::mem::replace(&mut self.before, began);
+        CheckpointPace {
+            began,
+            span: (since / 2).min(LONGEST),
+            applied: self.applied.clone(),
+            applied_before: self.applied.get(),
+            interval: interval.max(1),
+            hurry: self.hurry.clone(),
+        }
+    }
+}
+
+impl CheckpointPace {
+    /// How much too early it is for what comes behind `part` of the whole.
+    fn early(&self, part: f64) -> Duration {
+        let applied = self.applied.get() - self.applied_before;
+        // What is applied meanwhile is held in memory.
+        if self.hurry.get() || applied as f64 * 2.0 > part * self.interval as f64 {
+            return Duration::ZERO;
+        }
+        self.span.mul_f64(part).saturating_sub(self.began.elapsed())
+    }
+}
+
+impl Pace for CheckpointPace {
+    async fn next(&self, written: usize, total: usize) {
+        let part = written as f64 / total.max(1) as f64;
+        loop {
+            let early = self.early(part);
+            if early < NAP_MIN {
+                return;
+            }
+            tokio::time::sleep(early.min(NAP_MAX)).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pace(span_ms: u64) -> (Pacing, CheckpointPace) {
+        let mut pacing = Pacing::new();
+        let mut pace = pacing.begin(1000);
+        pace.span = Duration::from_millis(span_ms);
+        (pacing, pace)
+    }
+
+    #[test]
+    fn a_checkpoint_naps_while_it_is_ahead_of_time_and_of_the_log() {
+        let (pacing, pace) = pace(10_000);
+        assert!(pace.early(0.5) > Duration::from_secs(4));
+        pacing.applied(249);
+        assert!(pace.early(0.5) > Duration::from_secs(4));
+        // Half of it shall be written when a quarter of the interval is applied.
+        pacing.applied(2);
+        assert_eq!(pace.early(0.5), Duration::ZERO);
+        assert!(pace.early(0.6) > Duration::ZERO);
+        pacing.hurry();
+        assert_eq!(pace.early(1.0), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_came_quickly_is_written_quickly_and_nothing_takes_for_ever() {
+        let mut pacing = Pacing::new();
+        assert!(pacing.begin(1000).span < Duration::from_secs(1));
+        pacing.before = Instant::now().checked_sub(LONGEST * 3).expect("a clock");
+        assert_eq!(pacing.begin(1000).span, LONGEST);
+    }
+}
