@@ -230,7 +230,7 @@ fn combination(theme: Theme, r: &mut Rng) -> Vec<(u64, Fault)> {
             3 => {
                 let late = ms(900, 1_600);
                 vec![
-                    (0, Fault::KillPrimary(ms(5, 60))),
+                    (0, Fault::KillPrimary(ms(1, 12))),
                     (late, Fault::LateReport),
                     (late + ms(0, 4), Fault::IsolatePrimary(0, long)),
                 ]
