@@ -96,6 +96,12 @@ impl Pace for CheckpointPace {
             tokio::time::sleep(early.min(NAP_MAX)).await;
         }
     }
+
+    async fn rest(&self) {
+        if !self.hurry.get() {
+            tokio::time::sleep(NAP_MIN).await;
+        }
+    }
 }
 
 #[cfg(test)]

@@ -30,6 +30,9 @@ use super::tree_thread::{self, ToTree, TreeThread};
 use super::wal_thread::{self, LogTask, ToLog};
 use super::{Node, clock};
 
+/// A log's checkpoint is its session table: cheap to write, and what lies behind it is looked at entry by entry at a start.
+const LOG_CHECKPOINT_BYTES: u64 = 64 << 20;
+
 /// The thread looks up at least this often, to show that it is awake. Shorter than the age from which a beat calls a disk
 /// sick.
 const AWAKE_EVERY: Duration = Duration::from_millis(150);
@@ -201,7 +204,10 @@ impl Worker {
                 from = %damage.from, why = %damage.why, "the log is damaged: nothing is lost while another member \
                 has it; this copy takes no part until it is rebuilt");
         }
-        let config: VolumeConfig = node.settings.volume.clone();
+        let mut config: VolumeConfig = node.settings.volume.clone();
+        if let State::Log(_) = &state {
+            config.checkpoint_bytes = config.checkpoint_bytes.min(LOG_CHECKPOINT_BYTES);
+        }
         let mut volume = Volume::new(clock::now(), config, start);
         let stalled_after = node.settings.lease.unwell_after;
         if clock::mono().since(began) > stalled_after {

@@ -29,6 +29,9 @@ use crate::format::LogEnd;
 /// Neighbours that are written together.
 const RUN_BLOCKS: usize = TRANSFER_BYTES / PAGE_BYTES;
 
+/// Looked at, or let go of, without a rest.
+const BLOCKS_AT_ONCE: usize = 512;
+
 /// Writes that are in the disk's queue at a time, at most.
 const WRITES_AT_ONCE: usize = 16;
 
@@ -72,16 +75,22 @@ impl<D: Disk> Image<D> {
         }
         let result = self.flush(target, blob, pace).await;
         self.flushing.borrow_mut().clear();
-        match &result {
-            Ok(_) => self.overlay.borrow_mut().frozen = None,
-            Err(_) => self.overlay.borrow_mut().thaw(),
-        }
+        let written = match &result {
+            Ok(_) => self.overlay.borrow_mut().frozen.take(),
+            Err(_) => {
+                self.overlay.borrow_mut().thaw();
+                None
+            }
+        };
         self.version.set(self.version.get() + 1);
         if let Err(CheckpointError::Poisoned { reason }) = &result {
             tracing::error!(%reason, "image finished for this process");
             *self.poisoned.borrow_mut() = Some(reason.clone());
         }
         self.busy.set(false);
+        if let Some(layer) = written {
+            free(layer, pace).await;
+        }
         result
     }
 
@@ -105,7 +114,7 @@ impl<D: Disk> Image<D> {
         pace: &impl Pace,
     ) -> Result<LogEnd, CheckpointError> {
         let merged = self.merge_frozen().await?;
-        let (ready, pages) = self.plan_flush().await?;
+        let (ready, pages) = self.plan_flush(pace).await?;
         if !ready.is_empty() {
             self.write_intent(target, &merged, &ready, &pages)
                 .await
@@ -192,6 +201,7 @@ impl<D: Disk> Image<D> {
     /// The blocks to write, and the checksum pages as they will be.
     async fn plan_flush(
         &self,
+        pace: &impl Pace,
     ) -> Result<(Vec<Ready>, BTreeMap<u64, Rc<SumsPage>>), CheckpointError> {
         let dirty: Vec<(u64, Dirty)> = {
             let overlay = self.overlay.borrow();
@@ -230,6 +240,9 @@ impl<D: Disk> Image<D> {
                 },
             );
             ready.push((block, data));
+            if ready.len().is_multiple_of(BLOCKS_AT_ONCE) {
+                pace.rest().await;
+            }
         }
         let seal = |(number, mut page): (u64, SumsPage)| {
             page.seal(self.config.lineage, number);
@@ -320,10 +333,24 @@ impl<D: Disk> Image<D> {
     }
 }
 
-/// How fast a checkpoint writes.
+/// How fast a checkpoint goes.
 pub trait Pace {
     /// `written` of `total` blocks are on their way to the disk. Returns when the next ones may be.
     fn next(&self, written: usize, total: usize) -> impl Future<Output = ()>;
+
+    /// The thread was busy for about a millisecond: time for others on it.
+    fn rest(&self) -> impl Future<Output = ()>;
+}
+
+/// Lets go of what is on the disk now, a piece at a time: hundreds of megabytes at once keep the thread, and with it the log, for as long
+/// as a hundred milliseconds.
+async fn free(layer: Layer, pace: &impl Pace) {
+    let mut blocks = layer.blocks;
+    while let Some(next) = blocks.keys().nth(BLOCKS_AT_ONCE).copied() {
+        let rest = blocks.split_off(&next);
+        drop(std::mem::replace(&mut blocks, rest));
+        pace.rest().await;
+    }
 }
 
 /// As fast as the disk goes.
@@ -332,6 +359,8 @@ pub struct AtOnce;
 
 impl Pace for AtOnce {
     async fn next(&self, _: usize, _: usize) {}
+
+    async fn rest(&self) {}
 }
 
 /// Writes that have not been sent on their way yet.
