@@ -8,8 +8,8 @@ use std::time::Duration;
 use mainstay_storage::engine::{Engine, run_on};
 use mainstay_storage::wal::RecyclePlan;
 
-/// Between two parts of a file.
-const NAP: Duration = Duration::from_millis(5);
+/// Between two files.
+const NAP: Duration = Duration::from_millis(40);
 
 /// Ends what it does when it is dropped: nothing touches the directory afterwards. What was left comes back at the next open.
 #[derive(Debug, Default)]

@@ -20,9 +20,6 @@ const FILL_BYTES: u64 = 256 << 10;
 /// The same when the log comes close: what is not ready in time is made while the log waits.
 const FILL_BYTES_LATE: u64 = 1 << 20;
 
-/// Freed at a time.
-const FREE_BYTES: u64 = 2 << 20;
-
 /// A nap between two such writes while the log has not come far enough, and how many there are at most.
 const NAP: Duration = Duration::from_millis(5);
 const NAPS: u32 = 4;
@@ -223,18 +220,13 @@ impl RecyclePlan {
     /// # Errors
     /// The disk's; the rest comes back at the next open.
     pub async fn run<D: Disk>(self, disk: &D) -> io::Result<usize> {
-        for seq in &self.seqs {
-            match disk.remove(&self.dir.join(segment_name(*seq))).await {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => disk.sync_dir(&self.dir).await?,
-            }
-        }
-        Ok(self.seqs.len())
+        self.run_gently(disk, || true).await
     }
 
-    /// As [`RecyclePlan::run`], a little of a file at a time: where the file system tells the disk of what it frees (`discard`), everybody's
-    /// writes wait until that is done, 10 ms and more for a whole segment. `nap` lets some time pass and says whether to go on;
-    /// if not, what is left comes back at the next open.
+    /// As [`RecyclePlan::run`], with time between any two files: where the file system tells the disk of what it frees (`discard`),
+    /// everybody's writes wait until that is done, 10 ms and more for each. `nap` lets some time pass and says whether to go on.
+    ///
+    /// A file goes whole, never a piece at a time: readers may have it mapped, and a mapping outlives its file's name, but not its length.
     ///
     /// # Errors
     /// As for `run`.
@@ -245,39 +237,15 @@ impl RecyclePlan {
     ) -> io::Result<usize> {
         let mut gone = 0;
         for seq in &self.seqs {
-            let name = segment_name(*seq);
-            // Half a file must not be taken for a part of the log. One that stays under this name is removed at the next open.
-            let dying = self.dir.join(format!("{name}.tmp"));
-            match disk.rename(&self.dir.join(&name), &dying).await {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                renamed => renamed?,
-            }
-            disk.sync_dir(&self.dir).await?;
-            gone += 1;
-            let goes_on = shrink(disk, &dying, &mut nap).await?;
-            disk.remove(&dying).await?;
-            if !goes_on {
+            if gone > 0 && !nap() {
                 break;
             }
+            match disk.remove(&self.dir.join(segment_name(*seq))).await {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => disk.sync_dir(&self.dir).await?,
+            }
+            gone += 1;
         }
         Ok(gone)
     }
-}
-
-/// Frees a file from its end, with a nap after each part. False if a nap says so.
-async fn shrink<D: Disk>(
-    disk: &D,
-    path: &Path,
-    nap: &mut impl FnMut() -> bool,
-) -> io::Result<bool> {
-    let file = disk.open(path, OpenMode::Write, Caching::Buffered).await?;
-    let mut len = file.len().await?;
-    while len > 0 {
-        len = len.saturating_sub(FREE_BYTES);
-        file.set_len(len).await?;
-        if !nap() {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }

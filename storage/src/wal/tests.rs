@@ -496,6 +496,43 @@ fn a_call_dropped_half_way_ends_the_log_for_this_process() {
 }
 
 /// The same log on each real engine: by one written, by the other read, also through mmap.
+/// The order of events: a reader has a sealed segment mapped and hands parts of it to a peer's connection, the log gives the segment
+/// back, and the bytes are sent. A file that is cut short under its mapping ends the process at the first look.
+#[test]
+fn what_a_reader_has_mapped_outlives_its_segment() {
+    use crate::engine::{Engine, run_on};
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().join("wal");
+    let files = path.clone();
+    run_on(Engine::Threads, |disk| async move {
+        let mut wal = Wal::create(disk, &path, config(), LogEnd::ZERO)
+            .await
+            .expect("create");
+        for _ in 0..40 {
+            let mut end = wal.durable().end();
+            let entries = batch(&mut end, 1, &[9000]);
+            let appended = wal.append(&entries, Lsn(0)).await;
+            appended.map(drop).expect("append");
+        }
+        let reader = WalReader::new(disk, wal.index(), ReadPath::Map);
+        let read = reader.read(Lsn(1), 20_000).await.expect("read");
+        let before = std::fs::read_dir(&path).expect("listed").count();
+        let plan = wal.plan_recycle(wal.durable().point().lsn);
+        let gone = plan.run_gently(&disk, || true).await.expect("recycled");
+        assert!(gone > 0);
+        let after = std::fs::read_dir(&path).expect("listed").count();
+        assert_eq!(before - after, gone);
+        let mut end = LogEnd::ZERO;
+        for chunk in &read.chunks {
+            let entries = verify_batch(LINEAGE, chunk, end).expect("as it was read");
+            end = entries.last().expect("some").header.end();
+        }
+        assert_eq!(end, read.end);
+    })
+    .expect("runs");
+    assert!(files.exists());
+}
+
 #[test]
 fn real_engines_share_one_format() {
     use crate::engine::{Engine, probe_uring, run_on};
