@@ -73,6 +73,15 @@ pub enum TreeFileError {
         /// The disk's answer.
         source: io::Error,
     },
+    /// The disk failed to take what was written since the last mark out of memory. A sync that succeeds later says nothing of it: the
+    /// kernel takes pages whose write-back failed for clean.
+    #[error("tree {path}: nothing is known of what was written behind its mark")]
+    Unsynced {
+        /// The file.
+        path: PathBuf,
+        /// The disk's answer.
+        source: io::Error,
+    },
 }
 
 /// What a page of the file says.
@@ -228,10 +237,20 @@ impl<D: Disk> TreeFile<D> {
         }
     }
 
+    fn unsynced(&self, source: io::Error) -> TreeFileError {
+        TreeFileError::Unsynced {
+            path: self.path.clone(),
+            source,
+        }
+    }
+
     /// Writes nodes side by side, the first at place `first`. Durable once a mark was written behind it.
     ///
+    /// They go out of memory at once: what waited for the mark would be megabytes, behind which all writes of the log wait.
+    ///
     /// # Errors
-    /// The disk's. It may be tried again: the same nodes, to the same place.
+    /// The disk's. After `Io` it may be tried again: the same nodes, to the same place. After `Unsynced` all nodes behind the mark have to
+    /// be written again.
     pub async fn write(&self, first: u64, nodes: &[TreeHash]) -> Result<(), TreeFileError> {
         let mut buf = AlignedBuf::zeroed(nodes.len() * NODE_BYTES);
         for (slot, node) in buf.chunks_exact_mut(NODE_BYTES).zip(nodes) {
@@ -239,8 +258,11 @@ impl<D: Disk> TreeFile<D> {
         }
         buf.set_len(nodes.len() * NODE_BYTES);
         let at = NODES + first * NODE_BYTES as u64;
+        let len = buf.len() as u64;
         let written = self.file.write_at(buf, at).await.0;
-        written.map_err(|source| self.io(source))
+        written.map_err(|source| self.io(source))?;
+        let out = self.file.write_out(at, len).await;
+        out.map_err(|source| self.unsynced(source))
     }
 
     /// Reads up to `count` nodes side by side from place `first` on; fewer at the end of the file. One that was never written is `None`.
@@ -272,7 +294,7 @@ impl<D: Disk> TreeFile<D> {
     /// Makes everything written durable, then the statement that the tree is this one.
     ///
     /// # Errors
-    /// The disk's; the mark before it, or this one, counts.
+    /// `Unsynced`; the mark before it, or this one, counts. All nodes behind the mark have to be written again.
     pub async fn mark(&mut self, peaks: &Peaks) -> Result<(), TreeFileError> {
         let mark = Mark {
             serial: self.mark.serial + 1,
@@ -284,7 +306,7 @@ impl<D: Disk> TreeFile<D> {
             self.file.sync().await?;
             self.file.write_durable(page, at).await.0
         };
-        marked.await.map_err(|source| self.io(source))?;
+        marked.await.map_err(|source| self.unsynced(source))?;
         self.mark = mark;
         Ok(())
     }

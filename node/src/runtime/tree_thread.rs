@@ -317,10 +317,11 @@ impl Keeper {
         let Kept::Tree(tree) = &mut self.tree else {
             return;
         };
-        if !tree.take(entries) {
-            let last = entries.last().map(|entry| entry.header.point.lsn);
-            self.goal = self.goal.max(last.unwrap_or(Lsn::ZERO));
+        // What is missing in front, or lost again when a write fails, is taken from the log.
+        if let Some(last) = entries.last() {
+            self.goal = self.goal.max(last.header.point.lsn);
         }
+        let _or_from_the_log = tree.take(entries);
         let written = tree.write_if_many().await;
         self.note(written, "nodes of the log's tree wait in memory");
     }

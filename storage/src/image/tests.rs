@@ -264,15 +264,25 @@ fn a_full_disk_loses_nothing_and_a_failed_sync_ends_the_image() {
     disk.set_capacity(None);
     block_on(image.checkpoint(Bytes::new())).expect("room");
     assert_eq!(whole(&image), model(&sample_ops()));
-    disk.fail_nth(OpKind::Sync, 1, Fault::Eio);
-    image
-        .repair_block(0, &[1; PAGE_BYTES], Lsn(1))
-        .expect("a block");
-    for _ in 0..2 {
-        assert!(matches!(
-            block_on(image.checkpoint(Bytes::new())),
-            Err(CheckpointError::Poisoned { .. })
-        ));
+    for kind in [OpKind::Sync, OpKind::WriteOut] {
+        let disk = SimDisk::immediate(4);
+        let image = create(&disk);
+        let scattered = |block: u64| Op::Write {
+            offset: block * 3 * PAGE,
+            len: PAGE_BYTES,
+            fill: 1,
+        };
+        replay(
+            &image,
+            &entries(&(0..40).map(scattered).collect::<Vec<_>>()),
+        );
+        disk.fail_nth(kind, 1, Fault::Eio);
+        for _ in 0..2 {
+            assert!(matches!(
+                block_on(image.checkpoint(Bytes::new())),
+                Err(CheckpointError::Poisoned { .. })
+            ));
+        }
     }
 }
 

@@ -7,6 +7,10 @@
 //! trimmed and gives 1 to 1,000 back, the power fails before the tree's nodes for 900 to 1,000 were synced; no copy can tell the root
 //! any more. So whoever recycles the log calls [`Tree::mark`] first.
 //!
+//! **Invariant**: a mark covers only nodes of which no write-back failed. The order of events that would break it: the disk fails to take
+//! nodes out of memory, a sync says so once, the next sync has nothing to write and succeeds, and a mark follows it; the log is trimmed, the
+//! power fails, and the nodes are gone. So after such a failure the tree begins again at its mark.
+//!
 //! **Invariant**: a mark never covers more than this copy's own log holds durably. Otherwise a forced promotion could choose another
 //! entry for a position that the mark speaks of.
 //!
@@ -268,7 +272,7 @@ impl<D: Disk> Tree<D> {
     /// Writes nodes to the file, if there are many: they wait in memory else.
     ///
     /// # Errors
-    /// The disk's; they stay in memory.
+    /// The disk's; they stay in memory, or the tree is as it was at its last mark: see [`Self::catch_up`].
     pub async fn write_if_many(&mut self) -> Result<(), TreeError> {
         if self.unwritten.len() >= NODES_WRITTEN {
             self.write().await?;
@@ -278,10 +282,25 @@ impl<D: Disk> Tree<D> {
 
     async fn write(&mut self) -> Result<(), TreeFileError> {
         if !self.unwritten.is_empty() {
-            self.file.write(self.written(), &self.unwritten).await?;
+            let written = self.file.write(self.written(), &self.unwritten).await;
+            self.begin_again_if_unsynced(written)?;
             self.unwritten.clear();
         }
         Ok(())
+    }
+
+    /// What may be lost is computed again: the tree goes back to its mark, and the log still has what lies behind.
+    fn begin_again_if_unsynced(
+        &mut self,
+        result: Result<(), TreeFileError>,
+    ) -> Result<(), TreeFileError> {
+        if let Err(TreeFileError::Unsynced { .. }) = &result {
+            self.peaks = self.file.marked().clone();
+            self.taken = Lsn(self.peaks.size());
+            self.leaves = Leaves::default();
+            self.unwritten.clear();
+        }
+        result
     }
 
     /// Nodes in the file.
@@ -292,13 +311,14 @@ impl<D: Disk> Tree<D> {
     /// Makes the tree over the positions up to `through`, or as far as it goes, durable. `through` is durable in this copy's log.
     ///
     /// # Errors
-    /// The disk's; what was durable is.
+    /// The disk's; what was durable is. The tree may be as it was at its last mark: see [`Self::catch_up`].
     pub async fn mark(&mut self, through: Lsn) -> Result<(), TreeError> {
         let size = through.0.min(self.size());
         self.write().await?;
         if size > self.marked() {
             let peaks = self.peaks_at(size).await?;
-            self.file.mark(&peaks).await?;
+            let marked = self.file.mark(&peaks).await;
+            self.begin_again_if_unsynced(marked)?;
         }
         Ok(())
     }
@@ -428,7 +448,8 @@ impl<D: Disk> Tree<D> {
         }
         self.replay(from, true).await?;
         let peaks = self.file.marked().clone();
-        Ok(self.file.mark(&peaks).await?)
+        let marked = self.file.mark(&peaks).await;
+        Ok(self.begin_again_if_unsynced(marked)?)
     }
 
     async fn replay(&self, mut peaks: Peaks, write: bool) -> Result<Peaks, TreeError> {

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use mainstay_storage::engine::SimDisk;
+use mainstay_storage::engine::sim::{Fault, OpKind};
 use mainstay_storage::format::{encode_unstamped, entry_bytes, stamp};
 use mainstay_storage::{EntryKind, LogEnd, Wal, WalConfig};
 use mainstay_types::merkle::Leaf;
@@ -49,7 +50,11 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        let disk = SimDisk::immediate(3);
+        Self::with_seed(3)
+    }
+
+    fn with_seed(seed: u64) -> Self {
+        let disk = SimDisk::immediate(seed);
         let dir = Path::new(DIR);
         block_on(disk.create_dir_all(dir)).expect("directory");
         let wal = block_on(Self::wal(&disk));
@@ -276,6 +281,38 @@ fn rotten_nodes_are_never_served_and_are_computed_again_from_the_log() {
         assert!(matches!(served, Err(TreeError::Damaged)));
         block_on(tree.repair()).expect("the log has all of it");
         assert!(ask(&tree, 37, wanted).is_ok());
+    }
+}
+
+/// A failed sync drops what it did not write, and the next one succeeds: a mark behind it would speak of nodes that a crash takes away.
+#[test]
+fn what_a_failed_sync_may_have_lost_is_written_again_before_the_next_mark() {
+    for kind in [OpKind::WriteOut, OpKind::Sync] {
+        for seed in 0..8 {
+            let mut rig = Rig::with_seed(seed);
+            rig.append(&[Kind::Record; 300]);
+            let mut tree = rig.open().expect("a tree");
+            assert!(tree.take(&rig.entries[..100]));
+            block_on(tree.mark(Lsn(100))).expect("mark");
+            assert!(tree.take(&rig.entries[100..]));
+            rig.disk.fail_nth(kind, 1, Fault::Eio);
+            let failed = block_on(tree.mark(rig.end()));
+            assert!(matches!(
+                failed,
+                Err(TreeError::File(TreeFileError::Unsynced { .. }))
+            ));
+            assert_eq!((tree.marked(), tree.taken()), (100, Lsn(100)));
+            assert_eq!(caught_up(&mut tree, rig.end()), CaughtUp::Whole);
+            block_on(tree.mark(rig.end())).expect("mark");
+            drop(tree);
+            rig.disk.crash();
+            let tree = rig.open().expect("a tree");
+            assert_eq!(tree.marked(), 300);
+            for lsn in 1..=300 {
+                let served = ask(&tree, 300, ProofWanted::Inclusion(Lsn(lsn)));
+                assert!(served.is_ok(), "{lsn} is lost: {kind:?}, seed {seed}");
+            }
+        }
     }
 }
 

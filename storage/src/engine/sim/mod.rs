@@ -46,6 +46,8 @@ pub enum OpKind {
     Write,
     /// Syncing a file; also the second half of a durable write.
     Sync,
+    /// Taking what was written out of the page cache, which makes nothing durable.
+    WriteOut,
     /// Punching a hole or setting a length.
     Resize,
     /// Renaming, removing, making a directory.
@@ -667,6 +669,22 @@ impl DiskFile for SimFile {
 
     async fn sync_beside(&self) -> io::Result<()> {
         self.sync().await
+    }
+
+    async fn write_out(&self, _offset: u64, len: u64) -> io::Result<()> {
+        self.disk
+            .gate(OpKind::WriteOut, &self.path, len, Stage::Before)
+            .await;
+        self.alive()?;
+        if let Some(fault) = self.disk.strike(OpKind::WriteOut) {
+            let mut state = self.disk.state.borrow_mut();
+            self.inode.borrow_mut().sync_failed(&mut state.rng);
+            return Err(error_of(fault));
+        }
+        self.disk
+            .gate(OpKind::WriteOut, &self.path, len, Stage::After)
+            .await;
+        Ok(())
     }
 
     async fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
