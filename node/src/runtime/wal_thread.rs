@@ -199,6 +199,7 @@ impl LogWriter {
                     Err(error) => return self.fail(error.to_string()),
                 }
                 unmarked = true;
+                self.wal.tell_progress();
                 while let Ok(segment) = prepared.try_recv() {
                     self.adopt(segment);
                 }
@@ -270,7 +271,7 @@ impl LogWriter {
             .spawn(move || {
                 // The thread does nothing else: plain calls are as good as a ring, and cheaper to have.
                 let result = run_on(Engine::Threads, |disk| async move {
-                    plan.run_beside(&disk, std::thread::sleep).await
+                    plan.run_beside(&disk, std::thread::park_timeout).await
                 });
                 let _gone = to.send(result.and_then(|prepared| prepared));
             });

@@ -10,6 +10,7 @@
 
 mod errors;
 mod index;
+mod prepare;
 mod reader;
 mod segment;
 #[cfg(test)]
@@ -18,7 +19,6 @@ mod tests;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use mainstay_types::{Incarnation, Lineage, LogPoint, Lsn};
@@ -26,9 +26,11 @@ use mainstay_types::{Incarnation, Lineage, LogPoint, Lsn};
 pub use errors::{CreateError, OpenError, ReadError, WalError};
 pub(crate) use index::SegmentInfo;
 pub use index::WalIndex;
+use prepare::Progress;
+pub use prepare::{PreparePlan, PreparedSegment};
 pub use reader::{ReadBatch, ReadPath, WalReader};
+pub use segment::RecyclePlan;
 use segment::{Active, activate, open_active};
-pub use segment::{PreparePlan, PreparedSegment, RecyclePlan};
 
 use crate::engine::{AlignedBuf, Disk, DiskFile, PAGE};
 use crate::format::{
@@ -106,7 +108,7 @@ pub struct Wal<D: Disk> {
     prepared: Option<PreparedSegment>,
     preparing: bool,
     /// How far the active segment is written, for who prepares the next one.
-    written: Arc<AtomicU64>,
+    progress: Arc<Progress>,
     /// Greatest segment number ever given out. Only rises.
     seq_max: u64,
     /// End of the durable log.
@@ -161,7 +163,7 @@ impl<D: Disk> Wal<D> {
             active: None,
             prepared: None,
             preparing: false,
-            written: Arc::default(),
+            progress: Arc::default(),
             seq_max: 0,
             end: start,
             commit: Lsn::ZERO,
@@ -258,7 +260,7 @@ impl<D: Disk> Wal<D> {
             active,
             prepared: spare.map(|(seq, bytes)| PreparedSegment { seq, bytes }),
             preparing: false,
-            written: Arc::new(AtomicU64::new(filled)),
+            progress: Arc::new(Progress::at(filled)),
             seq_max: found.seq_max,
             end: found.end,
             commit: found.log.commit_floor,
@@ -422,6 +424,12 @@ impl<D: Disk> Wal<D> {
         Some(self.plan(0))
     }
 
+    /// Tells whoever prepares the next segment how far this one is. Call it after those were told who wait for an append: it may wake
+    /// a thread.
+    pub fn tell_progress(&self) {
+        self.progress.tell();
+    }
+
     /// Takes the result of a plan.
     ///
     /// # Errors
@@ -540,7 +548,7 @@ impl<D: Disk> Wal<D> {
             dir: self.dir.clone(),
             seq: self.seq_max,
             bytes,
-            written: self.written.clone(),
+            progress: self.progress.clone(),
         }
     }
 
@@ -573,7 +581,7 @@ impl<D: Disk> Wal<D> {
             file_bytes: prepared.bytes,
         };
         self.active = Some(activate(&self.disk, &self.dir, &header).await?);
-        self.written.store(0, Ordering::Relaxed);
+        self.progress.set(0);
         let mut state = self.index.lock();
         let keep = state
             .segments
@@ -676,7 +684,7 @@ impl<D: Disk> Wal<D> {
         self.state = State::Busy;
         let active = self.active.as_mut().expect("still there");
         active.write_pos += len as u64;
-        self.written.store(active.write_pos, Ordering::Relaxed);
+        self.progress.set(active.write_pos);
         assert!(
             frame.end.point > self.end.point,
             "log end fell from {} to {}",
