@@ -598,6 +598,18 @@ impl SimFile {
             .await
     }
 
+    /// A failure loses what was not written back, and is told once.
+    async fn begin_write_back(&self, kind: OpKind, len: u64) -> io::Result<()> {
+        self.disk.gate(kind, &self.path, len, Stage::Before).await;
+        self.alive()?;
+        let Some(fault) = self.disk.strike(kind) else {
+            return Ok(());
+        };
+        let mut state = self.disk.state.borrow_mut();
+        self.inode.borrow_mut().sync_failed(&mut state.rng);
+        Err(error_of(fault))
+    }
+
     async fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let len = buf.len() as u64;
         self.disk
@@ -651,15 +663,7 @@ impl DiskFile for SimFile {
     }
 
     async fn sync(&self) -> io::Result<()> {
-        self.disk
-            .gate(OpKind::Sync, &self.path, 0, Stage::Before)
-            .await;
-        self.alive()?;
-        if let Some(fault) = self.disk.strike(OpKind::Sync) {
-            let mut state = self.disk.state.borrow_mut();
-            self.inode.borrow_mut().sync_failed(&mut state.rng);
-            return Err(error_of(fault));
-        }
+        self.begin_write_back(OpKind::Sync, 0).await?;
         self.inode.borrow_mut().sync();
         self.disk
             .gate(OpKind::Sync, &self.path, 0, Stage::After)
@@ -672,15 +676,7 @@ impl DiskFile for SimFile {
     }
 
     async fn write_out(&self, _offset: u64, len: u64) -> io::Result<()> {
-        self.disk
-            .gate(OpKind::WriteOut, &self.path, len, Stage::Before)
-            .await;
-        self.alive()?;
-        if let Some(fault) = self.disk.strike(OpKind::WriteOut) {
-            let mut state = self.disk.state.borrow_mut();
-            self.inode.borrow_mut().sync_failed(&mut state.rng);
-            return Err(error_of(fault));
-        }
+        self.begin_write_back(OpKind::WriteOut, len).await?;
         self.disk
             .gate(OpKind::WriteOut, &self.path, len, Stage::After)
             .await;
