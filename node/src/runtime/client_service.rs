@@ -1,36 +1,34 @@
 //! The server's end of client streams: requests to the volume's task, answers back. One task a stream.
 
+mod open;
+mod tail;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::FutureExt as _;
 use mainstay_client::{LocalNode, LocalReplies, LocalRequests};
 use mainstay_proto::v1 as pb;
 use mainstay_proto::v1::client_reply::Body as Reply;
 use mainstay_proto::v1::client_request::Body;
 use mainstay_storage::EntryKind;
-use mainstay_storage::format::{encode_range, encode_unstamped};
-use mainstay_storage::image::RANGE_BYTES_MAX;
-use mainstay_types::{Lsn, SessionId, VolumeKind, VolumeName};
-use mainstay_volume::tree::{ProofWanted, TreeQuestion};
-use mainstay_volume::{
-    Attachment, BATCH_RECORDS_MAX, ClientOp, ConnId, Direction, Event, OpResult, PageLimits,
-    RetentionChange,
-};
-use tokio::sync::{mpsc, watch};
+use mainstay_types::{Lsn, VolumeKind};
+use mainstay_volume::{ClientOp, ConnId, Event, OpResult};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::client_ops::{mutation_op, payload, read_op, tree_op};
 use super::committed_reads::{ReadHere, committed_read};
 use super::handle::{ConnAnswer, ConnReply, ToVolume, VolumeHandle};
 use super::places::Places;
 use super::silence::Silence;
-use super::{Node, client_replies as replies, clock, rounds};
+use super::{Node, client_replies as replies, clock};
+use tail::Tail;
 
 /// Operations of one stream under way; more wait in the stream.
 const IN_FLIGHT_MAX: usize = 8192;
@@ -44,17 +42,11 @@ const REQUEST_BYTES_AT_ONCE: u64 = 256 << 10;
 /// Records of one `AppendBatch`.
 const RECORDS_AT_ONCE_MAX: usize = 1024;
 
-/// Bytes of records in one answer, unless a single record is larger.
-const RECORDS_BYTES: usize = 1 << 20;
-
 /// Extents of one answer.
 const EXTENTS: usize = 4096;
 
 /// Reads from this copy of one stream under way.
 const READS_HERE_MAX: usize = 256;
-
-/// How long a lookup of an unknown volume may take.
-const LOOKUP: Duration = Duration::from_millis(1000);
 
 /// Serves `Client.Volume`.
 #[derive(Debug, Clone)]
@@ -274,136 +266,6 @@ impl Stream {
             .send(Ok(reply))
             .await
             .map_err(|_| Status::cancelled("the client has gone"))
-    }
-
-    /// Opens the volume for this stream; `None` if the answer ended it.
-    async fn open(&mut self, tag: u64, open: pb::Open) -> Result<Option<Opened>, Status> {
-        let Ok(name) = open.volume.parse::<VolumeName>() else {
-            self.send(tag, replies::no_such_volume(&open.volume))
-                .await?;
-            return Ok(None);
-        };
-        let Some(handle) = self.node.volume(name.id()) else {
-            let reply = self.elsewhere(&name).await;
-            self.send(tag, reply).await?;
-            return Ok(None);
-        };
-        let Ok(generation) = u32::try_from(open.generation) else {
-            return Err(Status::invalid_argument(
-                "a generation does not exceed 32 bits",
-            ));
-        };
-        if open.any_copy && !(open.read_only && open.session == 0) {
-            return Err(Status::invalid_argument(
-                "a stream to any copy is for reading, without a session",
-            ));
-        }
-        let (sender, answers) = mpsc::unbounded_channel();
-        let conn = self.node.new_conn();
-        let mut opened = Opened {
-            handle,
-            conn,
-            answers,
-            taken: Vec::new(),
-            read_only: open.read_only,
-            tails: BTreeMap::new(),
-            late: JoinSet::new(),
-            pending: BTreeMap::new(),
-            places: Places::default(),
-            pending_bytes: 0,
-            flushes: VecDeque::new(),
-            in_flight: 0,
-            silence: None,
-        };
-        let _stopped = opened.handle.to.send(ToVolume::Connect {
-            conn,
-            replies: sender,
-        });
-        if open.any_copy {
-            let (commit, sealed) = (
-                *opened.handle.commit.borrow(),
-                opened.handle.report().sealed,
-            );
-            let body = replies::opened(&self.node, &opened.handle, sealed, 0, 1, commit);
-            self.send(tag, body).await?;
-            return Ok(Some(opened));
-        }
-        // A stream without a session leaves nothing in the log; a read proves that this is the primary.
-        let op = if open.read_only && open.session == 0 {
-            ClientOp::Position
-        } else {
-            ClientOp::Open {
-                session: SessionId(open.session),
-                generation,
-                create: open.create,
-                attachment: open.attachment.map(|a| Attachment {
-                    name: a.name,
-                    takeover: a.takeover,
-                }),
-                token: open.token,
-            }
-        };
-        opened.handle.tell(Event::Client {
-            conn,
-            token: tag,
-            op,
-        });
-        let patience = Duration::from_millis(u64::from(open.patience_ms.clamp(1, 60_000)));
-        let answer = tokio::time::timeout(patience, opened.answers.recv()).await;
-        let report = opened.handle.report();
-        let first = answer.ok().flatten().and_then(|mut replies| replies.pop());
-        let (body, stays) = match first.map(|reply| reply.answer) {
-            Some(ConnAnswer::Result(OpResult::Opened {
-                epoch,
-                generation,
-                next_seq,
-                commit,
-            })) => (
-                replies::opened(
-                    &self.node,
-                    &opened.handle,
-                    epoch,
-                    generation,
-                    next_seq,
-                    commit,
-                ),
-                true,
-            ),
-            Some(ConnAnswer::Result(OpResult::Position { commit, .. })) => {
-                let epoch = report.acting.map_or(report.sealed, |(epoch, _)| epoch);
-                (
-                    replies::opened(&self.node, &opened.handle, epoch, 0, 1, commit),
-                    true,
-                )
-            }
-            Some(ConnAnswer::Result(result)) => (
-                replies::of_result(&self.node, &opened.handle, result),
-                false,
-            ),
-            _ => (replies::not_primary(&self.node, None, report.sealed), false),
-        };
-        if open.silence_ms > 0 {
-            // From before the answer: whatever the client sends behind it was sent later.
-            let limit = u64::from(open.silence_ms.clamp(100, 600_000));
-            opened.silence = Some(Silence::new(Duration::from_millis(limit), clock::mono()));
-        }
-        self.send(tag, body).await?;
-        Ok(stays.then_some(opened))
-    }
-
-    /// The answer for a volume that this node does not hold.
-    async fn elsewhere(&self, name: &VolumeName) -> Reply {
-        let known = match self.node.register(name.id()) {
-            Some(register) => Ok(Some(register)),
-            None => rounds::read(&self.node, name.id(), LOOKUP).await,
-        };
-        match known {
-            Ok(Some(register)) if !register.deleted => {
-                replies::not_primary(&self.node, Some(register.primary.node), register.epoch)
-            }
-            Ok(_) => replies::no_such_volume(name.as_str()),
-            Err(_) => replies::not_primary(&self.node, None, mainstay_types::Epoch::ZERO),
-        }
     }
 
     async fn take(
@@ -665,213 +527,4 @@ impl Stream {
             .tails
             .insert(tag, tokio::spawn(tail.run(from.max(Lsn(1)))));
     }
-}
-
-/// Follows a log's commit point. What is committed stays committed whoever is primary, so this needs no lease.
-struct Tail {
-    conn: ConnId,
-    handle: VolumeHandle,
-    commit: watch::Receiver<Lsn>,
-    out: mpsc::Sender<Result<pb::ClientReply, Status>>,
-    tag: u64,
-}
-
-impl Drop for Tail {
-    fn drop(&mut self) {
-        self.handle.tell(Event::ConnClosed { conn: self.conn });
-    }
-}
-
-impl Tail {
-    async fn run(mut self, mut from: Lsn) {
-        let (replies, mut answers) = mpsc::unbounded_channel();
-        let _stopped = self.handle.to.send(ToVolume::Connect {
-            conn: self.conn,
-            replies,
-        });
-        loop {
-            if self
-                .commit
-                .wait_for(|commit| *commit >= from)
-                .await
-                .is_err()
-            {
-                return;
-            }
-            let op = ClientOp::ReadLog {
-                from,
-                direction: Direction::Forwards,
-                limits: PageLimits {
-                    bytes_max: RECORDS_BYTES,
-                    records_max: usize::MAX,
-                },
-                stale_ok: true,
-            };
-            self.handle.tell(Event::Client {
-                conn: self.conn,
-                token: 0,
-                op,
-            });
-            let Some(reply) = answers.recv().await.and_then(|mut replies| replies.pop()) else {
-                return;
-            };
-            let body = match reply.answer {
-                ConnAnswer::Records {
-                    records,
-                    next,
-                    end,
-                    through,
-                } => {
-                    from = next;
-                    if records.is_empty() {
-                        continue;
-                    }
-                    replies::of_records(records, next, end, through)
-                }
-                ConnAnswer::Unreadable(why) => replies::unreadable(why),
-                ConnAnswer::Result(OpResult::Refused(refusal)) => replies::refused(&refusal),
-                _ => return,
-            };
-            let ended = !matches!(body, Reply::Records(_));
-            let reply = pb::ClientReply {
-                tag: self.tag,
-                body: Some(body),
-            };
-            if self.out.send(Ok(reply)).await.is_err() || ended {
-                return;
-            }
-        }
-    }
-}
-
-/// A page of a log, bounded as this server bounds it.
-fn read_op(read: &pb::ReadLog) -> ClientOp {
-    let records_max = match read.max_records {
-        0 => usize::MAX,
-        count => count as usize,
-    };
-    ClientOp::ReadLog {
-        from: Lsn(read.from_lsn.max(1)),
-        direction: if read.backwards {
-            Direction::Backwards
-        } else {
-            Direction::Forwards
-        },
-        limits: PageLimits {
-            bytes_max: (read.max_bytes as usize).clamp(1, RECORDS_BYTES),
-            records_max,
-        },
-        stale_ok: read.committed.is_some(),
-    }
-}
-
-/// A question about a log's tree.
-fn tree_op(read: &pb::ReadTree) -> ClientOp {
-    let proof = match read.proof {
-        None => ProofWanted::None,
-        Some(pb::read_tree::Proof::Lsn(lsn)) => ProofWanted::Inclusion(Lsn(lsn)),
-        Some(pb::read_tree::Proof::OldSize(size)) => ProofWanted::Consistency(size),
-    };
-    ClientOp::ReadTree {
-        question: TreeQuestion {
-            size: read.size,
-            proof,
-        },
-        stale_ok: read.committed.is_some(),
-    }
-}
-
-/// The operation of a mutation, with the bytes that it holds in memory.
-fn mutation_op(body: Body) -> Result<(ClientOp, u64), Reply> {
-    let range = |kind, seq, offset, len: u64, flags: u8| {
-        if len > RANGE_BYTES_MAX {
-            return Err(replies::too_large(RANGE_BYTES_MAX));
-        }
-        let mut entry = encode_unstamped(kind, SessionId(0), 0, seq, offset, &encode_range(len));
-        entry[33] = flags;
-        Ok((
-            ClientOp::Mutate {
-                seq,
-                expected: None,
-                entry,
-                more: Vec::new(),
-            },
-            64,
-        ))
-    };
-    match body {
-        Body::Append(append) => {
-            let expected = append.expected_lsn.map(Lsn);
-            payload(EntryKind::Record, append.seq, 0, expected, &append.record)
-        }
-        Body::AppendAtomic(append) => atomic(&append),
-        // What may be given back is for the primary to say.
-        Body::TrimLog(trim) => payload(
-            EntryKind::TrimLog,
-            trim.seq,
-            trim.first_lsn,
-            None,
-            &Bytes::from_static(&[0; 8]),
-        ),
-        Body::RetainLog(retain) => {
-            let change = RetentionChange {
-                age_ms: retain.age_ms,
-                bytes: retain.bytes,
-            };
-            let bytes = Bytes::copy_from_slice(&change.encode());
-            payload(EntryKind::RetainLog, retain.seq, 0, None, &bytes)
-        }
-        Body::Write(write) => payload(EntryKind::Write, write.seq, write.offset, None, &write.data),
-        Body::Trim(trim) => range(EntryKind::Trim, trim.seq, trim.offset, trim.len, 0),
-        Body::Zeroes(zeroes) => range(EntryKind::Zeroes, zeroes.seq, zeroes.offset, zeroes.len, 0),
-        _ => Err(replies::unsupported("this request")),
-    }
-}
-
-fn payload(
-    kind: EntryKind,
-    seq: u64,
-    arg: u64,
-    expected: Option<Lsn>,
-    data: &Bytes,
-) -> Result<(ClientOp, u64), Reply> {
-    let limit = replies::PAYLOAD_BYTES_MAX;
-    if data.len() > limit {
-        return Err(replies::too_large(limit as u64));
-    }
-    // The checksum of the payload is computed here, outside the volume's task.
-    let entry = encode_unstamped(kind, SessionId(0), 0, seq, arg, data);
-    Ok((
-        ClientOp::Mutate {
-            seq,
-            expected,
-            entry,
-            more: Vec::new(),
-        },
-        data.len() as u64,
-    ))
-}
-
-/// The operation of an atomic batch.
-fn atomic(append: &pb::AppendAtomic) -> Result<(ClientOp, u64), Reply> {
-    let Some((first, rest)) = append.records.split_first() else {
-        return Err(replies::bad_request("a batch without records"));
-    };
-    if append.records.len() > BATCH_RECORDS_MAX {
-        return Err(replies::too_many_records());
-    }
-    let bytes: usize = append.records.iter().map(Bytes::len).sum();
-    let limit = replies::PAYLOAD_BYTES_MAX;
-    if bytes > limit {
-        return Err(replies::too_large(limit as u64));
-    }
-    let seq = append.seq;
-    let record = |data: &Bytes| encode_unstamped(EntryKind::Record, SessionId(0), 0, seq, 0, data);
-    let op = ClientOp::Mutate {
-        seq,
-        expected: append.expected_lsn.map(Lsn),
-        entry: record(first),
-        more: rest.iter().map(record).collect(),
-    };
-    Ok((op, bytes as u64))
 }

@@ -12,6 +12,7 @@ pub mod admin_ops;
 pub mod admin_service;
 pub mod beats;
 mod checkpoint_pace;
+mod client_ops;
 mod client_replies;
 pub mod client_service;
 pub mod clock;
