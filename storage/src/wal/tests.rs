@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::engine::SimDisk;
 use crate::engine::sim::{Fault, OpKind};
-use crate::format::{EntryKind, encode_unstamped, stamp, verify_batch};
+use crate::format::{BatchError, EntryKind, encode_unstamped, stamp, verify_batch};
 use crate::recovery::scan::segment_name;
 use crate::testing::{block_on, crash_points};
 
