@@ -1,41 +1,19 @@
-//! The user's commands against a real cluster in this process.
+//! The user's commands for volumes and logs against a real cluster in this process.
 
+mod command_rig;
 mod support;
-mod tools;
 
-use std::io::{self, Cursor, Write};
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::io::{self, Cursor, Write as _};
 use std::time::Duration;
 
-use mainstay_client::{AttachOptions, Client, ClientConfig};
+use command_rig::{NOBODY, Shared, create, json, promote_until};
 use mainstay_node::commands::log::framing::Framing;
 use mainstay_node::commands::log::{Printed, append, read, tail};
-use mainstay_node::commands::{events, nbd, promote, size, status, volume};
-use mainstay_node::nbd_export::{Terms, VolumeExports, serve};
+use mainstay_node::commands::{events, promote, size, status, volume};
 use mainstay_types::{Lsn, NodeId, VolumeKind};
 use serde_json::Value;
-use support::{Cluster, PATIENCE};
-use tokio::net::TcpListener;
+use support::Cluster;
 use tokio::sync::oneshot;
-
-/// What nobody can ask.
-const NOBODY: Option<fn(&str) -> io::Result<String>> = None;
-
-async fn create(cluster: &Cluster, name: &str, kind: VolumeKind) {
-    let mut out = Vec::new();
-    let args = volume::Create::new(name, kind);
-    volume::create(&args, cluster.endpoints(), &mut out)
-        .await
-        .expect("created");
-    let text = String::from_utf8(out).expect("text");
-    assert!(text.starts_with("created"), "{text}");
-    assert!(!text.contains("have joined so far"), "{text}");
-}
-
-fn json(out: &[u8]) -> Value {
-    serde_json::from_slice(out).expect("JSON")
-}
 
 async fn append_to(
     cluster: &Cluster,
@@ -66,38 +44,6 @@ fn lines(count: usize) -> String {
     (0..count)
         .map(|n| format!("{n},{}\n", "x".repeat(n % 97)))
         .collect()
-}
-
-/// A place to print to that can be looked at meanwhile.
-#[derive(Clone, Default)]
-struct Shared(Arc<Mutex<Vec<u8>>>);
-
-impl Shared {
-    fn bytes(&self) -> Vec<u8> {
-        self.0.lock().expect("not poisoned").clone()
-    }
-
-    async fn wait_for(&self, what: &str, done: impl Fn(&[u8]) -> bool) -> Vec<u8> {
-        let waited = tokio::time::timeout(PATIENCE, async {
-            while !done(&self.bytes()) {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        });
-        let in_time = waited.await.is_ok();
-        let bytes = self.bytes();
-        assert!(in_time, "{what}: {} bytes", bytes.len());
-        bytes
-    }
-}
-
-impl Write for Shared {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().expect("not poisoned").write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -312,32 +258,6 @@ async fn a_line_that_is_too_long_is_named_and_the_lines_before_it_are_appended()
     cluster.shut_down().await;
 }
 
-/// Moves the primary to another node, again and again, until told to stop. Returns how often.
-async fn promote_until(endpoints: Vec<String>, name: &str, mut stop: oneshot::Receiver<()>) -> u32 {
-    let (mut moved, mut to, mut epoch) = (0, 0, 0);
-    while stop.try_recv().is_err() {
-        let args = promote::Args {
-            volume: name.to_owned(),
-            to: Some(NodeId(to % 3 + 1)),
-            force: None,
-            reason: "test".to_owned(),
-            json: true,
-        };
-        let mut out = Vec::new();
-        to += 1;
-        match promote::run(&args, endpoints.clone(), &mut out).await {
-            Ok(()) => {
-                let now = json(&out)["epoch"].as_u64().expect("an epoch");
-                moved += u32::from(epoch != 0 && now > epoch);
-                epoch = epoch.max(now);
-            }
-            Err(error) => eprintln!("{error:#}"),
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    moved
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn appends_and_tails_go_on_across_promotions_exactly_once() {
     let cluster = Cluster::start().await;
@@ -546,216 +466,5 @@ async fn status_and_events_tell_what_is_and_what_happened() {
         .expect("status");
     let page = String::from_utf8(out).expect("text");
     assert!(page.contains("2 of 3 witnesses answer"), "{page}");
-    cluster.shut_down().await;
-}
-
-/// A gateway over all volumes. Ends when the sender is used or dropped.
-async fn gateway(
-    cluster: &Cluster,
-) -> (SocketAddr, oneshot::Sender<()>, tokio::task::JoinHandle<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("bound");
-    let client = Client::connect(ClientConfig::new(cluster.endpoints())).await;
-    let exports = VolumeExports::all(client.expect("connected"), PATIENCE);
-    let (stop, stopped) = oneshot::channel();
-    let serving = tokio::spawn(async move {
-        let stopped = async {
-            let _dropped = stopped.await;
-        };
-        serve(listener, exports, Terms::default(), stopped).await;
-    });
-    (address, stop, serving)
-}
-
-/// Bytes without a pattern that a lost or misplaced block would fit.
-fn content(len: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut bytes = Vec::with_capacity(len);
-    while bytes.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend(state.to_be_bytes());
-    }
-    bytes.truncate(len);
-    bytes
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn nbd_tools_copy_both_ways_across_promotions() {
-    if !["nbdinfo", "nbdcopy", "qemu-io"]
-        .into_iter()
-        .all(tools::require)
-    {
-        return;
-    }
-    const SIZE: usize = 32 << 20;
-    let cluster = Cluster::start().await;
-    create(
-        &cluster,
-        "disk",
-        size::block_kind(SIZE as u64).expect("a size"),
-    )
-    .await;
-    create(&cluster, "ledger", VolumeKind::Log).await;
-    let (address, stop, serving) = gateway(&cluster).await;
-    let uri = format!("nbd://{address}/disk");
-
-    let list = tools::run(
-        "nbdinfo",
-        &["--list", "--json", &format!("nbd://{address}")],
-    )
-    .await;
-    let list: Value = serde_json::from_str(&list).expect("JSON");
-    let exports = list["exports"].as_array().expect("exports");
-    assert_eq!(exports.len(), 1, "a log is no export: {list}");
-    assert_eq!(exports[0]["export-size"], SIZE);
-    assert_eq!(exports[0]["can_multi_conn"], true);
-
-    let (source, back) = (
-        cluster.scratch().join("source"),
-        cluster.scratch().join("back"),
-    );
-    std::fs::write(&source, content(SIZE)).expect("written");
-    let (halt, halted) = oneshot::channel();
-    let endpoints = cluster.endpoints();
-    let promoting = tokio::spawn(async move { promote_until(endpoints, "disk", halted).await });
-    let path = |path: &std::path::Path| path.to_str().expect("text").to_owned();
-    for connections in ["--connections=1", "--connections=4"] {
-        tools::run("nbdcopy", &[connections, "--flush", &path(&source), &uri]).await;
-        tools::run("nbdcopy", &[connections, &uri, &path(&back)]).await;
-        assert!(
-            std::fs::read(&back).expect("read") == content(SIZE),
-            "{connections}"
-        );
-    }
-    let _running = halt.send(());
-    let moved = promoting.await.expect("no panic");
-    eprintln!("{moved} promotions under nbdcopy");
-
-    let mut arguments = vec!["-f", "raw"];
-    for command in [
-        "write -P 0x5a 1M 1M",
-        "write -z 1M 64k",
-        "discard 2M 1M",
-        "flush",
-        "read -P 0 1M 64k",
-        "read -P 0x5a 1088k 960k",
-        "write -P 1 1 3",
-        "read -P 1 1 3",
-    ] {
-        arguments.extend(["-c", command]);
-    }
-    arguments.push(&uri);
-    let said = tools::run("qemu-io", &arguments).await;
-    assert!(!said.contains("verification failed"), "{said}");
-
-    let _running = stop.send(());
-    serving.await.expect("no panic");
-    // Nothing is left attached: another name gets the volume without taking it over.
-    let client = Client::connect(ClientConfig::new(cluster.endpoints()))
-        .await
-        .expect("connected");
-    let open = client
-        .block("disk")
-        .attach(AttachOptions::named("other"))
-        .open()
-        .await;
-    open.expect("the volume was let go")
-        .close()
-        .await
-        .expect("closed");
-    cluster.shut_down().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_volume_that_is_held_is_refused_over_nbd_with_the_holder() {
-    if !["qemu-io", "nbdcopy"].into_iter().all(tools::require) {
-        return;
-    }
-    let cluster = Cluster::start().await;
-    create(&cluster, "disk", size::block_kind(1 << 20).expect("a size")).await;
-    let client = Client::connect(ClientConfig::new(cluster.endpoints()))
-        .await
-        .expect("connected");
-    let held = client
-        .block("disk")
-        .attach(AttachOptions::named("backup-job"))
-        .open()
-        .await;
-    let held = held.expect("attached");
-    let (address, stop, serving) = gateway(&cluster).await;
-    let uri = format!("nbd://{address}/disk");
-
-    let target = cluster.scratch().join("copy");
-    let target = target.to_str().expect("text");
-    // Of these tools, QEMU's shows the server's words.
-    let error = tools::try_run("qemu-io", &["-f", "raw", "-c", "flush", &uri]).await;
-    let error = error.expect_err("it is held");
-    assert!(error.contains("backup-job"), "{error}");
-    // A deletion says so too, and leaves it alone.
-    let delete = volume::Delete {
-        volume: "disk".to_owned(),
-        yes: true,
-        force: false,
-        json: false,
-    };
-    let error = volume::delete(&delete, cluster.endpoints(), NOBODY, &mut Vec::new()).await;
-    let error = error.expect_err("it is held").to_string();
-    assert!(error.contains("backup-job"), "{error}");
-    held.close().await.expect("closed");
-    tools::run("nbdcopy", &[&uri, target]).await;
-    let _running = stop.send(());
-    serving.await.expect("no panic");
-    cluster.shut_down().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_gateway_serves_one_volume_as_the_default_export() {
-    if !tools::require("nbdinfo") {
-        return;
-    }
-    let cluster = Cluster::start().await;
-    for name in ["disk", "other"] {
-        create(&cluster, name, size::block_kind(1 << 20).expect("a size")).await;
-    }
-    let said = Shared::default();
-    let (endpoints, mut out) = (cluster.endpoints(), said.clone());
-    let (stop, stopped) = oneshot::channel::<()>();
-    let listen = "127.0.0.1:0".parse().expect("an address");
-    let running = tokio::spawn(async move {
-        let stopped = async {
-            let _dropped = stopped.await;
-        };
-        nbd::run(nbd::Args::new("disk", listen), endpoints, &mut out, stopped).await
-    });
-    let text = said
-        .wait_for("its address", |bytes| bytes.ends_with(b"\n"))
-        .await;
-    let text = String::from_utf8(text).expect("text");
-    let uri = text
-        .split_whitespace()
-        .find(|word| word.starts_with("nbd://"))
-        .expect("an address");
-    let default = uri.trim_end_matches("disk");
-    let info = tools::run("nbdinfo", &["--json", default]).await;
-    let info: Value = serde_json::from_str(&info).expect("JSON");
-    assert_eq!(info["exports"][0]["export-size"], 1 << 20);
-    let other = format!("{default}other");
-    assert!(
-        tools::try_run("nbdinfo", &[&other]).await.is_err(),
-        "another volume is served"
-    );
-    let _running = stop.send(());
-    running.await.expect("no panic").expect("stopped");
-    let log = nbd::run(
-        nbd::Args::new("none", listen),
-        cluster.endpoints(),
-        &mut Vec::new(),
-        async {},
-    )
-    .await;
-    let error = log.expect_err("no such volume").to_string();
-    assert!(error.contains("there is no volume `none`"), "{error}");
     cluster.shut_down().await;
 }
