@@ -82,7 +82,7 @@ pub(super) fn parse_age(text: &str) -> Result<Bound<Duration>, String> {
 pub(super) fn parse_bytes(text: &str) -> Result<Bound<u64>, String> {
     match text {
         "off" => Ok(Bound::Off),
-        _ => match super::parse_size(text)? {
+        _ => match super::volume::parse_size(text)? {
             0 => Err("a size of zero keeps nothing; write off for no bound".to_owned()),
             bytes => Ok(Bound::At(bytes)),
         },
