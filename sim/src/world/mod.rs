@@ -3,6 +3,9 @@
 //! One event at a time, in the order of true time and then of scheduling; after each, everything that became possible
 //! at once is done, and the properties of what was touched are checked.
 
+mod actions;
+mod arrivals;
+mod beats;
 mod clients;
 mod data;
 mod ending;
