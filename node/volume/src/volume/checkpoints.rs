@@ -1,0 +1,106 @@
+//! Checkpoints, the log that is recycled behind them, and the log that full copies keep.
+
+use bytes::Bytes;
+use mainstay_storage::LogEnd;
+use mainstay_types::{Lsn, VolumeKind};
+
+use super::Volume;
+use crate::event::Action;
+
+impl Volume {
+    /// Changes how much log is written between two checkpoints.
+    pub fn set_checkpoint_bytes(&mut self, bytes: u64) {
+        self.config.checkpoint_bytes = bytes;
+    }
+
+    pub(super) fn maybe_checkpoint(&mut self) {
+        let due = self.since_checkpoint >= self.config.checkpoint_bytes || self.release_due;
+        let due = due && !self.checkpoint_runs;
+        // The image must not know entries that this copy's own log could still lose.
+        if due && self.applied <= self.member.durable() {
+            self.begin_checkpoint();
+        }
+    }
+
+    /// Where a full copy begins that is made from now on: the last entry applied, and the session table at it. The log
+    /// is kept from there until [`Volume::copy_ended`].
+    pub fn copy_begins(&mut self) -> Option<(LogEnd, Bytes)> {
+        let at = self.tail.end_at(self.applied)?;
+        self.pinned = Some(at.point.lsn.next());
+        Some((at, self.sessions.encode()))
+    }
+
+    /// The same for a log, all of which is fed to the copy: the last entry applied, and a session table that says that it is so far
+    /// ahead of the log's beginning.
+    pub fn log_copy_begins(&mut self) -> (Lsn, Bytes) {
+        self.pinned = Some(self.member.log().base().lsn.next());
+        let mut sessions = self.sessions.clone();
+        sessions.ahead_until = self.applied;
+        (self.applied, sessions.encode())
+    }
+
+    /// A log that was copied whole holds everything up to the state that it was given, durably.
+    #[must_use]
+    pub fn copy_is_whole(&self) -> bool {
+        self.applied >= self.copied_until && self.member.durable() >= self.copied_until
+    }
+
+    /// No full copy needs the log any more.
+    pub fn copy_ended(&mut self) {
+        self.pinned = None;
+    }
+
+    /// Asks for a checkpoint now, if there is anything new: for a clean stop.
+    pub fn begin_checkpoint(&mut self) {
+        if self.checkpoint_runs
+            || self.applied == self.checkpointed
+            || self.applied > self.member.durable()
+        {
+            return;
+        }
+        let Some(at) = self.tail.end_at(self.applied) else {
+            return;
+        };
+        self.checkpoint_runs = true;
+        self.since_checkpoint = 0;
+        self.out.push_back(Action::Checkpoint {
+            blob: self.sessions.encode(),
+            at,
+        });
+    }
+
+    pub(super) fn handle_checkpointed(&mut self, at: LogEnd) {
+        self.checkpoint_runs = false;
+        self.checkpointed = self.checkpointed.max(at.point.lsn);
+        if matches!(self.spec.kind, VolumeKind::Log) {
+            // The log is the data: only what was trimmed goes.
+            return self.recycle_log();
+        }
+        let kept = self.kept_from();
+        // As far back as somebody needs it, but no further than the bound.
+        let below = self
+            .member
+            .needed_from()
+            .max(kept)
+            .min(self.checkpointed.next());
+        let below = below.min(self.pinned.unwrap_or(below));
+        self.out.push_back(Action::Recycle { below });
+    }
+
+    /// How far back `log_keep_bytes` reaches.
+    pub(crate) fn kept_from(&mut self) -> Lsn {
+        // The newest sample that lies the bound or more behind; none as long as the bound is not reached.
+        let keep_from = self.logged_bytes.saturating_sub(self.config.log_keep_bytes);
+        let mut kept = Lsn::ZERO;
+        while let Some((lsn, bytes)) = self.logged.front()
+            && *bytes <= keep_from
+        {
+            kept = *lsn;
+            if self.logged.get(1).is_none_or(|(_, next)| *next > keep_from) {
+                break;
+            }
+            self.logged.pop_front();
+        }
+        kept
+    }
+}
