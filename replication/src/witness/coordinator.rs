@@ -1,26 +1,21 @@
 //! Drives one promotion: rule R6. Any witness may, several may at once, and any of them may die anywhere in between.
 //!
 //! Before anything is done, a majority of the witnesses must see the same reason: one that merely hears nothing
-//! deposes nobody. Then read and fence, seal, choose, fence from outside if so configured, compare-and-set, announce.
+//! deposes nobody. Then read and fence (`fencing.rs`), seal, choose (`sealing.rs`), fence from outside if so configured,
+//! compare-and-set, announce.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
-use mainstay_types::PrimaryId;
-use mainstay_types::{Epoch, MonoTime, NodeId, Register, RegisterId, VolumeId};
+use mainstay_types::{Epoch, MonoTime, NodeId, Register, VolumeId};
 
-use super::choose::{Answers, Certificate, Choice, choose, fold, missing};
+use super::choose::{Answers, Certificate};
 use super::external::Wait;
 use super::forced::Force;
 use super::{Witness, WitnessEvent};
 use crate::message::{
-    CopyId, MemberMessage, Message, RegisterMessage, RoundResult, SealAnswer, SetStep,
-    SuspectReason, WitnessMessage,
+    MemberMessage, Message, RegisterMessage, RoundResult, SetStep, SuspectReason, WitnessMessage,
 };
 use crate::register::Round;
-
-/// An attempt that sees too little of what was committed is kept up for so many times the time of another one.
-const BLIND_PATIENCE: u32 = 3;
 
 /// One attempt to give a volume a new primary.
 #[derive(Debug)]
@@ -33,24 +28,24 @@ pub(super) struct Coordinator {
     pub(super) resend: MonoTime,
     /// The attempt is given up then.
     pub(super) give_up: MonoTime,
-    prefer: Option<NodeId>,
+    pub(super) prefer: Option<NodeId>,
     /// When it asked its first question.
-    began: MonoTime,
+    pub(super) began: MonoTime,
     /// Witnesses that fenced the ended epoch.
     pub(super) fenced: Vec<NodeId>,
     /// Machines that were fenced from outside, and what the command wrote.
     pub(super) external: BTreeMap<NodeId, String>,
     /// Members that were unfit before they were sealed: a primary that is sealed steps down and has nothing overdue any more,
     /// and who follows nobody misses nobody.
-    unfit: BTreeSet<NodeId>,
+    pub(super) unfit: BTreeSet<NodeId>,
     /// Whether `PromotionWaits` was reported.
-    reported: bool,
+    pub(super) reported: bool,
     /// Whether `HeldDown` was.
     held: bool,
     /// How often somebody had sealed higher.
     pub(super) outbid: u32,
     /// What is asked next was decided upon before a pause.
-    paused: bool,
+    pub(super) paused: bool,
     /// An operator asked for it.
     pub(super) force: Option<Force>,
 }
@@ -296,229 +291,6 @@ impl Witness {
         }
     }
 
-    pub(super) fn start_fencing(&mut self, now: MonoTime, volume: VolumeId, c: &mut Coordinator) {
-        let (epoch, reason) = (c.epoch, c.reason);
-        c.began = now;
-        self.out.push_back(super::WitnessOutput::Event(
-            WitnessEvent::PromotionStarted {
-                volume,
-                epoch,
-                reason,
-            },
-        ));
-        let (seed, retry, mistakes) = (self.rng.id(), self.config.retry * 2, self.config.mistakes);
-        let round = Round::read(now, &self.set, seed, retry, mistakes);
-        c.step = Step::Fencing {
-            read: None,
-            round: Some(round),
-            fenced: BTreeSet::new(),
-        };
-        c.resend = now;
-        self.step(now, volume, c);
-    }
-
-    fn step_fencing(
-        &mut self,
-        now: MonoTime,
-        volume: VolumeId,
-        c: &mut Coordinator,
-        resend: bool,
-    ) -> bool {
-        let Step::Fencing {
-            read,
-            round,
-            fenced,
-        } = &mut c.step
-        else {
-            return true;
-        };
-        let mut sends = Vec::new();
-        if let Some(round) = round {
-            round.tick(now);
-            while let Some(send) = round.poll_send() {
-                sends.push(send);
-            }
-            c.resend = c.resend.min(round.deadline());
-        }
-        let ready = match read {
-            Some(register) if register.epoch != c.epoch || register.deleted => return false,
-            Some(register) if self.set.is_quorum(|node| fenced.contains(&node)) => {
-                c.fenced = fenced.iter().copied().collect();
-                Some(register.clone())
-            }
-            _ => None,
-        };
-        self.send_round(volume, sends);
-        if let Some(register) = ready {
-            let sealed = self.greatest_seal(volume, &register);
-            self.start_sealing(now, volume, c, register, sealed);
-        } else if resend {
-            self.broadcast(&WitnessMessage::Fence {
-                volume,
-                epoch: c.epoch,
-                set: self.set.tag,
-            });
-        }
-        true
-    }
-
-    /// Greatest seal that a member has reported, or a node that should become one: a learner that was sealed by a
-    /// promotion that failed, and dropped since, refuses the present primary for ever, too.
-    pub(super) fn greatest_seal(&self, volume: VolumeId, register: &Register) -> Epoch {
-        let nodes = register
-            .members
-            .iter()
-            .map(|member| member.node)
-            .chain(register.policy.placement.iter().copied());
-        nodes
-            .filter_map(|node| self.nodes.get(&node)?.orphans.get(&volume).copied())
-            .max()
-            .unwrap_or(Epoch::ZERO)
-    }
-
-    fn start_sealing(
-        &mut self,
-        now: MonoTime,
-        volume: VolumeId,
-        c: &mut Coordinator,
-        register: Box<Register>,
-        sealed: Epoch,
-    ) {
-        let epoch = register.epoch.max(sealed).next();
-        c.unfit = self.unfit(now, volume, &register);
-        c.step = Step::Sealing {
-            register,
-            epoch,
-            answers: Answers::new(),
-            choose_at: None,
-        };
-        c.resend = now;
-        self.step(now, volume, c);
-    }
-
-    fn step_sealing(
-        &mut self,
-        now: MonoTime,
-        volume: VolumeId,
-        c: &mut Coordinator,
-        resend: bool,
-    ) -> bool {
-        let Step::Sealing {
-            register,
-            epoch,
-            answers,
-            choose_at,
-        } = &mut c.step
-        else {
-            return true;
-        };
-        let (register, epoch) = (register.clone(), *epoch);
-        let prefer = c.prefer.or_else(|| {
-            // An orphaned fence or seal says nothing against the present primary. And a machine that answers is not struck if
-            // it can be primary again, for instance after a start of the whole cluster.
-            let orphan = matches!(c.reason, SuspectReason::Fenced | SuspectReason::SealedAbove);
-            (orphan || self.strikes(volume, &register)).then_some(register.primary.node)
-        });
-        let wishes = self.wishes(now, volume, &register, prefer, &c.unfit);
-        let avoid = &wishes.avoid;
-        match choose(&register, answers, &wishes, self.config.mistakes) {
-            Choice::Blind {
-                answers: counted,
-                needed,
-            } => {
-                if c.force.is_some() {
-                    let answers = answers.clone();
-                    if !self.step_forced(now, volume, c, &register, epoch, &answers) {
-                        return false;
-                    }
-                    if !matches!(c.step, Step::Sealing { .. }) {
-                        return true;
-                    }
-                } else if !c.reported && now + self.config.attempt / 2 >= c.give_up {
-                    c.reported = true;
-                    // To start over would change nothing for those that are away, and raise the epoch once more.
-                    c.give_up = now + self.config.attempt * BLIND_PATIENCE;
-                    let silent = missing(&register, answers);
-                    self.out
-                        .push_back(super::WitnessOutput::Event(WitnessEvent::PromotionWaits {
-                            volume,
-                            epoch,
-                            answers: counted,
-                            needed,
-                            missing: silent,
-                        }));
-                }
-            }
-            Choice::Chosen {
-                primary,
-                cut,
-                counted,
-            } => {
-                let at = *choose_at.get_or_insert(now + self.config.grace);
-                let all = answers.len() >= register.members.len();
-                // One that is unfit is chosen only after the others had time to answer: it may be the
-                // primary that lost its lease for just that, and it would be chosen again and again.
-                let enough = counted >= register.quorum()
-                    && prefer.is_none_or(|node| node == primary.node)
-                    && !avoid.contains(&primary.node)
-                    && !self.awaits_preferred(now, &register, answers, &primary, avoid);
-                if all || enough || now >= at {
-                    let answers = answers.clone();
-                    self.force_not_needed(c);
-                    if let Some(target) = self.needs_external_fence(volume, &register, &primary) {
-                        return self.start_external(now, volume, c, vec![target]);
-                    }
-                    c.external.extend(self.externally_gone(&register, &primary));
-                    let (members, ack_quorum) =
-                        fold(&register, &answers, cut, self.config.mistakes);
-                    let next = Register {
-                        id: RegisterId(self.rng.id()),
-                        version: register.version + 1,
-                        epoch,
-                        primary,
-                        members,
-                        ack_quorum,
-                        cut,
-                        ..(*register).clone()
-                    };
-                    let certificate = Certificate::of(volume, &register, &next, c.reason, &answers);
-                    self.start_swapping(now, volume, c, &register, next, certificate);
-                    return true;
-                }
-                self.wake_at(at);
-            }
-        }
-        if resend {
-            let nodes: BTreeSet<NodeId> =
-                register.members.iter().map(|member| member.node).collect();
-            for node in nodes {
-                self.send_member(node, &register, volume, MemberMessage::Seal { epoch });
-            }
-        }
-        true
-    }
-
-    pub(super) fn start_swapping(
-        &mut self,
-        now: MonoTime,
-        volume: VolumeId,
-        c: &mut Coordinator,
-        register: &Register,
-        next: Register,
-        certificate: Certificate,
-    ) {
-        let certificate = Box::new(Certificate {
-            fenced: c.fenced.clone(),
-            external: c.external.clone(),
-            ..certificate
-        });
-        let (seed, retry, mistakes) = (self.rng.id(), self.config.retry * 2, self.config.mistakes);
-        let round = Round::swap(now, &self.set, seed, retry, mistakes, register.id, next);
-        c.step = Step::Swapping { round, certificate };
-        c.resend = now;
-        self.step(now, volume, c);
-    }
-
     /// Rounds under way go on among the witnesses that are. Fences are asked for again: a witness that fenced may have been
     /// removed since, and come back with another store.
     pub(super) fn ask_other_witnesses(&mut self, now: MonoTime) {
@@ -554,13 +326,13 @@ impl Witness {
         }
     }
 
-    fn broadcast(&mut self, message: &WitnessMessage) {
+    pub(super) fn broadcast(&mut self, message: &WitnessMessage) {
         for witness in self.set.nodes() {
             self.send(witness, Message::Witness(message.clone()));
         }
     }
 
-    fn send_round(&mut self, volume: VolumeId, sends: Vec<(NodeId, RegisterMessage)>) {
+    pub(super) fn send_round(&mut self, volume: VolumeId, sends: Vec<(NodeId, RegisterMessage)>) {
         for (to, body) in sends {
             self.send(to, Message::Register { volume, body });
         }
@@ -586,16 +358,6 @@ impl Witness {
             } else {
                 agreed.remove(&from);
             }
-        }
-    }
-
-    pub(super) fn handle_fenced(&mut self, from: NodeId, volume: VolumeId, epoch: Epoch) {
-        if let Some(c) = self.coordinators.get_mut(&volume)
-            && c.epoch == epoch
-            && let Step::Fencing { fenced, .. } = &mut c.step
-            && self.set.contains(from)
-        {
-            fenced.insert(from);
         }
     }
 
@@ -657,64 +419,6 @@ impl Witness {
                 }
             }
             _ => {}
-        }
-    }
-
-    pub(super) fn handle_sealed(&mut self, volume: VolumeId, from: PrimaryId, answer: SealAnswer) {
-        // The answer of a process that is known to have ended still tells what its copy holds, but nobody is left to
-        // act; the process that comes after it will answer for the same copy.
-        if self.dead.contains(&from.instance) {
-            return;
-        }
-        if let Some(c) = self.coordinators.get_mut(&volume)
-            && let Step::Sealing { epoch, answers, .. } = &mut c.step
-            && *epoch == answer.epoch
-        {
-            answers.insert(
-                CopyId {
-                    node: from.node,
-                    incarnation: from.incarnation,
-                },
-                (from, answer),
-            );
-        }
-    }
-
-    /// Somebody sealed higher: answers at the lower epoch count for nothing, so all are asked again. At once the first
-    /// time, as it may be the seal of an attempt that died; later after a pause that grows. Two that both wait for a copy
-    /// that is away would otherwise raise each other's epochs as fast as the disks can write seals.
-    pub(super) fn handle_seal_refused(
-        &mut self,
-        now: MonoTime,
-        volume: VolumeId,
-        asked: Epoch,
-        sealed: Epoch,
-    ) {
-        if let Some(c) = self.coordinators.get_mut(&volume)
-            && let Step::Sealing {
-                epoch,
-                answers,
-                choose_at,
-                ..
-            } = &mut c.step
-            && *epoch == asked
-            && sealed >= asked
-        {
-            // What is bid after a pause may be stale when it is made. The next one is not, so it need not wait: but only one,
-            // or two would void each other's seals faster than a disk can write them.
-            let stale = answers.is_empty() && std::mem::take(&mut c.paused);
-            *epoch = sealed.next();
-            answers.clear();
-            *choose_at = None;
-            let pause = match c.outbid {
-                _ if stale => Duration::ZERO,
-                0 => Duration::ZERO,
-                times => self.rng.jitter(self.config.retry * (1 << times.min(5))),
-            };
-            c.paused |= !pause.is_zero();
-            c.outbid += u32::from(!stale);
-            c.resend = now + pause;
-            Self::force_asks_again(c, c.resend + self.config.retry * 3);
         }
     }
 }

@@ -12,10 +12,12 @@ mod change;
 mod choose;
 mod coordinator;
 mod external;
+mod fencing;
 mod forced;
 mod grants;
 mod health;
 mod holddown;
+mod sealing;
 mod set;
 #[cfg(test)]
 mod tests;
