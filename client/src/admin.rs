@@ -4,6 +4,7 @@
 //! except where making it again is harmless: creating and deleting a volume.
 
 mod convert;
+pub(crate) mod promotions;
 pub(crate) mod types;
 pub(crate) mod witnesses;
 
@@ -19,10 +20,8 @@ use tonic::{Code, Status};
 
 use crate::AdminError;
 use crate::cluster::{Backoff, Cluster};
-use types::{
-    ClusterStatus, CreateVolume, Created, Event, EventFilter, NodeHealth, Promote, Promoted,
-    VolumeStatus,
-};
+use promotions::{Promote, Promoted};
+use types::{ClusterStatus, CreateVolume, Created, Event, EventFilter, NodeHealth, VolumeStatus};
 
 /// Operators' requests. Cheap to clone.
 #[derive(Debug, Clone)]

@@ -84,6 +84,7 @@ pub use mainstay_types::merkle::{
 
 /// Plain descriptions of a cluster, as [`Admin`] returns them. All serialize.
 pub mod report {
+    pub use crate::admin::promotions::*;
     pub use crate::admin::types::*;
     pub use crate::admin::witnesses::{WitnessChange, WitnessStatus, Witnesses};
 }

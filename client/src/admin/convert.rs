@@ -9,11 +9,11 @@ use mainstay_types::{
     SessionId, VolumeId, VolumeKind,
 };
 
+use super::promotions::{Certificate, FenceAnswer, Promote, PromoteRefused, Promoted, SealReport};
 use super::types::{
-    AttachmentStatus, Certificate, ClusterStatus, CreateVolume, Created, Event, EventFilter,
-    EventKind, FenceAnswer, LearnerPhase, LearnerStatus, MemberRole, MemberStatus, NodeHealth,
-    NodeStatus, Promote, PromoteRefused, Promoted, SealReport, Severity, StoreStatus, VolumeHealth,
-    VolumeStatus, VoterStatus,
+    AttachmentStatus, ClusterStatus, CreateVolume, Created, Event, EventFilter, EventKind,
+    LearnerPhase, LearnerStatus, MemberRole, MemberStatus, NodeHealth, NodeStatus, Severity,
+    StoreStatus, VolumeHealth, VolumeStatus, VoterStatus,
 };
 use crate::{AdminError, Retention};
 
