@@ -17,7 +17,7 @@ use mainstay_volume::disk_reads::read_page;
 use mainstay_volume::store::{
     CopyConfig, NewCopy, State, carry_out, create_copy, open_log, open_state,
 };
-use mainstay_volume::{ConnId, Page, Stretch, Token, Volume, VolumeStart, WalJob};
+use mainstay_volume::{ConnId, Page, Stretch, Token, Volume, VolumeStart, WalJob, WriteGate};
 
 use crate::clock::Clock;
 use crate::disk::Delays;
@@ -104,6 +104,8 @@ pub struct Host {
     pub reader: WalReader<SimDisk>,
     /// Its state on disk.
     pub state: Rc<State<SimDisk>>,
+    /// Writes on their way there.
+    pub gate: WriteGate,
     /// When each write that is not durable was handed over.
     pub since: VecDeque<(OpId, MonoTime)>,
     /// It has failed or is damaged; set aside when the process finds a primary that goes on without it.

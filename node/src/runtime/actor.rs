@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use mainstay_replication::message::Message;
 use mainstay_replication::{OpId, Role};
 use mainstay_types::{Epoch, Lsn, MonoTime, VolumeKind};
 use mainstay_volume::store::CopyError;
-use mainstay_volume::{Action, ConnId, Event, Page, Token, Volume};
+use mainstay_volume::{Action, ConnId, Event, Page, Token, Volume, WriteGate};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::disk_thread::{self, Asked, DiskThread, Work, records};
@@ -62,6 +63,7 @@ pub async fn open(node: &Arc<Node>, dir: PathBuf) -> Result<VolumeHandle, CopyEr
         conns: BTreeMap::new(),
         answered: BTreeMap::new(),
         work: Vec::new(),
+        gate: WriteGate::default(),
         writing: VecDeque::new(),
         report,
         commit,
@@ -90,6 +92,7 @@ struct Actor {
     answered: BTreeMap<ConnId, Vec<ConnReply>>,
     /// Work of the actions being carried out for the disk's thread; sent together, in order.
     work: Vec<Work>,
+    gate: WriteGate,
     /// Log writes under way, with the time of each.
     writing: VecDeque<(OpId, MonoTime)>,
     report: Arc<Mutex<VolumeReport>>,
@@ -137,6 +140,7 @@ impl Actor {
                 // Nothing else is to be done.
                 tree.flush();
             }
+            self.volume.set_held(self.disk.held.load(Ordering::Relaxed));
             let now = clock::now();
             if now.mono >= self.volume.next_deadline() {
                 self.volume.handle(now, Event::Tick);
@@ -227,6 +231,7 @@ impl Actor {
     }
 
     fn carry_out(&mut self) {
+        self.write_log();
         while let Some(action) = self.volume.poll_action() {
             self.act(action);
         }
@@ -244,11 +249,18 @@ impl Actor {
         }
     }
 
+    fn write_log(&mut self) {
+        while let Some(job) = self.gate.next(&self.volume) {
+            self.writing.push_back((job.op, clock::mono()));
+            let _stopped = self.disk.log.send(ToLog::Job(job));
+        }
+    }
+
     fn act(&mut self, action: Action) {
         match action {
             Action::Wal(job) => {
-                self.writing.push_back((job.op, clock::mono()));
-                let _stopped = self.disk.log.send(ToLog::Job(job));
+                self.gate.take(job);
+                self.write_log();
             }
             Action::Send {
                 to,

@@ -17,6 +17,16 @@ const NAP_MIN: Duration = Duration::from_millis(1);
 /// How long it may take until a nap hears that there is no time for one.
 const NAP_MAX: Duration = Duration::from_millis(20);
 
+/// So much between two checkpoints is worth one, however many volumes there are.
+const SHARE_MIN: u64 = 4 << 20;
+
+/// What a block volume may hold until its next checkpoint begins: `interval`, or less if all `volumes` of the node together would come to
+/// more than `held_max`. While that checkpoint is written, as much again may come.
+pub(super) fn share(interval: u64, held_max: u64, volumes: u64) -> u64 {
+    let share = held_max / 2 / volumes.max(1);
+    interval.min(share.max(SHARE_MIN))
+}
+
 /// What all checkpoints of one volume know.
 #[derive(Debug)]
 pub(super) struct Pacing {
@@ -107,6 +117,16 @@ impl Pace for CheckpointPace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn volumes_share_the_memory_and_none_is_left_with_next_to_nothing() {
+        let mib = |n: u64| n << 20;
+        for (volumes, expected) in [(0, 256), (1, 256), (2, 256), (4, 128), (128, 4), (1000, 4)] {
+            let found = share(mib(256), mib(1024), volumes);
+            assert_eq!(found, mib(expected), "{volumes} volumes");
+        }
+        assert_eq!(share(mib(1), mib(1024), 1000), mib(1));
+    }
 
     fn pace(span_ms: u64) -> (Pacing, CheckpointPace) {
         let mut pacing = Pacing::new();

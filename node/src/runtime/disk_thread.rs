@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -115,6 +116,8 @@ pub(super) struct DiskThread {
     pub(super) log: mpsc::UnboundedSender<ToLog>,
     /// When it was last awake.
     pub(super) awake: Arc<DiskAwake>,
+    /// Bytes of memory that the image holds for what is not in its files.
+    pub(super) held: Arc<AtomicU64>,
     /// The Merkle tree of a log.
     pub(super) tree: Option<TreeThread>,
 }
@@ -169,6 +172,7 @@ struct Worker {
     to: mpsc::UnboundedSender<ToVolume>,
     log: LogTask,
     awake: Arc<DiskAwake>,
+    held: Arc<AtomicU64>,
     /// The thread stood still if it was not awake for this long.
     stalled_after: Duration,
     tree: Option<TreeThread>,
@@ -233,6 +237,7 @@ impl Worker {
             work: work_to,
             log: log_task.jobs.clone(),
             awake: awake.clone(),
+            held: Arc::default(),
             tree: tree.clone(),
         };
         let worker = Self {
@@ -245,6 +250,7 @@ impl Worker {
             to,
             log: log_task,
             awake,
+            held: thread.held.clone(),
             stalled_after,
             tree,
             rebuilt_at,
@@ -359,6 +365,7 @@ impl Worker {
             self.failed = true;
             return self.tell(Event::StorageFailed { reason });
         }
+        self.held.store(image.dirty_bytes(), Ordering::Relaxed);
         self.maybe_rebuilt();
     }
 
@@ -439,7 +446,7 @@ impl Worker {
     /// Begins a checkpoint of what is applied at this very moment; the rest of it runs beside.
     async fn checkpoint(&mut self, blob: Bytes, at: LogEnd) {
         let (state, to) = (self.state.clone(), self.to.clone());
-        let name = self.name.clone();
+        let (name, held) = (self.name.clone(), self.held.clone());
         let pace = self.pacing.begin(self.node.checkpoint_bytes());
         let mut work = Box::pin(async move {
             let result = match &*state {
@@ -450,7 +457,10 @@ impl Worker {
                         let _stopped = to.send(ToVolume::Event(failed));
                         return;
                     }
-                    checkpointed => checkpointed.map_err(|error| error.to_string()),
+                    checkpointed => {
+                        held.store(image.dirty_bytes(), Ordering::Relaxed);
+                        checkpointed.map_err(|error| error.to_string())
+                    }
                 },
                 State::Log(file) => {
                     let checkpoint = Checkpoint {

@@ -454,8 +454,7 @@ impl Node {
             .collect()
     }
 
-    /// Log that a block volume may write between two checkpoints: its share of the memory for what is not in the images yet, of which
-    /// a checkpoint that is being written holds as much again.
+    /// What a block volume may hold in memory, or write to its log, until its next checkpoint begins.
     #[must_use]
     pub fn checkpoint_bytes(&self) -> u64 {
         let volumes = self
@@ -463,9 +462,12 @@ impl Node {
             .read()
             .expect("no panic while the lock is held");
         let block = |volume: &&VolumeHandle| volume.spec.kind != VolumeKind::Log;
-        let volumes = volumes.values().filter(block).count().max(1) as u64;
-        let share = self.settings.unwritten_bytes_max / 2 / volumes;
-        self.settings.volume.checkpoint_bytes.min(share)
+        let volumes = volumes.values().filter(block).count() as u64;
+        checkpoint_pace::share(
+            self.settings.volume.checkpoint_bytes,
+            self.settings.unwritten_bytes_max,
+            volumes,
+        )
     }
 
     /// The newest decided register value that this node has seen.

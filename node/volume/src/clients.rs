@@ -93,6 +93,8 @@ pub(crate) struct Clients {
     /// By place, which rises.
     waiting: VecDeque<(Lsn, Waiter)>,
     parked: VecDeque<(ConnId, Token, ClientOp)>,
+    /// In the order in which they came, until there is memory for them.
+    no_room: VecDeque<(ConnId, Token, ClientOp)>,
     staged: Vec<BytesMut>,
     staged_count: u64,
     staged_bytes: usize,
@@ -115,6 +117,7 @@ impl Clients {
     pub(crate) fn closed(&mut self, conn: ConnId) {
         self.conns.remove(&conn);
         self.parked.retain(|(c, _, _)| *c != conn);
+        self.no_room.retain(|(c, _, _)| *c != conn);
     }
 
     /// Begins where the committed prefix ends: everything of earlier epochs is in the table by now. A role that comes
@@ -200,6 +203,17 @@ impl Volume {
                 let refusal = self.not_primary();
                 return self.reply(conn, token, OpResult::Refused(refusal));
             }
+        }
+        // What says how a mutation ended, or ends its numbers, keeps its place behind it.
+        let ordered = matches!(
+            op,
+            ClientOp::Mutate { .. }
+                | ClientOp::Open { .. }
+                | ClientOp::Close
+                | ClientOp::Outcome { .. }
+        );
+        if ordered && (self.memory_is_full() || !self.clients.no_room.is_empty()) {
+            return self.clients.no_room.push_back((conn, token, op));
         }
         let done = match op {
             ClientOp::Open {
@@ -313,6 +327,15 @@ impl Volume {
     pub(crate) fn unpark(&mut self, now: Now) {
         for (conn, token, op) in std::mem::take(&mut self.clients.parked) {
             self.handle_client(now, conn, token, op);
+        }
+    }
+
+    /// Takes what waited for memory.
+    pub(crate) fn take_up(&mut self, now: Now) {
+        if !self.memory_is_full() {
+            for (conn, token, op) in std::mem::take(&mut self.clients.no_room) {
+                self.handle_client(now, conn, token, op);
+            }
         }
     }
 
@@ -555,7 +578,7 @@ impl Volume {
             self.reply(waiter.conn, waiter.token, OpResult::Interrupted);
         }
         let refusal = self.not_primary();
-        for (conn, token, _) in clients.parked {
+        for (conn, token, _) in clients.parked.into_iter().chain(clients.no_room) {
             self.reply(conn, token, OpResult::Refused(refusal.clone()));
         }
         for id in self.reads.keys().copied().collect::<Vec<_>>() {

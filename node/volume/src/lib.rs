@@ -18,6 +18,7 @@ mod clients;
 pub mod disk_reads;
 mod event;
 mod gather;
+mod memory;
 mod mutations;
 mod pages;
 mod reads;
@@ -35,6 +36,7 @@ pub use event::{
     Action, Attachment, ClientOp, ConnId, Event, Now, OpResult, Outcome, Refusal, Token, WalJob,
     WalWrite,
 };
+pub use memory::WriteGate;
 pub use pages::{Direction, Page, PageLimits, Stretch};
 pub use retention::{Retention, RetentionChange};
 pub use sessions::{BlobError, RESULTS_KEPT, Sessions};

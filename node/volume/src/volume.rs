@@ -15,6 +15,7 @@ use mainstay_types::{Lsn, MonoTime, NodeId, VolumeSpec};
 
 use crate::clients::Clients;
 use crate::event::{Action, ConnId, Event, Now, OpResult, Token};
+use crate::memory::Memory;
 use crate::pages::{Direction, PageLimits};
 use crate::sessions::Sessions;
 use crate::tail::Tail;
@@ -137,6 +138,7 @@ pub struct Volume {
     checkpoint_runs: bool,
     pub(crate) checkpointed: Lsn,
     since_checkpoint: u64,
+    memory: Memory,
     /// (LSN, bytes logged up to it), a sample every mebibyte: how far back `log_keep_bytes` reaches.
     logged: VecDeque<(Lsn, u64)>,
     logged_bytes: u64,
@@ -181,6 +183,7 @@ impl Volume {
             checkpoint_runs: false,
             checkpointed: start.applied.point.lsn,
             since_checkpoint: 0,
+            memory: Memory::default(),
             logged: VecDeque::new(),
             logged_bytes: 0,
             pinned: None,
@@ -238,7 +241,10 @@ impl Volume {
             Event::Ready { epoch } => self.core(now, Input::Ready { epoch }),
             Event::Fed { plan, entries } => self.handle_fed(now, plan, entries),
             Event::Checkpointed { at } => self.handle_checkpointed(at),
-            Event::CheckpointFailed => self.checkpoint_runs = false,
+            Event::CheckpointFailed => {
+                self.checkpoint_runs = false;
+                self.memory.checkpoint_failed(self.config.checkpoint_bytes);
+            }
             Event::Recycled { first } => self.core(
                 now,
                 Input::Recycled {
@@ -258,6 +264,7 @@ impl Volume {
     pub fn finish(&mut self, now: Now) {
         self.maybe_release();
         self.maybe_retain(now);
+        self.take_up(now);
         self.flush_if_ready(now);
         self.drain_core(now);
         self.feed(now);

@@ -14,6 +14,9 @@ impl World {
     pub(super) fn volume_event(&mut self, i: usize, volume: VolumeId, event: VolumeEvent) {
         let now = self.now_of(i);
         if let Some(host) = self.host_mut(i, volume) {
+            if let State::Block(image) = &*host.state {
+                host.volume.set_held(image.dirty_bytes());
+            }
             host.volume.handle(now, event);
             host.volume.finish(now);
             self.drain(i, volume);
@@ -22,6 +25,7 @@ impl World {
 
     /// Carries out what a volume asked for; then its properties are checked.
     fn drain(&mut self, i: usize, volume: VolumeId) {
+        self.write_log(i, volume);
         while let Some(action) = self
             .host_mut(i, volume)
             .and_then(|host| host.volume.poll_action())
@@ -43,6 +47,18 @@ impl World {
         }
     }
 
+    fn write_log(&mut self, i: usize, volume: VolumeId) {
+        let local = self.now_of(i).mono;
+        let Some(host) = self.host_mut(i, volume) else {
+            return;
+        };
+        while let Some(job) = host.gate.next(&host.volume) {
+            host.since.push_back((job.op, local));
+            host.jobs.queue.borrow_mut().push_back(job);
+            host.jobs.wake.notify();
+        }
+    }
+
     fn act(&mut self, i: usize, volume: VolumeId, action: Action) {
         let id = self.nodes[i].id;
         let local = self.now_of(i).mono;
@@ -54,12 +70,10 @@ impl World {
         match action {
             Action::Wal(job) => {
                 let lineage = host.log_lineage;
-                host.since.push_back((job.op, local));
-                let jobs = host.jobs.clone();
+                host.gate.take(job.clone());
                 let copy = self.oracle_mut(volume).copies.entry(key).or_default();
                 copy.job(job.op, &job.write, lineage);
-                jobs.queue.borrow_mut().push_back(job);
-                jobs.wake.notify();
+                self.write_log(i, volume);
             }
             Action::Send {
                 to,

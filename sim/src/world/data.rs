@@ -9,7 +9,7 @@ use mainstay_replication::Beats;
 use mainstay_storage::engine::SimDisk;
 use mainstay_types::{Epoch, Incarnation, Instance, Lineage, NodeId, VolumeId};
 use mainstay_volume::store::{CopyConfig, NewCopy};
-use mainstay_volume::{Event as VolumeEvent, Now, Volume};
+use mainstay_volume::{Event as VolumeEvent, Now, Volume, WriteGate};
 
 use super::{Event, Reply, World};
 use crate::clock::Clock;
@@ -285,6 +285,7 @@ impl World {
             jobs: jobs.clone(),
             reader: opened.reader,
             state,
+            gate: WriteGate::default(),
             since: VecDeque::new(),
             damaged,
             doubt,

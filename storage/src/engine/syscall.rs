@@ -62,13 +62,15 @@ pub(super) fn write_out(fd: RawFd, offset: u64, len: u64) -> io::Result<()> {
     check(unsafe { libc::sync_file_range(fd, offset, len, WRITE_OUT) })
 }
 
+/// What [`punch_hole`] asks for.
+pub(super) const PUNCH_HOLE: libc::c_int = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+
 /// Zeroes a range by punching a hole.
 pub(super) fn punch_hole(fd: RawFd, offset: u64, len: u64) -> io::Result<()> {
-    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     let offset = i64::try_from(offset).map_err(io::Error::other)?;
     let len = i64::try_from(len).map_err(io::Error::other)?;
     // SAFETY: takes numbers only. The standard library has no call for it.
-    check(unsafe { libc::fallocate(fd, mode, offset, len) })
+    check(unsafe { libc::fallocate(fd, PUNCH_HOLE, offset, len) })
 }
 
 /// The length of an open file.

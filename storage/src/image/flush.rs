@@ -12,13 +12,15 @@
 //! blocks that may be torn are written again by replay, before any read is answered.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
+use std::ops::Range;
 use std::rc::Rc;
 
 use bytes::Bytes;
 
-use super::intent::{Intent, Target};
-use super::overlay::{Content, Dirty, Layer};
+use super::intent::{self, Header, Item, Target};
+use super::overlay::{Content, Layer};
 use super::sums::{BLOCKS_PER_PAGE, Sum, SumsPage};
 use super::{CheckpointError, Image};
 use crate::checkpoint::{Checkpoint, CheckpointFileError};
@@ -29,14 +31,24 @@ use crate::format::LogEnd;
 /// Neighbours that are written together.
 const RUN_BLOCKS: usize = TRANSFER_BYTES / PAGE_BYTES;
 
-/// Looked at, or let go of, without a rest.
+/// Blocks that are made a hole together.
+const HOLE_BLOCKS: usize = 16 * RUN_BLOCKS;
+
+/// Blocks of data, or pages of checksums, looked at or let go of without a rest.
 const BLOCKS_AT_ONCE: usize = 512;
 
 /// Writes that are in the disk's queue at a time, at most.
 const WRITES_AT_ONCE: usize = 16;
 
-/// A block ready to be written: its bytes, or none for a hole.
-pub(super) type Ready = (u64, Option<Bytes>);
+/// Ready to be written: a block with its bytes, or any number of blocks that become a hole.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub(super) blocks: Range<u64>,
+    pub(super) data: Option<Bytes>,
+}
+
+/// Checksums as they will be, by the number of the page.
+type Pages = BTreeMap<u64, Rc<SumsPage>>;
 
 impl<D: Disk> Image<D> {
     /// As [`Image::checkpoint_at_pace`], at once.
@@ -116,7 +128,7 @@ impl<D: Disk> Image<D> {
         let merged = self.merge_frozen().await?;
         let (ready, pages) = self.plan_flush(pace).await?;
         if !ready.is_empty() {
-            self.write_intent(target, &merged, &ready, &pages)
+            self.write_intent(target, &merged, &ready, &pages, pace)
                 .await
                 .map_err(write_error)?;
             self.version.set(self.version.get() + 1);
@@ -149,13 +161,9 @@ impl<D: Disk> Image<D> {
 
     /// Merges blocks changed in part with their base; returns which.
     async fn merge_frozen(&self) -> Result<Vec<u64>, CheckpointError> {
-        let partial: Vec<_> = {
-            let overlay = self.overlay.borrow();
-            let frozen = overlay.frozen.iter().flat_map(|layer| &layer.blocks);
-            frozen
-                .filter(|(_, dirty)| matches!(dirty.content, Content::Partial(_)))
-                .map(|(block, _)| *block)
-                .collect()
+        let partial = match &self.overlay.borrow().frozen {
+            Some(frozen) => frozen.partial(),
+            None => Vec::new(),
         };
         for block in &partial {
             let base = self.stored_block(*block).await?;
@@ -198,51 +206,45 @@ impl<D: Disk> Image<D> {
         }
     }
 
-    /// The blocks to write, and the checksum pages as they will be.
-    async fn plan_flush(
-        &self,
-        pace: &impl Pace,
-    ) -> Result<(Vec<Ready>, BTreeMap<u64, Rc<SumsPage>>), CheckpointError> {
-        let dirty: Vec<(u64, Dirty)> = {
-            let overlay = self.overlay.borrow();
-            let frozen = overlay.frozen.iter().flat_map(|layer| &layer.blocks);
-            frozen
-                .map(|(block, dirty)| (*block, dirty.clone()))
-                .collect()
+    /// What to write, and the checksum pages as they will be.
+    async fn plan_flush(&self, pace: &impl Pace) -> Result<(Vec<Ready>, Pages), CheckpointError> {
+        let stretches = match &self.overlay.borrow().frozen {
+            Some(frozen) => frozen.stretches(),
+            None => Vec::new(),
         };
         let mut pages = BTreeMap::<u64, SumsPage>::new();
-        let mut ready = Vec::with_capacity(dirty.len());
-        for (block, dirty) in dirty {
+        let mut ready = Vec::with_capacity(stretches.len());
+        let mut looked_at = 0_usize;
+        for stretch in stretches {
+            let (blocks, dirty) = (stretch.blocks, stretch.dirty);
             let data = match dirty.content {
                 Content::Data(data) => Some(data),
                 Content::Zero => None,
-                Content::Partial(_) => return Err(CheckpointError::Corrupt { block }),
-            };
-            let number = block / BLOCKS_PER_PAGE;
-            let page = match pages.entry(number) {
-                std::collections::btree_map::Entry::Occupied(page) => page.into_mut(),
-                std::collections::btree_map::Entry::Vacant(place) => {
-                    let page = self.sums_page(number).await.map_err(|error| {
-                        CheckpointError::Poisoned {
-                            reason: error.to_string(),
-                        }
-                    })?;
-                    // Of a lost page only this block is known; the others stay corrupt until they are repaired.
-                    place.insert(page.map_or_else(SumsPage::lost, |page| (*page).clone()))
+                Content::Partial(_) => {
+                    return Err(CheckpointError::Corrupt {
+                        block: blocks.start,
+                    });
                 }
             };
-            page.set(
-                block,
-                Sum {
-                    data: data.is_some(),
-                    crc: data.as_ref().map_or(0, |data| crc(data)),
-                    lsn: dirty.lsn,
-                },
-            );
-            ready.push((block, data));
-            if ready.len().is_multiple_of(BLOCKS_AT_ONCE) {
-                pace.rest().await;
+            let sum = Sum {
+                data: data.is_some(),
+                crc: data.as_ref().map_or(0, |data| crc(data)),
+                lsn: dirty.lsn,
+            };
+            for (number, part) in by_page(blocks.clone()) {
+                let page = match pages.entry(number) {
+                    Entry::Occupied(page) => page.into_mut(),
+                    Entry::Vacant(place) => place.insert(self.page_for(number, &part).await?),
+                };
+                for block in part {
+                    page.set(block, sum);
+                }
+                looked_at += 1;
+                if looked_at.is_multiple_of(BLOCKS_AT_ONCE) {
+                    pace.rest().await;
+                }
             }
+            ready.push(Ready { blocks, data });
         }
         let seal = |(number, mut page): (u64, SumsPage)| {
             page.seal(self.config.lineage, number);
@@ -251,30 +253,60 @@ impl<D: Disk> Image<D> {
         Ok((ready, pages.into_iter().map(seal).collect()))
     }
 
+    /// A page of checksums, of which `part` is about to be set.
+    async fn page_for(&self, number: u64, part: &Range<u64>) -> Result<SumsPage, CheckpointError> {
+        if part.end - part.start == BLOCKS_PER_PAGE {
+            return Ok(SumsPage::empty());
+        }
+        let page = self
+            .sums_page(number)
+            .await
+            .map_err(|error| CheckpointError::Poisoned {
+                reason: error.to_string(),
+            })?;
+        // Of a lost page only this part is known; the others stay corrupt until they are repaired.
+        Ok(page.map_or_else(SumsPage::lost, |page| (*page).clone()))
+    }
+
     async fn write_intent(
         &self,
         target: LogEnd,
         merged: &[u64],
         ready: &[Ready],
-        pages: &BTreeMap<u64, Rc<SumsPage>>,
+        pages: &Pages,
+        pace: &impl Pace,
     ) -> io::Result<()> {
         let sequence = self.sequence.get() + 1;
-        let blocks = ready
-            .iter()
-            .filter(|(block, _)| merged.binary_search(block).is_ok());
-        let blocks = blocks
-            .filter_map(|(block, data)| Some((Target::Block(*block), data.as_ref()?.to_vec())));
-        let sums = pages
-            .iter()
-            .map(|(number, page)| (Target::Sums(*number), page.0.to_vec()));
-        let intent = Intent {
+        let blocks = ready.iter().filter_map(|ready| {
+            let block = ready.blocks.start;
+            let content = ready.data.as_deref()?;
+            let merged = merged.binary_search(&block).is_ok();
+            merged.then_some(Item {
+                target: Target::Block(block),
+                content,
+            })
+        });
+        let sums = pages.iter().map(|(number, page)| Item {
+            target: Target::Sums(*number),
+            content: &page.0[..],
+        });
+        let items: Vec<_> = blocks.chain(sums).collect();
+        let file = &self.intents[usize::from(!sequence.is_multiple_of(2))];
+        let mut body = intent::Body::new(&items);
+        let mut at = PAGE;
+        while let Some(piece) = body.next_piece() {
+            let len = piece.len() as u64;
+            file.write_at(piece, at).await.0?;
+            file.write_out(at, len).await?;
+            at += len;
+            pace.rest().await;
+        }
+        let header = Header {
             sequence,
             base: self.checkpointed.get().point.lsn,
             target: target.point.lsn,
-            items: blocks.chain(sums).collect(),
         };
-        let file = &self.intents[usize::from(!sequence.is_multiple_of(2))];
-        file.write_at(intent.encode(self.config.lineage), 0)
+        file.write_at(body.header(self.config.lineage, header), 0)
             .await
             .0?;
         file.sync_beside().await?;
@@ -282,19 +314,9 @@ impl<D: Disk> Image<D> {
         Ok(())
     }
 
-    async fn overwrite(
-        &self,
-        ready: &[Ready],
-        pages: &BTreeMap<u64, Rc<SumsPage>>,
-        pace: &impl Pace,
-    ) -> io::Result<()> {
+    async fn overwrite(&self, ready: &[Ready], pages: &Pages, pace: &impl Pace) -> io::Result<()> {
         self.write_blocks(ready, pace).await?;
-        for (number, page) in pages {
-            self.sums
-                .write_at(AlignedBuf::padded_from(&page.0[..]), number * PAGE)
-                .await
-                .0?;
-        }
+        self.write_sums(pages).await?;
         // Megabytes: the log is written on the same thread, and must not wait for them.
         self.image.sync_beside().await?;
         self.sums.sync_beside().await
@@ -305,25 +327,28 @@ impl<D: Disk> Image<D> {
     pub(super) async fn write_blocks(&self, ready: &[Ready], pace: &impl Pace) -> io::Result<()> {
         let mut out = WriteOut::default();
         let mut rest = ready;
-        while let Some((first, data)) = rest.first() {
-            let joins = |(index, (block, other)): &(usize, &Ready)| {
-                *block == first + *index as u64
-                    && other.is_some() == data.is_some()
+        while let Some(first) = rest.first() {
+            if first.data.is_none() {
+                rest = &rest[1..];
+                for hole in first.blocks.clone().step_by(HOLE_BLOCKS) {
+                    let blocks = (first.blocks.end - hole).min(HOLE_BLOCKS as u64);
+                    self.image.punch_hole(hole * PAGE, blocks * PAGE).await?;
+                    pace.next(ready.len() - rest.len(), ready.len()).await;
+                }
+                continue;
+            }
+            let start = first.blocks.start;
+            let joins = |(index, next): &(usize, &Ready)| {
+                next.data.is_some()
+                    && next.blocks.start == start + *index as u64
                     && *index < RUN_BLOCKS
             };
             let count = rest.iter().enumerate().take_while(joins).count();
             let (run, behind) = rest.split_at(count);
             rest = behind;
-            let (offset, len) = (first * PAGE, count as u64 * PAGE);
-            if data.is_none() {
-                self.image.punch_hole(offset, len).await?;
-                continue;
-            }
-            let mut buf = AlignedBuf::zeroed(count * PAGE_BYTES);
-            for (target, (_, data)) in buf.chunks_exact_mut(PAGE_BYTES).zip(run) {
-                target.copy_from_slice(data.as_deref().unwrap_or(&[0; PAGE_BYTES]));
-            }
-            self.image.write_at(buf, offset).await.0?;
+            let run: Vec<_> = run.iter().filter_map(|next| next.data.as_deref()).collect();
+            let (offset, len) = (start * PAGE, count as u64 * PAGE);
+            self.image.write_at(joined(&run), offset).await.0?;
             if let Some((from, len)) = out.add(offset, len) {
                 self.image.write_out(from, len).await?;
                 pace.next(ready.len() - rest.len(), ready.len()).await;
@@ -331,6 +356,44 @@ impl<D: Disk> Image<D> {
         }
         Ok(())
     }
+
+    async fn write_sums(&self, pages: &Pages) -> io::Result<()> {
+        let mut out = WriteOut::default();
+        let mut pages = pages.iter().peekable();
+        while let Some((first, page)) = pages.next() {
+            let mut run = vec![&page.0[..]];
+            while run.len() < RUN_BLOCKS
+                && let Some((_, page)) = pages.next_if(|(n, _)| **n == first + run.len() as u64)
+            {
+                run.push(&page.0[..]);
+            }
+            let (offset, len) = (first * PAGE, run.len() as u64 * PAGE);
+            self.sums.write_at(joined(&run), offset).await.0?;
+            if let Some((from, len)) = out.add(offset, len) {
+                self.sums.write_out(from, len).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Pages in one buffer.
+fn joined(pages: &[&[u8]]) -> AlignedBuf {
+    let mut buf = AlignedBuf::zeroed(pages.len() * PAGE_BYTES);
+    for (target, page) in buf.chunks_exact_mut(PAGE_BYTES).zip(pages) {
+        target.copy_from_slice(page);
+    }
+    buf
+}
+
+/// Blocks by the page of their checksums.
+fn by_page(blocks: Range<u64>) -> impl Iterator<Item = (u64, Range<u64>)> {
+    let pages = blocks.start / BLOCKS_PER_PAGE..blocks.end.div_ceil(BLOCKS_PER_PAGE);
+    pages.map(move |page| {
+        let first = (page * BLOCKS_PER_PAGE).max(blocks.start);
+        let end = ((page + 1) * BLOCKS_PER_PAGE).min(blocks.end);
+        (page, first..end)
+    })
 }
 
 /// How fast a checkpoint goes.
@@ -344,11 +407,8 @@ pub trait Pace {
 
 /// Lets go of what is on the disk now, a piece at a time: hundreds of megabytes at once keep the thread, and with it the log, for as long
 /// as a hundred milliseconds.
-async fn free(layer: Layer, pace: &impl Pace) {
-    let mut blocks = layer.blocks;
-    while let Some(next) = blocks.keys().nth(BLOCKS_AT_ONCE).copied() {
-        let rest = blocks.split_off(&next);
-        drop(std::mem::replace(&mut blocks, rest));
+async fn free(mut layer: Layer, pace: &impl Pace) {
+    while layer.forget(BLOCKS_AT_ONCE) {
         pace.rest().await;
     }
 }
@@ -390,15 +450,15 @@ impl WriteOut {
 
 /// Merges a partial block of `layer` with its base.
 fn put_below(layer: &mut Layer, block: u64, base: &[u8]) {
-    let Some(dirty) = layer.blocks.get(&block) else {
+    let Some(dirty) = layer.get(block) else {
         return;
     };
-    let (Content::Partial(partial), lsn) = (&dirty.content, dirty.lsn) else {
+    let Content::Partial(partial) = &dirty.content else {
         return;
     };
     let mut data = base.to_vec();
     partial.over(&mut data);
-    layer.put(block, Content::Data(data.into()), lsn);
+    layer.put(block, Content::Data(data.into()), dirty.lsn);
 }
 
 pub(super) fn write_error(error: io::Error) -> CheckpointError {

@@ -326,15 +326,15 @@ impl<D: Disk> Image<D> {
             if let Some(intent) = Intent::decode(self.config.lineage, &content.bytes)
                 && last
                     .as_ref()
-                    .is_none_or(|found| found.sequence < intent.sequence)
+                    .is_none_or(|found| found.header.sequence < intent.header.sequence)
             {
                 last = Some(intent);
             }
         }
         let Some(intent) = last else { return Ok(()) };
-        self.sequence.set(intent.sequence);
+        self.sequence.set(intent.header.sequence);
         let applied = self.checkpointed.get().point.lsn;
-        if self.rebuilding.get() || intent.base != applied {
+        if self.rebuilding.get() || intent.header.base != applied {
             return Ok(());
         }
         for (target, content) in &intent.items {
@@ -356,8 +356,8 @@ impl<D: Disk> Image<D> {
         }
         self.image.sync().await?;
         self.sums.sync().await?;
-        if intent.target > applied {
-            self.fuzzy_until.set(Some(intent.target));
+        if intent.header.target > applied {
+            self.fuzzy_until.set(Some(intent.header.target));
         }
         Ok(())
     }

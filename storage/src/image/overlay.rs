@@ -2,18 +2,22 @@
 //!
 //! Whole blocks are copied out of their entries, so that memory held is what is counted and no large batch is kept
 //! alive by one small block. A block changed in part keeps its bytes with a mask, and meets its base only when it is
-//! read or checkpointed: so applying needs no I/O, and replay never looks at a block that it is about to rewrite.
+//! read or checkpointed: so applying needs no I/O, and replay never looks at a block that it is about to rewrite. Zeroes are kept
+//! by the stretch: whoever makes a file system on a volume first sets all of it to zeroes.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 
 use bytes::Bytes;
 use mainstay_types::Lsn;
 
-use crate::engine::PAGE_BYTES;
+use crate::engine::{PAGE, PAGE_BYTES};
 
-/// Memory counted for a block that holds no data.
-const ZERO_BYTES: u64 = 64;
+/// Memory counted for a stretch of zeroes.
+const STRETCH_BYTES: u64 = 64;
+/// And for each block of it: its place in a page of checksums, which a checkpoint holds.
+const ZERO_BYTES: u64 = 16;
 
 /// Some bytes of a block.
 #[derive(Clone)]
@@ -86,7 +90,7 @@ impl Content {
     fn bytes(&self) -> u64 {
         match self {
             Self::Data(_) => PAGE_BYTES as u64,
-            Self::Zero => ZERO_BYTES,
+            Self::Zero => 0,
             Self::Partial(_) => size_of::<Partial>() as u64,
         }
     }
@@ -135,10 +139,28 @@ pub(super) struct Dirty {
     pub(super) lsn: Lsn,
 }
 
+/// Blocks that one entry set to zeroes.
+#[derive(Clone, Copy, Debug)]
+struct Zeroes {
+    /// Behind the last of them.
+    end: u64,
+    lsn: Lsn,
+}
+
+/// Neighbouring blocks of one kind: many of zeroes, or one of any other.
+#[derive(Clone, Debug)]
+pub(super) struct Stretch {
+    pub(super) blocks: Range<u64>,
+    pub(super) dirty: Dirty,
+}
+
 /// Changed blocks, and the memory that they hold.
 #[derive(Debug, Default)]
 pub(super) struct Layer {
-    pub(super) blocks: BTreeMap<u64, Dirty>,
+    /// Blocks with bytes of their own. Newer than a stretch of zeroes over them.
+    blocks: BTreeMap<u64, Dirty>,
+    /// By the first block. No two overlap.
+    zeroes: BTreeMap<u64, Zeroes>,
     bytes: u64,
 }
 
@@ -147,14 +169,125 @@ impl Layer {
         self.bytes
     }
 
+    /// What the layer knows of a block.
+    pub(super) fn get(&self, block: u64) -> Option<Dirty> {
+        let zeroes = |lsn| Dirty {
+            content: Content::Zero,
+            lsn,
+        };
+        let dirty = self.blocks.get(&block).cloned();
+        dirty.or_else(|| self.zeroed(block).map(zeroes))
+    }
+
+    /// The entry that set a block to zeroes.
+    fn zeroed(&self, block: u64) -> Option<Lsn> {
+        let (_, zeroes) = self.zeroes.range(..=block).next_back()?;
+        (block < zeroes.end).then_some(zeroes.lsn)
+    }
+
     /// Puts `content` over what the layer knows of `block`.
     pub(super) fn put(&mut self, block: u64, content: Content, lsn: Lsn) {
-        let old = self.blocks.get(&block);
-        let content = content.onto(old.map(|dirty| &dirty.content));
+        let content = match self.blocks.get(&block) {
+            Some(old) => content.onto(Some(&old.content)),
+            None => content.onto(self.zeroed(block).map(|_| &Content::Zero)),
+        };
+        if matches!(content, Content::Zero) {
+            self.zero_blocks(block..block + 1, lsn);
+            return;
+        }
         self.bytes += content.bytes();
         if let Some(old) = self.blocks.insert(block, Dirty { content, lsn }) {
             self.bytes -= old.content.bytes();
         }
+    }
+
+    /// Puts zeroes over what the layer knows of whole blocks.
+    fn zero_blocks(&mut self, blocks: Range<u64>, lsn: Lsn) {
+        while let Some((&block, _)) = self.blocks.range(blocks.clone()).next() {
+            let old = self.blocks.remove(&block);
+            self.bytes -= old.map_or(0, |old| old.content.bytes());
+        }
+        let before = self.zeroes.range(..blocks.start).next_back();
+        if let Some((&first, &old)) = before.filter(|(_, old)| old.end > blocks.start) {
+            self.take_zeroes(first);
+            self.put_zeroes(first..blocks.start, old.lsn);
+            self.put_zeroes(blocks.end..old.end, old.lsn);
+        }
+        while let Some((&first, &old)) = self.zeroes.range(blocks.clone()).next() {
+            self.take_zeroes(first);
+            self.put_zeroes(blocks.end..old.end, old.lsn);
+        }
+        self.put_zeroes(blocks, lsn);
+    }
+
+    /// Nothing lies there. An empty range is none.
+    fn put_zeroes(&mut self, blocks: Range<u64>, lsn: Lsn) {
+        if blocks.is_empty() {
+            return;
+        }
+        self.bytes += STRETCH_BYTES + (blocks.end - blocks.start) * ZERO_BYTES;
+        let end = blocks.end;
+        self.zeroes.insert(blocks.start, Zeroes { end, lsn });
+    }
+
+    fn take_zeroes(&mut self, first: u64) {
+        if let Some(old) = self.zeroes.remove(&first) {
+            self.bytes -= STRETCH_BYTES + (old.end - first) * ZERO_BYTES;
+        }
+    }
+
+    /// Blocks changed in part.
+    pub(super) fn partial(&self) -> Vec<u64> {
+        let partial = |dirty: &Dirty| matches!(dirty.content, Content::Partial(_));
+        let blocks = self.blocks.iter().filter(|(_, dirty)| partial(dirty));
+        blocks.map(|(block, _)| *block).collect()
+    }
+
+    /// All that it knows, in ascending order.
+    pub(super) fn stretches(&self) -> Vec<Stretch> {
+        let mut out = Vec::with_capacity(self.blocks.len() + self.zeroes.len());
+        let one = |(block, dirty): (&u64, &Dirty)| Stretch {
+            blocks: *block..block + 1,
+            dirty: dirty.clone(),
+        };
+        let mut blocks = self.blocks.iter().peekable();
+        for (&first, zeroes) in &self.zeroes {
+            let empty = |blocks: Range<u64>| {
+                let content = Content::Zero;
+                let dirty = Dirty {
+                    content,
+                    lsn: zeroes.lsn,
+                };
+                (!blocks.is_empty()).then_some(Stretch { blocks, dirty })
+            };
+            let mut at = first;
+            while let Some(next) = blocks.next_if(|(block, _)| **block < zeroes.end) {
+                let block = *next.0;
+                out.extend(empty(at..block));
+                out.push(one(next));
+                at = at.max(block + 1);
+            }
+            out.extend(empty(at..zeroes.end));
+        }
+        out.extend(blocks.map(one));
+        out
+    }
+
+    /// Puts all that `above` knows over this.
+    fn cover(&mut self, above: Self) {
+        for (first, zeroes) in above.zeroes {
+            self.zero_blocks(first..zeroes.end, zeroes.lsn);
+        }
+        for (block, dirty) in above.blocks {
+            self.put(block, dirty.content, dirty.lsn);
+        }
+    }
+
+    /// Forgets the first `count` of what it knows. False once nothing is left.
+    pub(super) fn forget(&mut self, count: usize) -> bool {
+        forget(&mut self.blocks, count);
+        forget(&mut self.zeroes, count);
+        !self.blocks.is_empty() || !self.zeroes.is_empty()
     }
 
     /// Writes bytes at a byte offset of the volume.
@@ -172,13 +305,24 @@ impl Layer {
     /// Sets a range to zeroes.
     pub(super) fn zero(&mut self, offset: u64, len: u64, lsn: Lsn) {
         const ZEROES: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
-        each_block(offset, len, |block, at, range| {
-            if range.len() == PAGE_BYTES {
-                self.put(block, Content::Zero, lsn);
-            } else {
+        let whole = offset.div_ceil(PAGE)..(offset + len) / PAGE;
+        let edges = if whole.is_empty() {
+            [(offset, len), (0, 0)]
+        } else {
+            let behind = whole.end * PAGE;
+            [
+                (offset, whole.start * PAGE - offset),
+                (behind, offset + len - behind),
+            ]
+        };
+        for (offset, len) in edges {
+            each_block(offset, len, |block, at, range| {
                 self.put_part(block, at, &ZEROES[..range.len()], lsn);
-            }
-        });
+            });
+        }
+        if !whole.is_empty() {
+            self.zero_blocks(whole, lsn);
+        }
     }
 
     fn put_part(&mut self, block: u64, at: usize, part: &[u8], lsn: Lsn) {
@@ -188,17 +332,24 @@ impl Layer {
     }
 }
 
+fn forget<T>(map: &mut BTreeMap<u64, T>, count: usize) {
+    let rest = match map.keys().nth(count).copied() {
+        Some(next) => map.split_off(&next),
+        None => BTreeMap::new(),
+    };
+    *map = rest;
+}
+
 /// Calls `visit(block, offset in block, range of the buffer)` for each block that a range touches.
 fn each_block(offset: u64, len: u64, mut visit: impl FnMut(u64, usize, std::ops::Range<usize>)) {
-    let page = PAGE_BYTES as u64;
     let mut done = 0;
     while done < len {
         let at = offset + done;
-        let part = (page - at % page).min(len - done);
+        let part = (PAGE - at % PAGE).min(len - done);
         let narrow = |n: u64| usize::try_from(n).expect("ranges are below 64 MiB");
         visit(
-            at / page,
-            narrow(at % page),
+            at / PAGE,
+            narrow(at % PAGE),
             narrow(done)..narrow(done + part),
         );
         done += part;
@@ -215,18 +366,13 @@ pub(super) struct Overlay {
 impl Overlay {
     /// What both layers know of a block.
     pub(super) fn get(&self, block: u64) -> Option<Dirty> {
-        let below = self
-            .frozen
-            .as_ref()
-            .and_then(|frozen| frozen.blocks.get(&block));
-        let Some(above) = self.active.blocks.get(&block) else {
-            return below.cloned();
+        let below = self.frozen.as_ref().and_then(|frozen| frozen.get(block));
+        let Some(above) = self.active.get(block) else {
+            return below;
         };
+        let below = below.as_ref().map(|dirty| &dirty.content);
         Some(Dirty {
-            content: above
-                .content
-                .clone()
-                .onto(below.map(|dirty| &dirty.content)),
+            content: above.content.onto(below),
             lsn: above.lsn,
         })
     }
@@ -240,9 +386,7 @@ impl Overlay {
         let Some(mut frozen) = self.frozen.take() else {
             return;
         };
-        for (block, dirty) in std::mem::take(&mut self.active.blocks) {
-            frozen.put(block, dirty.content, dirty.lsn);
-        }
+        frozen.cover(std::mem::take(&mut self.active));
         self.active = frozen;
     }
 }

@@ -87,12 +87,7 @@ impl<D: Disk> Image<D> {
     }
 
     async fn import(&self, blocks: &[ExportedBlock]) -> io::Result<()> {
-        let mut ready: Vec<Ready> = blocks
-            .iter()
-            .map(|block| (block.block, block.data.clone()))
-            .collect();
-        ready.sort_by_key(|(block, _)| *block);
-        self.write_blocks(&ready, &AtOnce).await?;
+        self.write_blocks(&ready(blocks), &AtOnce).await?;
         let mut pages = BTreeMap::<u64, SumsPage>::new();
         for block in blocks {
             let number = block.block / BLOCKS_PER_PAGE;
@@ -161,4 +156,24 @@ impl<D: Disk> Image<D> {
         self.busy.set(false);
         result
     }
+}
+
+/// Blocks in ascending order, neighbouring holes as one.
+fn ready(blocks: &[ExportedBlock]) -> Vec<Ready> {
+    let mut sorted: Vec<_> = blocks.iter().collect();
+    sorted.sort_by_key(|block| block.block);
+    let mut out: Vec<Ready> = Vec::with_capacity(blocks.len());
+    for block in sorted {
+        let (number, data) = (block.block, block.data.clone());
+        match out.last_mut() {
+            Some(last) if data.is_none() && last.data.is_none() && last.blocks.end == number => {
+                last.blocks.end += 1;
+            }
+            _ => out.push(Ready {
+                blocks: number..number + 1,
+                data,
+            }),
+        }
+    }
+    out
 }

@@ -359,7 +359,8 @@ fn check_changes(image: &Image<SimDisk>, log: &[EntryRef]) {
         each.flat_map(|run| (0..run.len / PAGE).map(move |_| run.changed))
             .collect::<Vec<bool>>()
     };
-    let last = last_changes(log);
+    let applied = usize::try_from(image.applied().point.lsn.0).expect("small");
+    let last = last_changes(&log[..applied]);
     for since in 0..=image.applied().point.lsn.0 {
         let expected: Vec<_> = last.iter().map(|lsn| *lsn > since).collect();
         assert_eq!(changed(Some(Lsn(since))), expected, "since {since}");
@@ -386,13 +387,13 @@ fn blocks_changed_since_an_entry_are_told_through_checkpoints_restarts_and_copie
         fill: 4,
     });
     let log = entries(&ops);
-    check_changes(&image, &[]);
+    check_changes(&image, &log);
     for (count, entry) in log.iter().enumerate() {
         image.apply(entry).expect("in order");
-        check_changes(&image, &log[..=count]);
+        check_changes(&image, &log);
         if count % 3 == 0 {
             block_on(image.checkpoint(Bytes::new())).expect("checkpoint");
-            check_changes(&image, &log[..=count]);
+            check_changes(&image, &log);
         }
     }
     drop(image);
@@ -400,7 +401,7 @@ fn blocks_changed_since_an_entry_are_told_through_checkpoints_restarts_and_copie
     let (image, checkpoint) = open(&disk);
     let through = usize::try_from(checkpoint.applied.point.lsn.0).expect("small");
     assert!(through < log.len(), "some are replayed");
-    check_changes(&image, &log[..through]);
+    check_changes(&image, &log);
     replay(&image, &log);
     check_changes(&image, &log);
 
@@ -424,6 +425,35 @@ fn blocks_changed_since_an_entry_are_told_through_checkpoints_restarts_and_copie
     drop(copy);
     copy_disk.crash();
     check_changes(&open(&copy_disk).0, &log);
+}
+
+/// Whoever makes a file system on a volume sets all of it to zeroes first.
+#[test]
+fn zeroes_over_a_large_volume_take_no_memory_for_each_block() {
+    let config = ImageConfig {
+        size_bytes: 1 << 40,
+        ..config()
+    };
+    let disk = SimDisk::immediate(24);
+    let made = Image::create(disk, Path::new(DIR), config, LogEnd::ZERO, Bytes::new());
+    let image = block_on(made).expect("create");
+    let count = (8 << 30) / RANGE_BYTES_MAX;
+    let zero = |n| Op::Zero {
+        offset: n * RANGE_BYTES_MAX,
+        len: RANGE_BYTES_MAX,
+    };
+    let ops: Vec<_> = (0..count).map(zero).collect();
+    replay(&image, &entries(&ops));
+    let blocks = count * RANGE_BYTES_MAX / PAGE;
+    // The checksums' place, and next to nothing more.
+    assert!(image.dirty_bytes() < blocks * 17, "{}", image.dirty_bytes());
+    block_on(image.checkpoint(Bytes::new())).expect("checkpoint");
+    assert_eq!(image.dirty_bytes(), 0);
+    let since = Some(Lsn(count - 1));
+    let runs = block_on(image.extents((4 << 30)..(8 << 30), 9, since)).expect("extents");
+    let found: Vec<_> = runs.iter().map(|run| (run.len, run.changed)).collect();
+    let unchanged = (4 << 30) - RANGE_BYTES_MAX;
+    assert_eq!(found, [(unchanged, false), (RANGE_BYTES_MAX, true)]);
 }
 
 #[test]
@@ -474,6 +504,20 @@ fn sizes_and_ranges_that_do_not_fit_are_refused() {
     assert_eq!(image.applied(), LogEnd::ZERO);
 }
 
+/// Entries that are applied in the middle of a checkpoint.
+struct Meanwhile<'a> {
+    image: &'a Image<SimDisk>,
+    log: &'a [EntryRef],
+}
+
+impl Pace for Meanwhile<'_> {
+    async fn next(&self, _: usize, _: usize) {}
+
+    async fn rest(&self) {
+        replay(self.image, self.log);
+    }
+}
+
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     let offset = prop_oneof![0..8 * PAGE, 253 * PAGE..257 * PAGE];
     let op = prop_oneof![
@@ -484,6 +528,10 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
             fill
         }),
         2 => (offset, 1_u64..10_000).prop_map(|(offset, len)| Op::Zero { offset, len }),
+        2 => (0..BLOCKS * PAGE, 1..BLOCKS * PAGE).prop_map(|(offset, len)| Op::Zero {
+            offset,
+            len: len.min(BLOCKS * PAGE - offset)
+        }),
         1 => Just(Op::Other),
     ];
     prop::collection::vec(op, 2..10)
@@ -491,6 +539,41 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// What is in memory, in one layer, in two, and in one again after a checkpoint that found no room and beside which more was
+    /// applied, is what the entries say: every byte and every block's last change.
+    #[test]
+    fn memory_knows_what_the_entries_say(
+        ops in prop::collection::vec(ops(), 3),
+        room in 0_u64..12,
+    ) {
+        let ops = ops.concat();
+        let log = entries(&ops);
+        let disk = SimDisk::immediate(31);
+        let image = create(&disk);
+        let parts = [log.len() / 3, log.len() * 2 / 3, log.len()];
+        for (part, &end) in parts.iter().enumerate() {
+            for count in image.applied().point.lsn.0..end as u64 {
+                let count = usize::try_from(count).expect("small");
+                image.apply(&log[count]).expect("in order");
+                assert!(whole(&image) == model(&ops[..=count]), "content differs");
+            }
+            check_changes(&image, &log);
+            if part == 1 {
+                disk.set_capacity(Some(disk.used_bytes() + room * PAGE));
+                let (image, log) = (&image, &log[..]);
+                let _room_or_not =
+                    block_on(image.checkpoint_at_pace(Bytes::new(), &Meanwhile { image, log }));
+                disk.set_capacity(None);
+                check_changes(image, log);
+            }
+        }
+        assert!(whole(&image) == model(&ops), "content differs");
+        block_on(image.checkpoint(Bytes::new())).expect("checkpoint");
+        assert_eq!(image.dirty_bytes(), 0);
+        check_changes(&image, &log);
+        assert!(whole(&open(&disk).0) == model(&ops), "content differs on disk");
+    }
 
     /// A loss of power at every await of two checkpoints: replay from the recorded position gives the same content.
     #[test]

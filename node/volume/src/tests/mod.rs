@@ -1,6 +1,7 @@
 //! Tests of a whole volume, and the rig that drives one without disk, network or clock.
 
 mod batches;
+mod memory;
 mod reads;
 mod retention;
 mod tokens;
@@ -20,7 +21,7 @@ use mainstay_types::{
 
 use crate::{
     Action, ClientOp, ConnId, Direction, Event, Now, OpResult, Page, PageLimits, Sessions, Token,
-    Volume, VolumeConfig, VolumeStart, WalJob, WalWrite,
+    Volume, VolumeConfig, VolumeStart, WalJob, WalWrite, WriteGate,
 };
 
 pub(crate) const LINEAGE: Lineage = Lineage(7);
@@ -33,6 +34,9 @@ pub(crate) struct Rig {
     pub(crate) wall_ns: u64,
     /// Writes stay on their way to the disk.
     pub(crate) hold: bool,
+    /// Checkpoints are asked for, and nothing comes of them.
+    slow_checkpoints: bool,
+    gate: WriteGate,
     pending: VecDeque<WalJob>,
     /// Every entry that was written, in order.
     pub(crate) log: Vec<EntryRef>,
@@ -168,6 +172,8 @@ impl Rig {
             clock: 1,
             wall_ns: 1_000,
             hold: false,
+            slow_checkpoints: false,
+            gate: WriteGate::default(),
             pending: VecDeque::new(),
             log: tail.to_vec(),
             replies: Vec::new(),
@@ -366,9 +372,15 @@ impl Rig {
     }
 
     fn drain(&mut self) {
-        while let Some(action) = self.volume.poll_action() {
+        loop {
+            if let Some(job) = self.gate.next(&self.volume) {
+                self.write(job);
+            }
+            let Some(action) = self.volume.poll_action() else {
+                break;
+            };
             match action {
-                Action::Wal(job) => self.write(job),
+                Action::Wal(job) => self.gate.take(job),
                 Action::Reply {
                     conn,
                     token,
@@ -398,6 +410,9 @@ impl Rig {
                 }
                 Action::Checkpoint { blob, at } => {
                     self.checkpoint = Some((at, blob));
+                    if self.slow_checkpoints {
+                        continue;
+                    }
                     let now = self.now();
                     self.volume.handle(now, Event::Checkpointed { at });
                 }

@@ -8,13 +8,24 @@ use super::Volume;
 use crate::event::Action;
 
 impl Volume {
-    /// Changes how much log is written between two checkpoints.
+    /// Changes how much is held in memory, or written to the log, between two checkpoints.
     pub fn set_checkpoint_bytes(&mut self, bytes: u64) {
         self.config.checkpoint_bytes = bytes;
     }
 
+    /// Tells how much memory changes take that are not in the state's files yet, those of a checkpoint under way among them.
+    pub fn set_held(&mut self, bytes: u64) {
+        self.memory.set(bytes);
+    }
+
+    /// Whether log writes and mutations wait for a checkpoint that cannot keep up with them.
+    pub(crate) fn memory_is_full(&self) -> bool {
+        self.checkpoint_runs && self.memory.is_full(self.config.checkpoint_bytes)
+    }
+
     pub(super) fn maybe_checkpoint(&mut self) {
-        let due = self.since_checkpoint >= self.config.checkpoint_bytes || self.release_due;
+        let share = self.config.checkpoint_bytes;
+        let due = self.since_checkpoint >= share || self.memory.is_due(share) || self.release_due;
         let due = due && !self.checkpoint_runs;
         // The image must not know entries that this copy's own log could still lose.
         if due && self.applied <= self.member.durable() {
@@ -71,6 +82,7 @@ impl Volume {
 
     pub(super) fn handle_checkpointed(&mut self, at: LogEnd) {
         self.checkpoint_runs = false;
+        self.memory.checkpointed();
         self.checkpointed = self.checkpointed.max(at.point.lsn);
         if matches!(self.spec.kind, VolumeKind::Log) {
             // The log is the data: only what was trimmed goes.

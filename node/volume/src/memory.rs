@@ -1,0 +1,69 @@
+//! Memory for changes that are not in the files of a copy's state yet: when it asks for a checkpoint, and when it keeps clients waiting.
+//!
+//! The log between two checkpoints says little about it: an entry of a hundred bytes sets 64 MiB to zeroes, and one of 512 bytes
+//! changes a block of 4 KiB. Whoever carries out the actions knows what is held, and tells ([`Volume::set_held`](crate::Volume::set_held)).
+
+use std::collections::VecDeque;
+
+use crate::event::{WalJob, WalWrite};
+use crate::volume::Volume;
+
+/// What is held, and what is to be done about it.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    held: u64,
+    /// After a checkpoint that failed: the next one is not tried before this much is held.
+    put_off: u64,
+}
+
+impl Memory {
+    pub(crate) fn set(&mut self, held: u64) {
+        self.held = held;
+    }
+
+    /// Whether it is time for a checkpoint, of which there is to be one for each `share` bytes.
+    pub(crate) fn is_due(&self, share: u64) -> bool {
+        self.held >= share.max(self.put_off)
+    }
+
+    /// Whether as much has come during a checkpoint as it is about to let go of.
+    pub(crate) fn is_full(&self, share: u64) -> bool {
+        self.held >= share.saturating_mul(2)
+    }
+
+    pub(crate) fn checkpointed(&mut self) {
+        self.put_off = 0;
+    }
+
+    /// A disk that is full stays so for a while: trying again at once would only keep it busy.
+    pub(crate) fn checkpoint_failed(&mut self, share: u64) {
+        self.put_off = self.held.saturating_add(share / 4);
+    }
+}
+
+/// A copy's log writes on their way to its disk.
+///
+/// A replica whose checkpoints cannot keep up is one with a slow disk: its appends wait here, and its primary sends it no more than it
+/// has in flight. What a copy promises, or takes back, is not kept waiting, nor is what lies in front of that; a primary's appends are
+/// not, since its clients are.
+#[derive(Debug, Default)]
+pub struct WriteGate {
+    waiting: VecDeque<WalJob>,
+}
+
+impl WriteGate {
+    /// Takes a write, behind those before.
+    pub fn take(&mut self, job: WalJob) {
+        self.waiting.push_back(job);
+    }
+
+    /// The next write that is to be carried out now.
+    pub fn next(&mut self, volume: &Volume) -> Option<WalJob> {
+        let urgent = |job: &WalJob| !matches!(job.write, WalWrite::Append { .. });
+        let closed = volume.memory_is_full() && volume.member().acting_epoch().is_none();
+        if closed && !self.waiting.iter().any(urgent) {
+            return None;
+        }
+        self.waiting.pop_front()
+    }
+}

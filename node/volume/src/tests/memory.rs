@@ -1,0 +1,158 @@
+//! Memory that changes hold until a checkpoint: when one is due, and what waits for it.
+
+use super::*;
+use crate::{Outcome, Refusal};
+
+const SHARE: u64 = 1 << 20;
+
+/// A primary with one session, whose checkpoints take their time.
+fn slow_disk() -> Rig {
+    let mut rig = Rig::primary();
+    rig.volume.set_checkpoint_bytes(SHARE);
+    rig.slow_checkpoints = true;
+    rig.checkpoint = None;
+    assert!(matches!(rig.open(1, 5), OpResult::Opened { .. }));
+    rig
+}
+
+/// The same with a checkpoint under way, and as much memory held again.
+fn full() -> Rig {
+    let mut rig = slow_disk();
+    rig.hold_memory(SHARE);
+    assert!(rig.checkpoint.is_some());
+    rig.hold_memory(2 * SHARE);
+    rig
+}
+
+impl Rig {
+    fn hold_memory(&mut self, bytes: u64) {
+        self.volume.set_held(bytes);
+        self.event(Event::Tick);
+    }
+
+    /// The checkpoint that was asked for is done.
+    fn checkpointed(&mut self) {
+        let (at, _) = self.checkpoint.take().expect("one is under way");
+        self.volume.set_held(0);
+        self.event(Event::Checkpointed { at });
+    }
+}
+
+#[test]
+fn much_memory_asks_for_a_checkpoint_however_short_the_log_is() {
+    let mut rig = slow_disk();
+    rig.hold_memory(SHARE - 1);
+    assert_eq!(rig.checkpoint, None);
+    rig.hold_memory(SHARE);
+    assert!(rig.checkpoint.is_some());
+}
+
+/// A full disk refuses each checkpoint: to ask for the next one at once would keep it busy for nothing.
+#[test]
+fn a_checkpoint_that_failed_is_not_tried_again_before_more_has_come() {
+    let mut rig = slow_disk();
+    rig.hold_memory(SHARE);
+    rig.checkpoint = None;
+    rig.event(Event::CheckpointFailed);
+    rig.hold_memory(SHARE + SHARE / 4 - 1);
+    assert_eq!(rig.checkpoint, None);
+    rig.hold_memory(SHARE + SHARE / 4);
+    rig.checkpointed();
+    rig.hold_memory(SHARE - 1);
+    assert_eq!(rig.checkpoint, None);
+    assert!(matches!(
+        rig.call(1, append_of(1, &["a"])),
+        OpResult::Committed { .. }
+    ));
+    rig.hold_memory(SHARE);
+    assert!(rig.checkpoint.is_some(), "as before");
+}
+
+/// The order of events that could make one operation both undone and done: it waits, its client asks what came of it, on this
+/// connection and, having given it up, on a new one, and only then there is room.
+#[test]
+fn what_waits_for_memory_keeps_its_place_before_whoever_asks_about_it() {
+    let mut rig = full();
+    rig.ask(1, 1, append_of(1, &["a"]));
+    rig.ask(1, 2, ClientOp::Outcome { seq: 1 });
+    rig.ask(2, 3, opening(5));
+    rig.ask(1, 4, append_of(2, &["late"]));
+    assert_eq!(rig.records(), [], "but reads are answered");
+    for (conn, token) in [(1, 1), (1, 2), (2, 3), (1, 4)] {
+        assert_eq!(rig.reply(conn, token), None);
+    }
+    rig.checkpointed();
+    let committed = |op: Option<OpResult>| matches!(op, Some(OpResult::Committed { .. }));
+    assert!(committed(rig.reply(1, 1)));
+    assert!(
+        !matches!(
+            rig.reply(1, 2),
+            None | Some(OpResult::Outcome(Outcome::Never))
+        ),
+        "it is on its way at least"
+    );
+    assert!(matches!(
+        rig.reply(2, 3),
+        Some(OpResult::Opened { next_seq: 2, .. })
+    ));
+    assert!(matches!(
+        rig.reply(1, 4),
+        Some(OpResult::Refused(Refusal::Superseded { .. }))
+    ));
+    rig.ask(2, 5, append_of(2, &["b"]));
+    assert!(committed(rig.reply(2, 5)));
+    let shown: Vec<_> = rig.records().into_iter().map(|(_, text)| text).collect();
+    assert_eq!(shown, ["a", "b"]);
+}
+
+#[test]
+fn what_waits_for_memory_goes_with_its_connection_and_with_the_role() {
+    let mut rig = full();
+    rig.ask(1, 1, append_of(1, &["a"]));
+    rig.event(Event::ConnClosed { conn: 1 });
+    rig.ask(2, 2, opening(6));
+    assert_eq!(rig.reply(2, 2), None);
+    rig.depose(2);
+    assert!(matches!(
+        rig.reply(2, 2),
+        Some(OpResult::Refused(Refusal::NotPrimary { .. }))
+    ));
+    rig.checkpointed();
+    assert_eq!(rig.records(), []);
+    assert_eq!((rig.reply(1, 1), rig.reply(2, 2)), (None, None));
+}
+
+/// A replica of node 2 with a checkpoint under way and as much memory held again; and what its primary sends next.
+fn full_replica() -> (Rig, EntryRef) {
+    let mut rig = Rig::new(1);
+    rig.volume.set_checkpoint_bytes(SHARE);
+    rig.slow_checkpoints = true;
+    let first = epoch_start(1, LogEnd::ZERO);
+    let second = epoch_start(1, first.header.end());
+    rig.append(2, std::slice::from_ref(&first), 1);
+    rig.hold_memory(SHARE);
+    assert!(rig.checkpoint.is_some());
+    rig.hold_memory(2 * SHARE);
+    assert_eq!(rig.volume.member().durable(), Lsn(1));
+    (rig, second)
+}
+
+#[test]
+fn a_replica_whose_checkpoint_cannot_keep_up_is_one_with_a_slow_disk() {
+    let (mut rig, second) = full_replica();
+    rig.append(2, &[second], 1);
+    assert_eq!(rig.volume.member().last().lsn, Lsn(2), "taken in");
+    assert_eq!((rig.volume.member().durable(), rig.log.len()), (Lsn(1), 1));
+    rig.checkpointed();
+    assert_eq!((rig.volume.member().durable(), rig.log.len()), (Lsn(2), 2));
+}
+
+/// A promotion needs this copy's promise, and what was taken in before it stays before it.
+#[test]
+fn a_promise_waits_for_no_memory() {
+    let (mut rig, second) = full_replica();
+    rig.append(2, &[second], 1);
+    rig.message(99, MemberMessage::Seal { epoch: Epoch(2) });
+    assert_eq!((rig.volume.member().durable(), rig.log.len()), (Lsn(2), 2));
+    assert_eq!(rig.volume.member().sealed(), Epoch(2));
+}
