@@ -118,13 +118,21 @@ async fn the_map_of_a_volume_is_what_was_written_and_not_given_back() {
     ];
     assert_eq!(map(&uri).await, expected);
 
-    let given_back = ["discard 1M 512k", "write -z -u 63M 2M", "write -P 3 0 1"];
+    // Without `-u`, zeroes are to keep their space.
+    let given_back = [
+        "discard 1M 512k",
+        "write -z -u 63M 2M",
+        "write -P 3 0 1",
+        "write -z 10M 1M",
+    ];
     qemu_io(&uri, &given_back).await.expect("given back");
     let expected = [
         (0, 4096, true),
         (4096, MIB + 512 * 1024 - 4096, false),
         (MIB + 512 * 1024, 512 * 1024, true),
-        (2 * MIB, SIZE - 2 * MIB, false),
+        (2 * MIB, 8 * MIB, false),
+        (10 * MIB, MIB, true),
+        (11 * MIB, SIZE - 11 * MIB, false),
     ];
     assert_eq!(map(&uri).await, expected);
 

@@ -7,8 +7,14 @@ use std::path::Path;
 
 use mainstay_client::{Client, ClientConfig, ReadLimits};
 use mainstay_node::commands::volume;
+use mainstay_proto::v1 as pb;
+use mainstay_proto::v1::client_client::ClientClient;
+use mainstay_proto::v1::client_reply::Body as Said;
+use mainstay_proto::v1::client_request::Body as Ask;
 use mainstay_types::{Lsn, VolumeKind};
 use support::Cluster;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -115,5 +121,58 @@ async fn the_python_example_appends_a_record() {
     let records = page.expect("read").records;
     let data: Vec<&[u8]> = records.iter().map(|record| &record.data[..]).collect();
     assert_eq!(data, [&b"hello from Python"[..]]);
+    cluster.shut_down().await;
+}
+
+/// Each tail is a task that follows the log: a client that asks for ever more of them costs no more than so many.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_tails_of_one_stream_are_bounded_and_end_when_they_are_told_to() {
+    let cluster = Cluster::of(1, 1).await;
+    let create = volume::Create::new("ledger", VolumeKind::Log);
+    let created = volume::create(&create, cluster.endpoints(), &mut Vec::new()).await;
+    created.expect("created");
+    let (requests, queue) = mpsc::unbounded_channel();
+    let ask = |tag, body| {
+        let sent = requests.send(pb::ClientRequest {
+            tag,
+            body: Some(body),
+        });
+        sent.expect("the stream stands");
+    };
+    let open = pb::Open {
+        volume: "ledger".to_owned(),
+        read_only: true,
+        any_copy: true,
+        ..pb::Open::default()
+    };
+    ask(0, Ask::Open(open));
+    // Far behind the end: no tail has anything to say.
+    let tail = || Ask::Tail(pb::Tail { from_lsn: 1 << 40 });
+    for tag in 1..=257 {
+        ask(tag, tail());
+    }
+    let mut client = ClientClient::new(channel(&cluster).await);
+    let answers = client.volume(UnboundedReceiverStream::new(queue)).await;
+    let mut answers = answers.expect("a stream").into_inner();
+    let opened = answers.message().await.expect("an answer").expect("opened");
+    assert!(matches!(opened.body, Some(Said::Opened(_))), "{opened:?}");
+    let refused = answers.message().await.expect("an answer").expect("one");
+    assert_eq!(refused.tag, 257);
+    let Some(Said::Refused(refused)) = refused.body else {
+        panic!("not refused: {refused:?}");
+    };
+    assert!(matches!(
+        refused.reason,
+        Some(pb::refused::Reason::Overloaded(_))
+    ));
+    // One that was called off makes room; a tag that still follows is nobody else's.
+    ask(258, Ask::CancelTail(pb::CancelTail { tail_tag: 7 }));
+    ask(259, tail());
+    ask(260, tail());
+    let refused = answers.message().await.expect("an answer").expect("one");
+    assert_eq!(refused.tag, 260);
+    ask(8, tail());
+    let ended = answers.message().await.expect_err("broken off");
+    assert_eq!(ended.code(), tonic::Code::InvalidArgument);
     cluster.shut_down().await;
 }

@@ -5,7 +5,7 @@ use mainstay_proto::v1 as pb;
 use mainstay_proto::v1::client_reply::Body as Reply;
 use mainstay_proto::v1::client_request::Body;
 use mainstay_storage::EntryKind;
-use mainstay_storage::format::{encode_range, encode_unstamped};
+use mainstay_storage::format::{FLAG_ALLOCATED, encode_range, encode_unstamped, set_flags};
 use mainstay_storage::image::RANGE_BYTES_MAX;
 use mainstay_types::{Lsn, SessionId};
 use mainstay_volume::tree::{ProofWanted, TreeQuestion};
@@ -60,7 +60,7 @@ pub(super) fn mutation_op(body: Body) -> Result<(ClientOp, u64), Reply> {
             return Err(replies::too_large(RANGE_BYTES_MAX));
         }
         let mut entry = encode_unstamped(kind, SessionId(0), 0, seq, offset, &encode_range(len));
-        entry[33] = flags;
+        set_flags(&mut entry, flags);
         Ok((
             ClientOp::Mutate {
                 seq,
@@ -95,7 +95,20 @@ pub(super) fn mutation_op(body: Body) -> Result<(ClientOp, u64), Reply> {
         }
         Body::Write(write) => payload(EntryKind::Write, write.seq, write.offset, None, &write.data),
         Body::Trim(trim) => range(EntryKind::Trim, trim.seq, trim.offset, trim.len, 0),
-        Body::Zeroes(zeroes) => range(EntryKind::Zeroes, zeroes.seq, zeroes.offset, zeroes.len, 0),
+        Body::Zeroes(zeroes) => {
+            let flags = if zeroes.keep_allocated {
+                FLAG_ALLOCATED
+            } else {
+                0
+            };
+            range(
+                EntryKind::Zeroes,
+                zeroes.seq,
+                zeroes.offset,
+                zeroes.len,
+                flags,
+            )
+        }
         _ => Err(replies::unsupported("this request")),
     }
 }

@@ -48,6 +48,9 @@ const EXTENTS: usize = 4096;
 /// Reads from this copy of one stream under way.
 const READS_HERE_MAX: usize = 256;
 
+/// Tails of one stream. A client that wants more opens another.
+const TAILS_MAX: usize = 256;
+
 /// Serves `Client.Volume`.
 #[derive(Debug, Clone)]
 pub struct ClientService(pub Arc<Node>);
@@ -280,8 +283,7 @@ impl Stream {
         let op = match body {
             Body::Open(_) => return Err(Status::invalid_argument("a second Open")),
             Body::Tail(tail) => {
-                self.start_tail(opened, tag, Lsn(tail.from_lsn));
-                return Ok(());
+                return self.start_tail(opened, tag, Lsn(tail.from_lsn)).await;
             }
             Body::CancelTail(cancel) => {
                 if let Some(task) = opened.tails.remove(&cancel.tail_tag) {
@@ -515,7 +517,16 @@ impl Stream {
         Ok(())
     }
 
-    fn start_tail(&self, opened: &mut Opened, tag: u64, from: Lsn) {
+    async fn start_tail(&self, opened: &mut Opened, tag: u64, from: Lsn) -> Result<(), Status> {
+        opened.tails.retain(|_, task| !task.is_finished());
+        if opened.tails.contains_key(&tag) {
+            return Err(Status::invalid_argument("a second Tail with one tag"));
+        }
+        if opened.tails.len() >= TAILS_MAX {
+            return self
+                .send(tag, replies::refused(&mainstay_volume::Refusal::Overloaded))
+                .await;
+        }
         let tail = Tail {
             conn: self.node.new_conn(),
             handle: opened.handle.clone(),
@@ -526,5 +537,6 @@ impl Stream {
         opened
             .tails
             .insert(tag, tokio::spawn(tail.run(from.max(Lsn(1)))));
+        Ok(())
     }
 }

@@ -495,6 +495,14 @@ pub fn verify_batch(
     Ok(entries)
 }
 
+/// Flag of an [`EntryKind::Zeroes`] entry: its range is written, not made a hole, so that later writes to it find their space.
+pub const FLAG_ALLOCATED: u8 = 1;
+
+/// An entry from [`encode_unstamped`] with other flags than none.
+pub fn set_flags(entry: &mut [u8], flags: u8) {
+    entry[FLAGS] = flags;
+}
+
 /// Payload of a [`EntryKind::Trim`] or [`EntryKind::Zeroes`] entry: the length of the range; its offset is `arg`.
 #[must_use]
 pub fn encode_range(len: u64) -> [u8; 8] {

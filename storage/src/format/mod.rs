@@ -11,8 +11,8 @@ mod segment;
 pub(crate) use entry::check_follows;
 pub use entry::{
     BatchError, ENTRY_HEADER_BYTES, EntryError, EntryHeader, EntryIter, EntryKind, EntryRef,
-    PAYLOAD_BYTES_MAX, RangeError, crc_of, decode_header, encode_range, encode_unstamped,
-    entry_bytes, range_of, stamp, verify_batch,
+    FLAG_ALLOCATED, PAYLOAD_BYTES_MAX, RangeError, crc_of, decode_header, encode_range,
+    encode_unstamped, entry_bytes, range_of, set_flags, stamp, verify_batch,
 };
 pub use frame::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FrameError, FrameHeader};
 pub use segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentHeaderError};

@@ -28,7 +28,7 @@ use mainstay_types::{Lineage, Lsn};
 
 use crate::checkpoint::{Checkpoint, CheckpointFile, CheckpointFileError};
 use crate::engine::{AlignedBuf, Caching, Disk, DiskFile, OpenMode, PAGE, PAGE_BYTES};
-use crate::format::{EntryKind, EntryRef, LogEnd, range_of};
+use crate::format::{EntryKind, EntryRef, FLAG_ALLOCATED, LogEnd, range_of};
 use crate::recovery::scan::read_content;
 pub use flush::{AtOnce, Pace};
 #[cfg(test)]
@@ -395,7 +395,13 @@ impl<D: Disk> Image<D> {
                     return Err(ApplyError::Malformed);
                 }
                 self.check_range(offset, len)?;
-                self.overlay.borrow_mut().active.zero(offset, len, lsn);
+                let active = &mut self.overlay.borrow_mut().active;
+                let allocated = FLAG_ALLOCATED;
+                if entry.header.kind == EntryKind::Zeroes && entry.header.flags & allocated != 0 {
+                    active.write_zeroes(offset, len, lsn);
+                } else {
+                    active.zero(offset, len, lsn);
+                }
             }
             _ => {}
         }

@@ -19,6 +19,8 @@ const STRETCH_BYTES: u64 = 64;
 /// And for each block of it: its place in a page of checksums, which a checkpoint holds.
 const ZERO_BYTES: u64 = 16;
 
+static ZEROES: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
+
 /// Some bytes of a block.
 #[derive(Clone)]
 pub(super) struct Partial {
@@ -302,9 +304,19 @@ impl Layer {
         });
     }
 
+    /// Writes zeroes, which are bytes like others: their space is to be there.
+    pub(super) fn write_zeroes(&mut self, offset: u64, len: u64, lsn: Lsn) {
+        each_block(offset, len, |block, at, range| {
+            if range.len() == PAGE_BYTES {
+                self.put(block, Content::Data(Bytes::from_static(&ZEROES)), lsn);
+            } else {
+                self.put_part(block, at, &ZEROES[..range.len()], lsn);
+            }
+        });
+    }
+
     /// Sets a range to zeroes.
     pub(super) fn zero(&mut self, offset: u64, len: u64, lsn: Lsn) {
-        const ZEROES: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
         let whole = offset.div_ceil(PAGE)..(offset + len) / PAGE;
         let edges = if whole.is_empty() {
             [(offset, len), (0, 0)]

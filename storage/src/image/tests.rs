@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::engine::SimDisk;
 use crate::engine::sim::{Fault, OpKind};
-use crate::format::{encode_range, encode_unstamped, stamp, verify_batch};
+use crate::format::{encode_range, encode_unstamped, set_flags, stamp, verify_batch};
 use crate::testing::{block_on, crash_points};
 
 const DIR: &str = "/v";
@@ -25,6 +25,7 @@ fn config() -> ImageConfig {
 enum Op {
     Write { offset: u64, len: usize, fill: u8 },
     Zero { offset: u64, len: u64 },
+    Allocate { offset: u64, len: u64 },
     Other,
 }
 
@@ -35,10 +36,16 @@ fn entries(ops: &[Op]) -> Vec<EntryRef> {
         let (kind, arg, payload) = match op {
             Op::Write { offset, len, fill } => (EntryKind::Write, *offset, vec![*fill; *len]),
             Op::Zero { offset, len } => (EntryKind::Trim, *offset, encode_range(*len).to_vec()),
+            Op::Allocate { offset, len } => {
+                (EntryKind::Zeroes, *offset, encode_range(*len).to_vec())
+            }
             Op::Other => (EntryKind::SessionOpen, 0, Vec::new()),
         };
         let lsn = end.point.lsn.next();
         let mut entry = encode_unstamped(kind, SessionId(1), 1, lsn.0, arg, &payload);
+        if matches!(op, Op::Allocate { .. }) {
+            set_flags(&mut entry, FLAG_ALLOCATED);
+        }
         stamp(&mut entry, LINEAGE, Epoch(1), lsn, end.crc);
         let entry = verify_batch(LINEAGE, &entry.freeze(), end)
             .expect("own entry")
@@ -56,7 +63,9 @@ fn model(ops: &[Op]) -> Vec<u8> {
     for op in ops {
         match op {
             Op::Write { offset, len, fill } => out[at(*offset)..at(*offset) + len].fill(*fill),
-            Op::Zero { offset, len } => out[at(*offset)..at(*offset + len)].fill(0),
+            Op::Zero { offset, len } | Op::Allocate { offset, len } => {
+                out[at(*offset)..at(*offset + len)].fill(0);
+            }
             Op::Other => {}
         }
     }
@@ -457,6 +466,27 @@ fn zeroes_over_a_large_volume_take_no_memory_for_each_block() {
 }
 
 #[test]
+fn zeroes_that_keep_their_space_are_no_hole_before_and_after_a_checkpoint() {
+    let disk = SimDisk::immediate(25);
+    let image = create(&disk);
+    let (offset, len) = (7 * PAGE, 20 * PAGE);
+    replay(
+        &image,
+        &entries(&[Op::Zero { offset, len }, Op::Allocate { offset, len }]),
+    );
+    let stored = |image: &Image<SimDisk>| {
+        let runs = block_on(image.extents(0..BLOCKS * PAGE, 9, None)).expect("extents");
+        let kept = runs.into_iter().filter(|run| run.allocated);
+        kept.map(|run| (run.offset, run.len)).collect::<Vec<_>>()
+    };
+    assert_eq!(stored(&image), [(offset, len)]);
+    let before = disk.used_bytes();
+    block_on(image.checkpoint(Bytes::new())).expect("checkpoint");
+    assert!(disk.used_bytes() >= before + len, "room for later writes");
+    assert_eq!(stored(&open(&disk).0), [(offset, len)]);
+}
+
+#[test]
 fn sizes_and_ranges_that_do_not_fit_are_refused() {
     let disk = SimDisk::immediate(7);
     for size_bytes in [0, 1, 4095, 4097, u64::MAX] {
@@ -528,6 +558,10 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
             fill
         }),
         2 => (offset, 1_u64..10_000).prop_map(|(offset, len)| Op::Zero { offset, len }),
+        1 => (0..BLOCKS * PAGE, 1..BLOCKS * PAGE).prop_map(|(offset, len)| Op::Allocate {
+            offset,
+            len: len.min(BLOCKS * PAGE - offset)
+        }),
         2 => (0..BLOCKS * PAGE, 1..BLOCKS * PAGE).prop_map(|(offset, len)| Op::Zero {
             offset,
             len: len.min(BLOCKS * PAGE - offset)
