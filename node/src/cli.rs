@@ -21,7 +21,8 @@ use ledger::LedgerCommand;
 pub use log::{AppendArgs, Framing, LogCommand, ReadArgs, TailArgs, TrimArgs};
 pub use nbd::{NbdArgs, NbdTlsArgs};
 pub use volume::{
-    AttachArgs, CreateArgs, DeleteArgs, DetachArgs, KindArg, ListArgs, ShowArgs, VolumeCommand,
+    AckArg, AttachArgs, CreateArgs, DeleteArgs, DetachArgs, KindArg, ListArgs, ShowArgs,
+    VolumeCommand,
 };
 use witness::WitnessCommand;
 use workload::WorkloadArgs;

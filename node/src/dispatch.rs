@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use mainstay_client::RetentionChange;
 use mainstay_client::report::WitnessChange;
-use mainstay_types::{Lsn, NodeId, VolumeKind};
+use mainstay_types::{AckRule, Lsn, NodeId, VolumeKind};
 
 use crate::cli::retain::{Bound, RetainArgs};
 use crate::cli::witness::WitnessCommand;
 use crate::cli::workload::{WorkloadArg, WorkloadArgs};
 use crate::cli::{
-    AppendArgs, Command, CreateArgs, DeleteArgs, EventsArgs, ExplainArgs, Framing as FramingArg,
-    KindArg, LogCommand, NbdArgs, PromoteArgs, ReadArgs, StatusArgs, TailArgs, TrimArgs,
-    VolumeCommand,
+    AckArg, AppendArgs, Command, CreateArgs, DeleteArgs, EventsArgs, ExplainArgs,
+    Framing as FramingArg, KindArg, LogCommand, NbdArgs, PromoteArgs, ReadArgs, StatusArgs,
+    TailArgs, TrimArgs, VolumeCommand,
 };
 use crate::commands::{self, log, unless_pipe_closed};
 use crate::locate::ClusterArgs;
@@ -93,6 +93,13 @@ async fn create(args: CreateArgs) -> anyhow::Result<()> {
         (KindArg::Block, size) => commands::size::block_kind(size.unwrap_or(0))?,
     };
     let mut create = commands::volume::Create::new(args.volume.as_str(), kind);
+    create.copies = args.copies.unwrap_or(0);
+    create.ack = args.ack.map(|rule| match rule {
+        AckArg::Majority => AckRule::Majority,
+        AckArg::All => AckRule::All,
+    });
+    create.min_copies = args.min_copies.unwrap_or(0);
+    create.json = args.json;
     create.placement = args.on.iter().copied().map(NodeId).collect();
     create.prefer = args.prefer.iter().copied().map(NodeId).collect();
     create.shared = args.shared;
@@ -107,8 +114,8 @@ async fn delete(args: DeleteArgs) -> anyhow::Result<()> {
     let delete = commands::volume::Delete {
         volume: args.volume.to_string(),
         yes: args.yes,
-        force: false,
-        json: false,
+        force: args.force,
+        json: args.json,
     };
     let ask = |question: &str| {
         eprint!("{question}");
@@ -226,6 +233,7 @@ async fn append(args: AppendArgs) -> anyhow::Result<()> {
         token: args.token,
         in_flight: args.in_flight as usize,
         quiet: args.quiet,
+        json: args.json,
         ..log::append::Args::new(args.volume.as_str())
     };
     log::append::run(

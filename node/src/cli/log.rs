@@ -119,6 +119,10 @@ pub struct AppendArgs {
     #[arg(long, short)]
     pub quiet: bool,
 
+    /// Print the summary as JSON
+    #[arg(long)]
+    pub json: bool,
+
     /// The cluster.
     #[command(flatten)]
     pub cluster: ClusterArgs,

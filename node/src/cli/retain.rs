@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use mainstay_types::VolumeName;
 
+use crate::commands::size::parse_size;
 use crate::locate::ClusterArgs;
 
 /// Of `log retain`.
@@ -82,7 +83,7 @@ pub(super) fn parse_age(text: &str) -> Result<Bound<Duration>, String> {
 pub(super) fn parse_bytes(text: &str) -> Result<Bound<u64>, String> {
     match text {
         "off" => Ok(Bound::Off),
-        _ => match super::volume::parse_size(text)? {
+        _ => match parse_size(text).map_err(|error| error.to_string())? {
             0 => Err("a size of zero keeps nothing; write off for no bound".to_owned()),
             bytes => Ok(Bound::At(bytes)),
         },

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use mainstay_types::VolumeName;
 
 use super::retain::{Bound, parse_age, parse_bytes};
+use crate::commands::size::parse_size;
 use crate::locate::ClusterArgs;
 
 /// What a volume holds.
@@ -25,7 +26,8 @@ pub enum VolumeCommand {
 Examples:
   mainstay volume create ledger --kind log
   mainstay volume create disk --kind block --size 10GiB
-  mainstay volume create pair --kind log --on 1,2")]
+  mainstay volume create pair --kind log --on 1,2
+  mainstay volume create safe --kind log --ack all --json")]
     Create(CreateArgs),
     /// List all volumes
     List(ListArgs),
@@ -82,6 +84,15 @@ pub struct DetachArgs {
     pub cluster: ClusterArgs,
 }
 
+/// How many durable copies a write needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AckArg {
+    /// More than half of the copies.
+    Majority,
+    /// Every copy: a lost one stops writes until the witnesses have dropped it.
+    All,
+}
+
 /// Of `volume create`.
 #[derive(Debug, Clone, Args)]
 pub struct CreateArgs {
@@ -100,6 +111,18 @@ pub struct CreateArgs {
     #[arg(long, value_name = "ID,...", value_delimiter = ',')]
     pub on: Vec<u32>,
 
+    /// Copies, on nodes that the cluster chooses
+    #[arg(long, value_name = "N", conflicts_with = "on", value_parser = clap::value_parser!(u32).range(1..))]
+    pub copies: Option<u32>,
+
+    /// How many durable copies a write needs [default: all of two copies, the majority of more]
+    #[arg(long, value_enum)]
+    pub ack: Option<AckArg>,
+
+    /// Copies below which writes stop rather than go on with fewer [default: 1 of one or two, 2 of more]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub min_copies: Option<u32>,
+
     /// Among equally good copies, the nodes that shall become primary first, in this order
     #[arg(long, value_name = "ID,...", value_delimiter = ',')]
     pub prefer: Vec<u32>,
@@ -115,6 +138,10 @@ pub struct CreateArgs {
     /// The same by bytes: the newest records with together so many, a number with KiB, MiB, GiB or TiB
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub retain_bytes: Option<Bound<u64>>,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 
     /// The cluster.
     #[command(flatten)]
@@ -158,35 +185,23 @@ pub struct DeleteArgs {
     #[arg(long)]
     pub yes: bool,
 
+    /// Delete it although somebody is attached
+    #[arg(long)]
+    pub force: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
     /// The cluster.
     #[command(flatten)]
     pub cluster: ClusterArgs,
-}
-
-/// Bytes, or a number with a binary unit.
-pub(super) fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match &text[digits.len()..] {
-        "" | "B" => 1,
-        "K" | "KiB" => 1 << 10,
-        "M" | "MiB" => 1 << 20,
-        "G" | "GiB" => 1 << 30,
-        "T" | "TiB" => 1_u64 << 40,
-        other => return Err(format!("unit `{other}` is none of KiB, MiB, GiB and TiB")),
-    };
-    let number: u64 = digits
-        .parse()
-        .map_err(|_| format!("`{text}` is not a size; write for example 10GiB"))?;
-    number
-        .checked_mul(unit)
-        .ok_or_else(|| format!("`{text}` is too large"))
 }
 
 #[cfg(test)]
 mod tests {
     use clap::Parser;
 
-    use super::*;
     use crate::cli::Cli;
 
     #[test]
@@ -203,12 +218,20 @@ mod tests {
     }
 
     #[test]
-    fn sizes_take_binary_units() {
-        assert_eq!(parse_size("4096"), Ok(4096));
-        assert_eq!(parse_size("3KiB"), Ok(3072));
-        assert_eq!(parse_size("2G"), Ok(2 << 30));
-        for bad in ["", "GiB", "1.5G", "-1", "1GB", "99999999999T"] {
-            assert!(parse_size(bad).is_err(), "{bad}");
+    fn copies_are_a_number_or_nodes_and_a_write_needs_a_majority_or_all() {
+        let parse = |args: &str| {
+            let line = format!("mainstay volume create a --kind log {args}");
+            Cli::try_parse_from(line.split_whitespace()).map(|_| ())
+        };
+        assert!(parse("--copies 2 --ack all --min-copies 1 --json").is_ok());
+        assert!(parse("--on 1,2 --ack majority").is_ok());
+        for wrong in [
+            "--copies 2 --on 1,2",
+            "--copies 0",
+            "--ack some",
+            "--min-copies 0",
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong}");
         }
     }
 }
