@@ -45,6 +45,8 @@ const WRITES_AT_ONCE: usize = 16;
 pub(super) struct Ready {
     pub(super) blocks: Range<u64>,
     pub(super) data: Option<Bytes>,
+    /// The log does not bring all of its bytes back.
+    pub(super) merged: bool,
 }
 
 /// Checksums as they will be, by the number of the page.
@@ -125,10 +127,10 @@ impl<D: Disk> Image<D> {
         blob: Bytes,
         pace: &impl Pace,
     ) -> Result<LogEnd, CheckpointError> {
-        let merged = self.merge_frozen().await?;
+        self.merge_frozen().await?;
         let (ready, pages) = self.plan_flush(pace).await?;
         if !ready.is_empty() {
-            self.write_intent(target, &merged, &ready, &pages, pace)
+            self.write_intent(target, &ready, &pages, pace)
                 .await
                 .map_err(write_error)?;
             self.version.set(self.version.get() + 1);
@@ -159,20 +161,20 @@ impl<D: Disk> Image<D> {
         Ok(target)
     }
 
-    /// Merges blocks changed in part with their base; returns which.
-    async fn merge_frozen(&self) -> Result<Vec<u64>, CheckpointError> {
+    /// Merges blocks changed in part with their base.
+    async fn merge_frozen(&self) -> Result<(), CheckpointError> {
         let partial = match &self.overlay.borrow().frozen {
             Some(frozen) => frozen.partial(),
             None => Vec::new(),
         };
-        for block in &partial {
-            let base = self.stored_block(*block).await?;
+        for block in partial {
+            let base = self.stored_block(block).await?;
             let mut overlay = self.overlay.borrow_mut();
             if let Some(layer) = &mut overlay.frozen {
-                put_below(layer, *block, &base);
+                put_below(layer, block, &base);
             }
         }
-        Ok(partial)
+        Ok(())
     }
 
     /// A block's verified bytes on disk.
@@ -244,7 +246,12 @@ impl<D: Disk> Image<D> {
                     pace.rest().await;
                 }
             }
-            ready.push(Ready { blocks, data });
+            let merged = dirty.merged;
+            ready.push(Ready {
+                blocks,
+                data,
+                merged,
+            });
         }
         let seal = |(number, mut page): (u64, SumsPage)| {
             page.seal(self.config.lineage, number);
@@ -271,7 +278,6 @@ impl<D: Disk> Image<D> {
     async fn write_intent(
         &self,
         target: LogEnd,
-        merged: &[u64],
         ready: &[Ready],
         pages: &Pages,
         pace: &impl Pace,
@@ -280,8 +286,7 @@ impl<D: Disk> Image<D> {
         let blocks = ready.iter().filter_map(|ready| {
             let block = ready.blocks.start;
             let content = ready.data.as_deref()?;
-            let merged = merged.binary_search(&block).is_ok();
-            merged.then_some(Item {
+            ready.merged.then_some(Item {
                 target: Target::Block(block),
                 content,
             })
@@ -458,7 +463,7 @@ fn put_below(layer: &mut Layer, block: u64, base: &[u8]) {
     };
     let mut data = base.to_vec();
     partial.over(&mut data);
-    layer.put(block, Content::Data(data.into()), dirty.lsn);
+    layer.put_merged(block, data.into(), dirty.lsn);
 }
 
 pub(super) fn write_error(error: io::Error) -> CheckpointError {

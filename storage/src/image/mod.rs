@@ -429,13 +429,12 @@ impl<D: Disk> Image<D> {
             Some((Content::Partial(partial), newer)) if newer > lsn => {
                 let mut merged = data.to_vec();
                 partial.over(&mut merged);
-                overlay
-                    .active
-                    .put(block, Content::Data(merged.into()), newer);
+                overlay.active.put_merged(block, merged.into(), newer);
             }
-            _ => overlay
-                .active
-                .put(block, Content::Data(Bytes::copy_from_slice(data)), lsn),
+            _ => {
+                let data = Bytes::copy_from_slice(data);
+                overlay.active.put_merged(block, data, lsn);
+            }
         }
         Ok(())
     }

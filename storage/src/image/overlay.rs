@@ -139,6 +139,18 @@ pub(super) struct Dirty {
     pub(super) content: Content,
     /// Last entry that changed it.
     pub(super) lsn: Lsn,
+    /// Some of its bytes are from below, and the log does not bring them back: before it is overwritten in place, it must be elsewhere.
+    pub(super) merged: bool,
+}
+
+impl Dirty {
+    fn zeroes(lsn: Lsn) -> Self {
+        Self {
+            content: Content::Zero,
+            lsn,
+            merged: false,
+        }
+    }
 }
 
 /// Blocks that one entry set to zeroes.
@@ -173,12 +185,8 @@ impl Layer {
 
     /// What the layer knows of a block.
     pub(super) fn get(&self, block: u64) -> Option<Dirty> {
-        let zeroes = |lsn| Dirty {
-            content: Content::Zero,
-            lsn,
-        };
         let dirty = self.blocks.get(&block).cloned();
-        dirty.or_else(|| self.zeroed(block).map(zeroes))
+        dirty.or_else(|| self.zeroed(block).map(Dirty::zeroes))
     }
 
     /// The entry that set a block to zeroes.
@@ -189,7 +197,10 @@ impl Layer {
 
     /// Puts `content` over what the layer knows of `block`.
     pub(super) fn put(&mut self, block: u64, content: Content, lsn: Lsn) {
-        let content = match self.blocks.get(&block) {
+        let part = matches!(content, Content::Partial(_));
+        let old = self.blocks.get(&block);
+        let merged = part && old.is_some_and(|old| old.merged);
+        let content = match old {
             Some(old) => content.onto(Some(&old.content)),
             None => content.onto(self.zeroed(block).map(|_| &Content::Zero)),
         };
@@ -198,8 +209,21 @@ impl Layer {
             return;
         }
         self.bytes += content.bytes();
-        if let Some(old) = self.blocks.insert(block, Dirty { content, lsn }) {
+        let dirty = Dirty {
+            content,
+            lsn,
+            merged,
+        };
+        if let Some(old) = self.blocks.insert(block, dirty) {
             self.bytes -= old.content.bytes();
+        }
+    }
+
+    /// Puts a whole block over what the layer knows of it, some bytes of which are not from the log's entries.
+    pub(super) fn put_merged(&mut self, block: u64, data: Bytes, lsn: Lsn) {
+        self.put(block, Content::Data(data), lsn);
+        if let Some(dirty) = self.blocks.get_mut(&block) {
+            dirty.merged = true;
         }
     }
 
@@ -255,11 +279,7 @@ impl Layer {
         let mut blocks = self.blocks.iter().peekable();
         for (&first, zeroes) in &self.zeroes {
             let empty = |blocks: Range<u64>| {
-                let content = Content::Zero;
-                let dirty = Dirty {
-                    content,
-                    lsn: zeroes.lsn,
-                };
+                let dirty = Dirty::zeroes(zeroes.lsn);
                 (!blocks.is_empty()).then_some(Stretch { blocks, dirty })
             };
             let mut at = first;
@@ -281,7 +301,10 @@ impl Layer {
             self.zero_blocks(first..zeroes.end, zeroes.lsn);
         }
         for (block, dirty) in above.blocks {
-            self.put(block, dirty.content, dirty.lsn);
+            match dirty.content {
+                Content::Data(data) if dirty.merged => self.put_merged(block, data, dirty.lsn),
+                content => self.put(block, content, dirty.lsn),
+            }
         }
     }
 
@@ -385,7 +408,7 @@ impl Overlay {
         let below = below.as_ref().map(|dirty| &dirty.content);
         Some(Dirty {
             content: above.content.onto(below),
-            lsn: above.lsn,
+            ..above
         })
     }
 

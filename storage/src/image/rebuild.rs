@@ -172,6 +172,7 @@ fn ready(blocks: &[ExportedBlock]) -> Vec<Ready> {
             _ => out.push(Ready {
                 blocks: number..number + 1,
                 data,
+                merged: false,
             }),
         }
     }
