@@ -250,8 +250,10 @@ impl LogWriter {
 
     /// Writes a floor of the commit point down, so that a later start finds out if the log lost its end.
     async fn remember_commit(&mut self) {
-        let commit = self.commit.min(self.wal.durable().point().lsn);
-        if commit > self.meta.facts().commit {
+        let durable = self.wal.durable().point().lsn;
+        if let Some(commit) = commit_floor(self.commit, durable, &self.queue)
+            && commit > self.meta.facts().commit
+        {
             match self.meta.update(|facts| facts.commit = commit).await {
                 // A lower floor is as true, and the next one will do.
                 Ok(()) | Err(MetaError::NoSpace { .. }) => {}
@@ -299,5 +301,44 @@ impl LogWriter {
             "the log cannot be written any more; this copy steps aside until a restart"
         );
         self.tell(Event::StorageFailed { reason });
+    }
+}
+
+/// How far the log is known to be committed, of what is durable. Nothing while a cut waits: what it is to take away is durable still, at
+/// positions at which others have committed something else.
+fn commit_floor(commit: Lsn, durable: Lsn, queue: &VecDeque<WalJob>) -> Option<Lsn> {
+    let cut = |job: &WalJob| matches!(job.write, WalWrite::Cut { .. });
+    (!queue.iter().any(cut)).then_some(commit.min(durable))
+}
+
+#[cfg(test)]
+mod tests {
+    use mainstay_replication::OpId;
+
+    use super::*;
+
+    fn job(op: u64, write: WalWrite) -> WalJob {
+        WalJob {
+            op: OpId(op),
+            write,
+        }
+    }
+
+    /// The order of events: a primary of before holds 91 to 120, which nobody else has; it takes in 91 to 100 of the next one's, with
+    /// 95 committed; its disk is slow, and a checkpoint ends. Were 95 written down, a start before the cut would take 91 to 95 of its own
+    /// for committed.
+    #[test]
+    fn no_floor_is_written_down_in_front_of_a_cut() {
+        let append = || WalWrite::Append {
+            entries: Vec::new(),
+            commit: Lsn(95),
+        };
+        let mut queue =
+            VecDeque::from([job(1, WalWrite::Cut { after: Lsn(90) }), job(2, append())]);
+        assert_eq!(commit_floor(Lsn(95), Lsn(120), &queue), None);
+        queue.pop_front();
+        assert_eq!(commit_floor(Lsn(95), Lsn(90), &queue), Some(Lsn(90)));
+        queue.pop_front();
+        assert_eq!(commit_floor(Lsn(95), Lsn(100), &queue), Some(Lsn(95)));
     }
 }
