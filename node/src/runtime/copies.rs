@@ -4,7 +4,7 @@
 //! began, and applying it puts everything right. A copy that breaks off leaves nothing and is begun anew.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::handle::ToVolume;
+use super::incoming::{Incoming, Receiving};
 use super::{Node, volumes};
 use crate::wire::{decode_register, encode_register};
 
@@ -37,10 +38,12 @@ const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Messages read ahead of the network.
 const READ_AHEAD: usize = 4;
 
-/// Copies under way from this node.
+/// Copies under way, from this node.
 #[derive(Debug, Default)]
 pub struct Copies {
     under_way: Mutex<BTreeSet<(VolumeName, NodeId)>>,
+    /// And those to it.
+    incoming: Incoming,
 }
 
 /// What the donor's volume thread reads for a copy.
@@ -172,7 +175,7 @@ enum Received {
     Tree(Bytes),
     End {
         consistent_from: Lsn,
-        done: tokio::sync::oneshot::Sender<anyhow::Result<Incarnation>>,
+        done: tokio::sync::oneshot::Sender<()>,
     },
 }
 
@@ -199,18 +202,27 @@ pub async fn receive(
         },
         crc: begin.base_crc,
     };
-    if register.member(node.settings.node).is_some_and(|member| {
-        node.volume(register.spec.name.id())
-            .is_some_and(|hosted| hosted.incarnation == member.incarnation)
-    }) {
-        return Err(Status::failed_precondition(
-            "this copy is a member: it is never replaced",
-        ));
-    }
+    check_replaceable(node, &register)?;
+    let incarnation = Incarnation(node.random());
+    let (volume, epoch) = (register.spec.name.id(), register.epoch);
+    let superseded = || Status::aborted("a newer primary sends a copy of this volume");
+    let receiving = Receiving::begin(&node.copies.incoming, volume, epoch, incarnation);
+    let receiving = receiving.ok_or_else(superseded)?;
+    let dir = volumes::incoming_dir(node, volume, register.lineage, incarnation);
     let (to_thread, received) = mpsc::channel(READ_AHEAD);
-    start_receiver(node, &register, base, begin.sessions, received)?;
+    start_receiver(
+        node,
+        &register,
+        (incarnation, &dir),
+        base,
+        begin.sessions,
+        received,
+    )?;
     loop {
         let frame = frames.message().await?.and_then(|frame| frame.body);
+        if !receiving.is_current() {
+            return Err(superseded());
+        }
         let gone = || Status::aborted("the copy could not be written here; see this node's log");
         match frame {
             Some(Body::Blocks(blocks)) => {
@@ -234,19 +246,38 @@ pub async fn receive(
                     })
                     .await
                     .map_err(|_| gone())?;
-                let incarnation = ended
-                    .await
-                    .map_err(|_| gone())?
-                    .map_err(|error| Status::aborted(format!("{error:#}")))?;
-                volumes::adopt_copy(node, &register)
-                    .await
-                    .map_err(|error| Status::aborted(format!("{error:#}")))?;
+                ended.await.map_err(|_| gone())?;
+                // Either may have changed while it was received.
+                let allowed = || {
+                    check_replaceable(node, &register)?;
+                    receiving.is_current().then_some(()).ok_or_else(superseded)
+                };
+                if let Err(error) = volumes::adopt_copy(node, &register, &dir, allowed).await {
+                    volumes::discard(&dir).await;
+                    return Err(Status::aborted(format!("{error:#}")));
+                }
                 return Ok(incarnation);
             }
             Some(Body::Begin(_)) => return Err(bad("a second Begin")),
             None => return Err(bad("the copy broke off")),
         }
     }
+}
+
+/// A copy that the register counts is never replaced, whichever of what its sender knew and what is known here is newer.
+fn check_replaceable(node: &Node, register: &Register) -> Result<(), Status> {
+    let volume = register.spec.name.id();
+    let hosted = node.volume(volume).map(|hosted| hosted.incarnation);
+    let counts = |register: &Register| {
+        let member = register.member(node.settings.node);
+        member.is_some_and(|member| Some(member.incarnation) == hosted)
+    };
+    if counts(register) || node.register(volume).as_ref().is_some_and(counts) {
+        return Err(Status::failed_precondition(
+            "this copy is a member: it is never replaced",
+        ));
+    }
+    Ok(())
 }
 
 fn decode_block(block: pb::CopyBlock) -> ExportedBlock {
@@ -258,19 +289,18 @@ fn decode_block(block: pb::CopyBlock) -> ExportedBlock {
     }
 }
 
-/// Starts the thread that writes the copy into a directory beside the present one.
+/// Starts the thread that writes the copy into a directory beside the present one, and removes it if the copy breaks off.
 fn start_receiver(
     node: &Arc<Node>,
     register: &Register,
+    (incarnation, dir): (Incarnation, &Path),
     base: LogEnd,
     sessions: Bytes,
     mut received: mpsc::Receiver<Received>,
 ) -> Result<(), Status> {
-    let dir: PathBuf = volumes::incoming_dir(node, register.spec.name.id(), register.lineage);
     let io = |error: std::io::Error| Status::aborted(format!("{}: {error}", dir.display()));
     let (config, engine, register) = (node.copy_config(), node.settings.engine, register.clone());
-    let incarnation = Incarnation(node.random());
-    let path = dir.clone();
+    let (path, left) = (dir.to_owned(), dir.to_owned());
     let work = move |disk: RealDisk| async move {
         let new = NewCopy {
             spec: register.spec.clone(),
@@ -279,10 +309,6 @@ fn start_receiver(
             incarnation,
             sealed: register.epoch,
         };
-        // What a copy left that broke off: it may be large, and this thread may wait.
-        if path.exists() {
-            std::fs::remove_dir_all(&path)?;
-        }
         let mut receiver = CopyReceiver::begin(&disk, &path, new, base, &sessions).await?;
         while let Some(part) = received.recv().await {
             match part {
@@ -292,21 +318,24 @@ fn start_receiver(
                     consistent_from,
                     done,
                 } => {
-                    let finished = receiver.finish(&config, consistent_from).await;
-                    let _gone =
-                        done.send(finished.map(|()| incarnation).map_err(anyhow::Error::from));
+                    receiver.finish(&config, consistent_from).await?;
+                    // Whoever waits for it sees to the directory from now on.
+                    anyhow::ensure!(done.send(()).is_ok(), "the copy broke off at its end");
                     return anyhow::Ok(());
                 }
             }
         }
         anyhow::bail!("the copy broke off")
     };
-    let run = move || match run_on(engine, work) {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => {
-            tracing::warn!(error = %format!("{error:#}"), "a full copy was not taken in")
+    let run = move || {
+        let done = run_on(engine, work);
+        if let Err(error) = done.map_err(anyhow::Error::from).flatten() {
+            tracing::warn!(error = %format!("{error:#}"), "a full copy was not taken in");
+            // It may be large, and this thread may wait.
+            if let Err(error) = std::fs::remove_dir_all(&left) {
+                tracing::warn!(path = %left.display(), %error, "what a copy left that broke off is left until the next start");
+            }
         }
-        Err(error) => tracing::warn!(%error, "a full copy was not taken in"),
     };
     std::thread::Builder::new()
         .name("copy".to_owned())

@@ -25,6 +25,7 @@ mod external_fence;
 pub mod forced;
 pub mod handle;
 pub mod hooks;
+mod incoming;
 mod introspection;
 pub mod link_service;
 pub mod operator_command;

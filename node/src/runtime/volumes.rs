@@ -21,10 +21,16 @@ pub fn copy_dir(node: &Node, volume: VolumeId, lineage: Lineage) -> PathBuf {
     volumes_dir(&node.settings.data_dir).join(format!("{volume}-{lineage}"))
 }
 
-/// Where a full copy lies while it is being received.
+/// Where a full copy lies while it is being received, apart from any other.
 #[must_use]
-pub fn incoming_dir(node: &Node, volume: VolumeId, lineage: Lineage) -> PathBuf {
-    volumes_dir(&node.settings.data_dir).join(format!("{volume}-{lineage}{INCOMING}"))
+pub fn incoming_dir(
+    node: &Node,
+    volume: VolumeId,
+    lineage: Lineage,
+    incarnation: Incarnation,
+) -> PathBuf {
+    let name = format!("{volume}-{lineage}-{incarnation}{INCOMING}");
+    volumes_dir(&node.settings.data_dir).join(name)
 }
 
 /// Ends the name of a copy that is being received.
@@ -241,20 +247,40 @@ async fn format_and_open(node: &Arc<Node>, new: NewCopy) -> Result<(), CopyError
     Ok(())
 }
 
-/// Puts a full copy that was received in the place of the one that is here, and opens it.
+/// Puts a full copy that was received in `from` in the place of the one that is here, and opens it, if it is still `allowed` to take
+/// that place once nothing else can change it.
 ///
 /// # Errors
-/// The disk's; the copy that was here is gone, and the primary sends another.
-pub async fn adopt_copy(node: &Arc<Node>, register: &Register) -> anyhow::Result<()> {
+/// Not allowed; or the disk's: the copy that was here is gone, and the primary sends another.
+pub async fn adopt_copy(
+    node: &Arc<Node>,
+    register: &Register,
+    from: &Path,
+    allowed: impl FnOnce() -> Result<(), tonic::Status>,
+) -> anyhow::Result<()> {
     let Some(_opening) = Opening::begin(node, register.spec.name.id()) else {
         anyhow::bail!("the copy here is being opened");
     };
-    let replaced = replace_copy(node, register).await?;
+    allowed()?;
+    let replaced = replace_copy(node, register, from).await?;
     host(node, replaced);
     Ok(())
 }
 
-async fn replace_copy(node: &Arc<Node>, register: &Register) -> anyhow::Result<VolumeHandle> {
+/// Removes what was received and is not wanted.
+pub async fn discard(dir: &Path) {
+    if dir.exists()
+        && let Err(error) = remove_tree(dir).await
+    {
+        tracing::warn!(path = %dir.display(), %error, "a full copy that is not wanted is left until the next start");
+    }
+}
+
+async fn replace_copy(
+    node: &Arc<Node>,
+    register: &Register,
+    from: &Path,
+) -> anyhow::Result<VolumeHandle> {
     let volume = register.spec.name.id();
     if let Some(handle) = unhost(node, volume) {
         stop_one(&handle, false).await;
@@ -263,7 +289,7 @@ async fn replace_copy(node: &Arc<Node>, register: &Register) -> anyhow::Result<V
     if dir.exists() {
         remove_tree(&dir).await?;
     }
-    std::fs::rename(incoming_dir(node, volume, register.lineage), &dir)?;
+    std::fs::rename(from, &dir)?;
     std::fs::File::open(volumes_dir(&node.settings.data_dir))?.sync_all()?;
     Ok(actor::open(node, dir).await?)
 }
