@@ -9,7 +9,7 @@ pub const CAUGHT: [(Mistake, u64); Mistake::ALL.len()] = [
     (Mistake::PromotionDropsSilent, 1_009),
     (Mistake::AckAfterSeal, 0),
     (Mistake::DamageCountsAsSight, 1_019),
-    (Mistake::UnverifiedSuffix, 3),
+    (Mistake::UnverifiedSuffix, 12),
     (Mistake::RegisterByNumber, 17),
     (Mistake::OrphansIgnored, 1_813),
     (Mistake::ReleaseByNode, 1_135),

@@ -5,9 +5,11 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use mainstay_storage::image::Pace;
+use mainstay_storage::engine::RealDisk;
+use mainstay_storage::image::{Image, Pace};
 
 /// A checkpoint takes no longer on purpose.
 const LONGEST: Duration = Duration::from_secs(10);
@@ -21,9 +23,9 @@ const NAP_MAX: Duration = Duration::from_millis(20);
 const SHARE_MIN: u64 = 4 << 20;
 
 /// What a block volume may hold until its next checkpoint begins: `interval`, or less if all `volumes` of the node together would come to
-/// more than `held_max`. While that checkpoint is written, as much again may come.
+/// more than `held_max`. A checkpoint may hold half as much again, and while it is written as much as it holds may come.
 pub(super) fn share(interval: u64, held_max: u64, volumes: u64) -> u64 {
-    let share = held_max / 2 / volumes.max(1);
+    let share = held_max / 3 / volumes.max(1);
     interval.min(share.max(SHARE_MIN))
 }
 
@@ -95,6 +97,24 @@ impl CheckpointPace {
     }
 }
 
+/// A checkpoint's pace that tells what is held as it gets on.
+pub(super) struct Told<'a> {
+    pub(super) pace: CheckpointPace,
+    pub(super) image: &'a Image<RealDisk>,
+    pub(super) held: &'a AtomicU64,
+}
+
+impl Pace for Told<'_> {
+    async fn next(&self, written: usize, total: usize) {
+        self.held.store(self.image.dirty_bytes(), Ordering::Relaxed);
+        self.pace.next(written, total).await;
+    }
+
+    async fn rest(&self) {
+        self.pace.rest().await;
+    }
+}
+
 impl Pace for CheckpointPace {
     async fn next(&self, written: usize, total: usize) {
         let part = written as f64 / total.max(1) as f64;
@@ -122,10 +142,10 @@ mod tests {
     fn volumes_share_the_memory_and_none_is_left_with_next_to_nothing() {
         let mib = |n: u64| n << 20;
         for (volumes, expected) in [(0, 256), (1, 256), (2, 256), (4, 128), (128, 4), (1000, 4)] {
-            let found = share(mib(256), mib(1024), volumes);
+            let found = share(mib(256), mib(1536), volumes);
             assert_eq!(found, mib(expected), "{volumes} volumes");
         }
-        assert_eq!(share(mib(1), mib(1024), 1000), mib(1));
+        assert_eq!(share(mib(1), mib(1536), 1000), mib(1));
     }
 
     fn pace(span_ms: u64) -> (Pacing, CheckpointPace) {

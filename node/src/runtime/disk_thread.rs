@@ -24,7 +24,7 @@ use mainstay_volume::{Event, OpResult, Page, Stretch, Token, Voids, Volume, Volu
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::checkpoint_pace::Pacing;
+use super::checkpoint_pace::{Pacing, Told};
 use super::copies::{BLOCKS_AT_ONCE, ExportPart};
 use super::handle::{Answers, ConnAnswer, ConnReply, DiskAwake, RecordOut, ToVolume};
 use super::tree_thread::{self, ToTree, TreeThread};
@@ -450,18 +450,19 @@ impl Worker {
         let pace = self.pacing.begin(self.node.checkpoint_bytes());
         let mut work = Box::pin(async move {
             let result = match &*state {
-                State::Block(image) => match image.checkpoint_at_pace(blob, &pace).await {
+                State::Block(image) => {
+                    let held = &*held;
+                    let told = Told { pace, image, held };
+                    let checkpointed = image.checkpoint_at_pace(blob, &told).await;
+                    held.store(image.dirty_bytes(), Ordering::Relaxed);
                     // The image takes nothing more in this process: the copy steps aside as after a failed log write.
-                    Err(CheckpointError::Poisoned { reason }) => {
+                    if let Err(CheckpointError::Poisoned { reason }) = checkpointed {
                         let failed = Event::StorageFailed { reason };
                         let _stopped = to.send(ToVolume::Event(failed));
                         return;
                     }
-                    checkpointed => {
-                        held.store(image.dirty_bytes(), Ordering::Relaxed);
-                        checkpointed.map_err(|error| error.to_string())
-                    }
-                },
+                    checkpointed.map_err(|error| error.to_string())
+                }
                 State::Log(file) => {
                     let checkpoint = Checkpoint {
                         applied: at,

@@ -26,9 +26,9 @@ impl Memory {
         self.held >= share.max(self.put_off)
     }
 
-    /// Whether as much has come during a checkpoint as it is about to let go of.
+    /// Whether a checkpoint under way is behind: half of the next one's share is there, and as much of its own is not written.
     pub(crate) fn is_full(&self, share: u64) -> bool {
-        self.held >= share.saturating_mul(2)
+        self.held >= share.saturating_add(share / 2)
     }
 
     pub(crate) fn checkpointed(&mut self) {

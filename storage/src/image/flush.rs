@@ -83,6 +83,7 @@ impl<D: Disk> Image<D> {
         }
         let target = self.applied.get();
         self.busy.set(true);
+        self.written.set(0.0);
         {
             let mut overlay = self.overlay.borrow_mut();
             overlay.frozen = Some(std::mem::take(&mut overlay.active));
@@ -338,7 +339,8 @@ impl<D: Disk> Image<D> {
                 for hole in first.blocks.clone().step_by(HOLE_BLOCKS) {
                     let blocks = (first.blocks.end - hole).min(HOLE_BLOCKS as u64);
                     self.image.punch_hole(hole * PAGE, blocks * PAGE).await?;
-                    pace.next(ready.len() - rest.len(), ready.len()).await;
+                    self.rest_after(ready.len() - rest.len(), ready.len(), pace)
+                        .await;
                 }
                 continue;
             }
@@ -356,10 +358,16 @@ impl<D: Disk> Image<D> {
             self.image.write_at(joined(&run), offset).await.0?;
             if let Some((from, len)) = out.add(offset, len) {
                 self.image.write_out(from, len).await?;
-                pace.next(ready.len() - rest.len(), ready.len()).await;
+                self.rest_after(ready.len() - rest.len(), ready.len(), pace)
+                    .await;
             }
         }
         Ok(())
+    }
+
+    async fn rest_after(&self, written: usize, total: usize, pace: &impl Pace) {
+        self.written.set(written as f64 / total.max(1) as f64);
+        pace.next(written, total).await;
     }
 
     async fn write_sums(&self, pages: &Pages) -> io::Result<()> {

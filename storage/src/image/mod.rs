@@ -225,6 +225,8 @@ pub struct Image<D: Disk> {
     /// Sequence of the last intent written, and so which file comes next.
     sequence: Cell<u64>,
     busy: Cell<bool>,
+    /// The part of the frozen layer that a checkpoint under way has written.
+    written: Cell<f64>,
     rebuilding: Cell<bool>,
     poisoned: RefCell<Option<String>>,
 }
@@ -310,6 +312,7 @@ impl<D: Disk> Image<D> {
             fuzzy_until: Cell::new(None),
             sequence: Cell::new(0),
             busy: Cell::new(false),
+            written: Cell::new(0.0),
             rebuilding: Cell::new(checkpoint.rebuilding),
             poisoned: RefCell::new(None),
         };
@@ -463,10 +466,14 @@ impl<D: Disk> Image<D> {
         self.rebuilding.get()
     }
 
-    /// Memory held by changes that are not on disk, for back-pressure.
+    /// Changes that are not on disk, for back-pressure: the memory that they hold, less what a checkpoint under way has written of it. That
+    /// part is let go of at the checkpoint's end, but it falls as the disk gets on, so that whoever waits goes at the disk's speed.
     #[must_use]
     pub fn dirty_bytes(&self) -> u64 {
-        self.overlay.borrow().bytes()
+        let overlay = self.overlay.borrow();
+        let frozen = overlay.frozen_bytes();
+        let written = (frozen as f64 * self.written.get()) as u64;
+        overlay.bytes() - written.min(frozen)
     }
 
     /// Size of the volume.

@@ -413,7 +413,11 @@ impl Overlay {
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        self.active.bytes() + self.frozen.as_ref().map_or(0, Layer::bytes)
+        self.active.bytes() + self.frozen_bytes()
+    }
+
+    pub(super) fn frozen_bytes(&self) -> u64 {
+        self.frozen.as_ref().map_or(0, Layer::bytes)
     }
 
     /// Puts a checkpoint's layer back under what came since.

@@ -39,6 +39,22 @@ impl Rig {
 }
 
 #[test]
+fn nobody_waits_while_the_checkpoint_keeps_up() {
+    let mut rig = slow_disk();
+    rig.hold_memory(SHARE);
+    rig.hold_memory(SHARE + SHARE / 2 - 1);
+    assert!(matches!(
+        rig.call(1, append_of(1, &["a"])),
+        OpResult::Committed { .. }
+    ));
+    rig.hold_memory(SHARE + SHARE / 2);
+    rig.ask(1, 1, append_of(2, &["b"]));
+    assert_eq!(rig.reply(1, 1), None);
+    rig.hold_memory(SHARE);
+    assert!(rig.reply(1, 1).is_some(), "as soon as it has caught up");
+}
+
+#[test]
 fn much_memory_asks_for_a_checkpoint_however_short_the_log_is() {
     let mut rig = slow_disk();
     rig.hold_memory(SHARE - 1);
