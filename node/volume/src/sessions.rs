@@ -1,7 +1,7 @@
 //! The session table: what each client had committed. A function of the log's committed prefix alone (R9.1, M5).
 //!
-//! Bounded: each session keeps its newest [`RESULTS_KEPT`] results, and beyond `SESSIONS_KEPT` sessions the one that
-//! wrote least recently is forgotten, which every member finds at the same entry.
+//! Bounded: each session keeps its newest [`RESULTS_KEPT`] results, all together `RESULTS_TOTAL`, and beyond `SESSIONS_KEPT` sessions
+//! the one that wrote least recently is forgotten, which every member finds at the same entry.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -20,10 +20,19 @@ pub const RESULTS_KEPT: usize = 4096;
 /// Sessions kept.
 const SESSIONS_KEPT: usize = 10_000;
 
+/// Results kept of all sessions together, with which a table stays well below what a checkpoint holds (64 MiB).
+const RESULTS_TOTAL: usize = 1 << 20;
+
+/// Beyond that, the session that wrote least recently keeps this many.
+const RESULTS_LEFT: usize = 100;
+
+// There is always a session that has more than it may be left with.
+const _: () = assert!(SESSIONS_KEPT * RESULTS_LEFT < RESULTS_TOTAL);
+
 /// Flag of a `SessionOpen` entry: the session writes under the present attachment.
 pub(crate) const FLAG_ATTACHED: u8 = 1;
 
-const BLOB_VERSION: u16 = 6;
+const BLOB_VERSION: u16 = 7;
 
 /// A committed mutation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,12 +73,14 @@ pub(crate) struct Session {
     /// LSN of the attachment that it writes under; zero for none.
     pub(crate) attachment: Lsn,
     results: VecDeque<Done>,
+    /// Older results were forgotten.
+    forgot: bool,
 }
 
 impl Session {
     /// The lowest sequence number whose result is kept, once results have been forgotten; else none.
     pub(crate) fn oldest_result(&self) -> Option<u64> {
-        (self.results.len() >= RESULTS_KEPT)
+        (self.forgot || self.results.len() >= RESULTS_KEPT)
             .then(|| self.results.front().map_or(0, |done| done.seq))
     }
 
@@ -111,6 +122,8 @@ pub enum BlobError {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Sessions {
     sessions: BTreeMap<SessionId, Session>,
+    /// Results of all of them.
+    results: usize,
     pub(crate) attached: Option<Attached>,
     batches: Batches,
     /// Greatest token of a writer; zero if none ever gave one. Never falls.
@@ -267,8 +280,27 @@ impl Sessions {
         let session = self.touch(header.session, header.point.lsn);
         session.last_seq = header.seq;
         session.results.push_back(done);
-        if session.results.len() > RESULTS_KEPT {
+        let full = session.results.len() > RESULTS_KEPT;
+        if full {
             session.results.pop_front();
+            session.forgot = true;
+        }
+        self.results += usize::from(!full);
+        if self.results > RESULTS_TOTAL {
+            self.forget_results();
+        }
+    }
+
+    /// Looks at every session, too; and it happens once in thousands of entries, for as many results go.
+    fn forget_results(&mut self) {
+        let sessions = self.sessions.values_mut();
+        let many = sessions.filter(|session| session.results.len() > RESULTS_LEFT);
+        if let Some(session) = many.min_by_key(|session| session.last_lsn) {
+            let gone = session.results.len() - RESULTS_LEFT;
+            session.results.drain(..gone);
+            session.results.shrink_to_fit();
+            session.forgot = true;
+            self.results -= gone;
         }
     }
 
@@ -297,12 +329,18 @@ impl Sessions {
             .iter()
             .min_by_key(|(_, session)| session.last_lsn);
         if let Some(id) = oldest.map(|(id, _)| *id) {
-            self.sessions.remove(&id);
+            self.remove(id);
         }
     }
 
+    fn remove(&mut self, id: SessionId) -> Option<Session> {
+        let session = self.sessions.remove(&id)?;
+        self.results -= session.results.len();
+        Some(session)
+    }
+
     fn close(&mut self, id: SessionId) {
-        let Some(session) = self.sessions.remove(&id) else {
+        let Some(session) = self.remove(id) else {
             return;
         };
         let holds = |attached: &Attached| {
@@ -342,6 +380,7 @@ impl Sessions {
             out.put_u64_le(session.last_seq);
             out.put_u64_le(session.last_lsn.0);
             out.put_u64_le(session.attachment.0);
+            out.put_u8(u8::from(session.forgot));
             out.put_u32_le(u32::try_from(session.results.len()).expect("bounded by RESULTS_KEPT"));
             for done in &session.results {
                 done.encode(&mut out);
@@ -383,6 +422,7 @@ impl Sessions {
         for _ in 0..count {
             let id = SessionId(u64_of(&mut rest)?);
             let session = session_of(&mut rest)?;
+            table.results += session.results.len();
             table.sessions.insert(id, session);
         }
         Ok(table)
@@ -395,6 +435,7 @@ fn session_of(rest: &mut Bytes) -> Result<Session, BlobError> {
         last_seq: u64_of(rest)?,
         last_lsn: Lsn(u64_of(rest)?),
         attachment: Lsn(u64_of(rest)?),
+        forgot: take(rest, 1)?.get_u8() != 0,
         results: VecDeque::new(),
     };
     let results = take(rest, 4)?.get_u32_le();
@@ -414,4 +455,66 @@ pub(crate) fn take(rest: &mut Bytes, len: usize) -> Result<Bytes, BlobError> {
 
 pub(crate) fn u64_of(rest: &mut Bytes) -> Result<u64, BlobError> {
     take(rest, 8).map(|mut bytes| bytes.get_u64_le())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::epoch_start;
+
+    /// What a checkpoint holds (`mainstay_storage::checkpoint`).
+    const BLOB_BYTES_MAX: usize = 64 << 20;
+
+    /// `session` commits `count` mutations from number 1 on, and whoever looks at it next stands behind them.
+    fn write(table: &mut Sessions, at: &mut Lsn, session: u64, count: u64) {
+        let mut header = epoch_start(1, mainstay_storage::LogEnd::ZERO).header;
+        for seq in 1..=count {
+            *at = at.next();
+            (header.session, header.seq) = (SessionId(session), seq);
+            header.point.lsn = *at;
+            let done = Done {
+                seq,
+                lsn: *at,
+                count: 1,
+                arg: 0,
+            };
+            table.note_done(&header, done);
+        }
+    }
+
+    /// Clients that write much and are killed never close their sessions.
+    #[test]
+    fn a_table_never_outgrows_what_a_checkpoint_holds() {
+        let (mut table, mut at) = (Sessions::default(), Lsn::ZERO);
+        for session in 0..SESSIONS_KEPT as u64 {
+            write(&mut table, &mut at, session, 1);
+        }
+        for session in 0..600 {
+            write(&mut table, &mut at, session, RESULTS_KEPT as u64);
+        }
+        assert!(table.results <= RESULTS_TOTAL);
+        let encoded = table.encode();
+        assert!(encoded.len() < BLOB_BYTES_MAX / 2, "{}", encoded.len());
+        // Those that wrote longest ago have lost results, and say so; the newest of all have theirs.
+        let first = table.get(SessionId(0)).expect("kept");
+        let oldest = (RESULTS_KEPT - RESULTS_LEFT) as u64 + 1;
+        assert_eq!(first.oldest_result(), Some(oldest));
+        assert!(first.result(oldest).is_some() && first.result(oldest - 1).is_none());
+        let last = table.get(SessionId(599)).expect("kept");
+        assert!(last.result(1).is_some());
+        let idle = table.get(SessionId(5_000)).expect("kept");
+        assert_eq!(
+            (idle.oldest_result(), idle.result(1).is_some()),
+            (None, true)
+        );
+        // A copy that starts from a checkpoint forgets the same as one that goes on.
+        let mut again = Sessions::decode(&encoded).expect("a table");
+        assert_eq!(again, table);
+        for session in 600..620 {
+            let mut beside = at;
+            write(&mut again, &mut beside, session, 3_000);
+            write(&mut table, &mut at, session, 3_000);
+        }
+        assert!(again == table, "copies differ");
+    }
 }
