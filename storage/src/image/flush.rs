@@ -83,7 +83,7 @@ impl<D: Disk> Image<D> {
         }
         let target = self.applied.get();
         self.busy.set(true);
-        self.written.set(0.0);
+        self.written.set((0, 1));
         {
             let mut overlay = self.overlay.borrow_mut();
             overlay.frozen = Some(std::mem::take(&mut overlay.active));
@@ -366,7 +366,7 @@ impl<D: Disk> Image<D> {
     }
 
     async fn rest_after(&self, written: usize, total: usize, pace: &impl Pace) {
-        self.written.set(written as f64 / total.max(1) as f64);
+        self.written.set((written as u64, total.max(1) as u64));
         pace.next(written, total).await;
     }
 

@@ -225,8 +225,8 @@ pub struct Image<D: Disk> {
     /// Sequence of the last intent written, and so which file comes next.
     sequence: Cell<u64>,
     busy: Cell<bool>,
-    /// The part of the frozen layer that a checkpoint under way has written.
-    written: Cell<f64>,
+    /// How much of the frozen layer a checkpoint under way has written, and of how much.
+    written: Cell<(u64, u64)>,
     rebuilding: Cell<bool>,
     poisoned: RefCell<Option<String>>,
 }
@@ -312,7 +312,7 @@ impl<D: Disk> Image<D> {
             fuzzy_until: Cell::new(None),
             sequence: Cell::new(0),
             busy: Cell::new(false),
-            written: Cell::new(0.0),
+            written: Cell::new((0, 1)),
             rebuilding: Cell::new(checkpoint.rebuilding),
             poisoned: RefCell::new(None),
         };
@@ -472,8 +472,8 @@ impl<D: Disk> Image<D> {
     pub fn dirty_bytes(&self) -> u64 {
         let overlay = self.overlay.borrow();
         let frozen = overlay.frozen_bytes();
-        let written = (frozen as f64 * self.written.get()) as u64;
-        overlay.bytes() - written.min(frozen)
+        let (written, total) = self.written.get();
+        overlay.bytes() - frozen.saturating_mul(written) / total
     }
 
     /// Size of the volume.
