@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::path::{Path, PathBuf};
+
 use bytes::Bytes;
 use mainstay_client::report::{CreateVolume, Promote};
 use mainstay_client::{AttachOptions, BlockVolume, Client, ClientConfig, ReadLimits};
@@ -156,5 +158,50 @@ async fn a_log_outlives_the_stop_of_every_node_in_turn_and_of_all_at_once() {
         }
         from = page.next;
     }
+    cluster.shut_down().await;
+}
+
+/// A loss of power while a copy is removed leaves a part of it, or all of it, under a name that is no copy's: nothing of that is opened,
+/// all of it is gone, and the copy that belongs here is made.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_being_removed_is_gone_at_the_next_start() {
+    let mut cluster = Cluster::start().await;
+    let client = Client::connect(ClientConfig::new(cluster.endpoints()))
+        .await
+        .expect("connected");
+    let admin = client.admin();
+    for name in ["whole", "part"] {
+        admin
+            .create_volume(CreateVolume::new(name, VolumeKind::Log))
+            .await
+            .expect("created");
+        healed(&admin, name, 3).await;
+    }
+
+    cluster.stop(NodeId(3)).await;
+    let listed = |dir: &Path| {
+        let found = std::fs::read_dir(dir).expect("listed");
+        let mut paths: Vec<PathBuf> = found.map(|entry| entry.expect("an entry").path()).collect();
+        paths.sort();
+        paths
+    };
+    let volumes = cluster.data_dir(NodeId(3)).join("volumes");
+    let copies = listed(&volumes);
+    assert_eq!(copies.len(), 2);
+    for copy in &copies {
+        let removed = PathBuf::from(format!("{}.removed", copy.display()));
+        std::fs::rename(copy, removed).expect("renamed");
+    }
+    let part = &listed(&volumes)[0];
+    for path in listed(part) {
+        if !path.ends_with("meta") {
+            std::fs::remove_file(path).expect("removed");
+        }
+    }
+    cluster.restart(NodeId(3)).await;
+    for name in ["whole", "part"] {
+        healed(&admin, name, 3).await;
+    }
+    assert_eq!(listed(&volumes), copies);
     cluster.shut_down().await;
 }

@@ -39,6 +39,9 @@ const INCOMING: &str = ".incoming";
 /// In the name of a copy of a history that a forced promotion ended, before the epoch that ended it.
 const ASIDE: &str = ".aside-";
 
+/// Ends the name of a copy that is being removed: a part of one must never be taken for a copy.
+const REMOVED: &str = ".removed";
+
 /// Ends the name of a directory that is no copy and was set aside.
 const UNFINISHED: &str = ".unfinished";
 
@@ -59,7 +62,7 @@ pub async fn open_all(node: &Arc<Node>) -> std::io::Result<()> {
     paths.sort();
     for path in paths.into_iter().filter(|path| path.is_dir()) {
         let name = path.to_string_lossy().into_owned();
-        if name.ends_with(INCOMING) {
+        if name.ends_with(INCOMING) || name.ends_with(REMOVED) {
             std::fs::remove_dir_all(&path)?;
             continue;
         }
@@ -230,7 +233,7 @@ async fn format_and_open(node: &Arc<Node>, new: NewCopy) -> Result<(), CopyError
         source,
     };
     if dir.exists() {
-        remove_tree(&dir).await.map_err(io)?;
+        remove_copy(&dir).await.map_err(io)?;
     }
     let (config, engine, path) = (node.copy_config(), node.settings.engine, dir.clone());
     let made = tokio::task::spawn_blocking(move || {
@@ -270,7 +273,7 @@ pub async fn adopt_copy(
 /// Removes what was received and is not wanted.
 pub async fn discard(dir: &Path) {
     if dir.exists()
-        && let Err(error) = remove_tree(dir).await
+        && let Err(error) = remove_copy(dir).await
     {
         tracing::warn!(path = %dir.display(), %error, "a full copy that is not wanted is left until the next start");
     }
@@ -287,18 +290,35 @@ async fn replace_copy(
     }
     let dir = copy_dir(node, volume, register.lineage);
     if dir.exists() {
-        remove_tree(&dir).await?;
+        remove_copy(&dir).await?;
     }
     std::fs::rename(from, &dir)?;
     std::fs::File::open(volumes_dir(&node.settings.data_dir))?.sync_all()?;
     Ok(actor::open(node, dir).await?)
 }
 
-/// Removes a directory, beside everything else: beats do not wait for the file system to give back a large image.
-async fn remove_tree(dir: &Path) -> std::io::Result<()> {
+/// Removes a copy's directory, beside everything else: beats do not wait for the file system to give back a large image.
+///
+/// Files go in any order. If this breaks off, by a loss of power or by an error, the next start goes on with it.
+async fn remove_copy(dir: &Path) -> std::io::Result<()> {
     let dir = dir.to_owned();
-    let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(dir)).await;
-    removed.unwrap_or_else(|ended| Err(std::io::Error::other(ended)))
+    let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(take_away(&dir)?));
+    removed
+        .await
+        .unwrap_or_else(|ended| Err(std::io::Error::other(ended)))
+}
+
+/// Durably gives a copy's directory the name under which it is removed.
+fn take_away(dir: &Path) -> std::io::Result<PathBuf> {
+    let mut name = dir.to_owned().into_os_string();
+    name.push(REMOVED);
+    let removed = PathBuf::from(name);
+    if removed.exists() {
+        // An earlier removal broke off in this process.
+        std::fs::remove_dir_all(&removed)?;
+    }
+    rename_durably(dir, &removed)?;
+    Ok(removed)
 }
 
 /// Stops a copy and removes its files: its volume was deleted.
@@ -309,7 +329,7 @@ async fn drop_copy(node: &Arc<Node>, handle: VolumeHandle) {
     unhost(node, handle.spec.name.id());
     stop_one(&handle, false).await;
     let dir = handle.dir;
-    match remove_tree(&dir).await {
+    match remove_copy(&dir).await {
         Ok(()) => {
             tracing::info!(volume = %handle.spec.name, "removed the copy of a deleted volume")
         }
@@ -405,4 +425,27 @@ pub async fn stop_all(node: &Arc<Node>, hand_over: bool) {
         .write()
         .expect("no panic while the lock is held")
         .clear();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Files went one by one under the name of the copy. A loss of power left some of them, with the durable facts: neither a copy that
+    /// opens nor a place for another.
+    #[test]
+    fn a_copy_loses_its_name_before_its_files() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let copy = dir.path().join("1-2");
+        for content in ["first", "second"] {
+            std::fs::create_dir(&copy).expect("made");
+            std::fs::write(copy.join("meta"), content).expect("written");
+            // The second finds what the first would have left.
+            let removed = take_away(&copy).expect("renamed");
+            assert!(!copy.exists());
+            assert_eq!(removed, dir.path().join("1-2.removed"));
+            let found = std::fs::read_to_string(removed.join("meta"));
+            assert_eq!(found.expect("read"), content);
+        }
+    }
 }
