@@ -284,8 +284,8 @@ impl Worker {
         }
     }
 
-    /// A checkpoint under way is completed, and the log ends its last write.
-    async fn end(&mut self, commit: Lsn) {
+    /// A checkpoint under way is completed, and the log ends its last write, on whichever thread.
+    async fn end(mut self, commit: Lsn) {
         self.pacing.hurry();
         if let Some(task) = self.checkpointing.take() {
             let _ended = task.await;
@@ -295,10 +295,7 @@ impl Worker {
             let _stopped = tree.to.send(ToTree::Stop(ended_to));
             let _ended = ended.await;
         }
-        let _stopped = self.log.jobs.send(ToLog::Stop { commit });
-        if let Some(task) = self.log.local.take() {
-            let _ended = task.await;
-        }
+        self.log.stop(commit).await;
     }
 
     fn tell(&self, event: Event) {

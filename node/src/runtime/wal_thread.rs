@@ -44,8 +44,17 @@ pub enum ToLog {
 pub struct LogTask {
     /// Its queue.
     pub jobs: mpsc::UnboundedSender<ToLog>,
-    /// The task, if it shares the disk's thread: that thread must not end before it has.
-    pub local: Option<tokio::task::JoinHandle<()>>,
+    /// Told when nothing of it writes to the directory any more. If it is a task of the disk's thread, that thread must not end before.
+    ended: oneshot::Receiver<()>,
+}
+
+impl LogTask {
+    /// Has it end as [`ToLog::Stop`] says. When this comes back, no write of the log or of the facts is under way, and no segment goes
+    /// any more: another copy may take the directory's place.
+    pub async fn stop(self, commit: Lsn) {
+        let _stopped = self.jobs.send(ToLog::Stop { commit });
+        let _ended = self.ended.await;
+    }
 }
 
 /// Opens the log in `dir` and carries out what it is asked until `Stop`: with a ring as a task of the calling thread, which
@@ -61,11 +70,15 @@ pub async fn start(
     events: mpsc::UnboundedSender<ToVolume>,
 ) -> Result<(LogTask, LogFacts), CopyError> {
     let (jobs, taken) = mpsc::unbounded_channel();
-    match engine {
+    let (ended_to, ended) = oneshot::channel();
+    let facts = match engine {
         Engine::Uring => {
             let (writer, facts) = LogWriter::open(disk, &dir, &config, taken, events).await?;
-            let local = Some(tokio::task::spawn_local(writer.run()));
-            Ok((LogTask { jobs, local }, facts))
+            tokio::task::spawn_local(async move {
+                writer.run().await;
+                let _gone = ended_to.send(());
+            });
+            facts
         }
         Engine::Threads => {
             let (opened_to, opened) = oneshot::channel();
@@ -73,41 +86,46 @@ pub async fn start(
                 path: dir.clone(),
                 source,
             };
-            spawn(dir.clone(), config, taken, events, opened_to).map_err(io)?;
+            let path = dir.clone();
+            let run = move || {
+                write_log(path, config, taken, events, opened_to);
+                let _gone = ended_to.send(());
+            };
+            std::thread::Builder::new()
+                .name("wal".to_owned())
+                .spawn(run)
+                .map_err(io)?;
             let ended = || io(std::io::Error::other("the log's thread ended"));
-            let facts = opened.await.map_err(|_| ended())??;
-            Ok((LogTask { jobs, local: None }, facts))
+            opened.await.map_err(|_| ended())??
         }
-    }
+    };
+    Ok((LogTask { jobs, ended }, facts))
 }
 
-fn spawn(
+/// What the log's own thread does from its beginning to its end.
+fn write_log(
     dir: PathBuf,
     config: CopyConfig,
     jobs: mpsc::UnboundedReceiver<ToLog>,
     events: mpsc::UnboundedSender<ToVolume>,
     opened: oneshot::Sender<Result<LogFacts, CopyError>>,
-) -> std::io::Result<std::thread::JoinHandle<()>> {
-    std::thread::Builder::new()
-        .name("wal".to_owned())
-        .spawn(move || {
-            let failed = events.clone();
-            let ran = run_on(Engine::Threads, |disk| async move {
-                match LogWriter::open(disk, &dir, &config, jobs, events).await {
-                    Ok((writer, facts)) => {
-                        let _gone = opened.send(Ok(facts));
-                        writer.run().await;
-                    }
-                    Err(error) => {
-                        let _gone = opened.send(Err(error));
-                    }
-                }
-            });
-            if let Err(error) = ran {
-                let reason = format!("no runtime for the log: {error}");
-                let _gone = failed.send(ToVolume::Event(Event::StorageFailed { reason }));
+) {
+    let failed = events.clone();
+    let ran = run_on(Engine::Threads, |disk| async move {
+        match LogWriter::open(disk, &dir, &config, jobs, events).await {
+            Ok((writer, facts)) => {
+                let _gone = opened.send(Ok(facts));
+                writer.run().await;
             }
-        })
+            Err(error) => {
+                let _gone = opened.send(Err(error));
+            }
+        }
+    });
+    if let Err(error) = ran {
+        let reason = format!("no runtime for the log: {error}");
+        let _gone = failed.send(ToVolume::Event(Event::StorageFailed { reason }));
+    }
 }
 
 struct LogWriter {
@@ -314,6 +332,10 @@ fn commit_floor(commit: Lsn, durable: Lsn, queue: &VecDeque<WalJob>) -> Option<L
 #[cfg(test)]
 mod tests {
     use mainstay_replication::OpId;
+    use mainstay_storage::engine::probe_uring;
+    use mainstay_types::{ClusterId, Epoch, Incarnation, Lineage, NodeId, VolumeKind, VolumeSpec};
+    use mainstay_volume::store::{NewCopy, create_copy};
+    use tokio::sync::mpsc::error::TryRecvError;
 
     use super::*;
 
@@ -340,5 +362,54 @@ mod tests {
         assert_eq!(commit_floor(Lsn(95), Lsn(90), &queue), Some(Lsn(90)));
         queue.pop_front();
         assert_eq!(commit_floor(Lsn(95), Lsn(100), &queue), Some(Lsn(95)));
+    }
+
+    /// With plain calls a stop came back while the log's thread was still at work: it wrote its last marks and facts, by name, into the
+    /// copy that had taken the directory's place.
+    #[test]
+    fn a_stop_waits_for_whoever_writes_the_log() {
+        let ring = probe_uring().then_some(Engine::Uring);
+        for engine in [Engine::Threads].into_iter().chain(ring) {
+            run_on(engine, move |disk| stop_a_log_at_work(engine, disk)).expect("runs");
+        }
+    }
+
+    async fn stop_a_log_at_work(engine: Engine, disk: RealDisk) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let config = CopyConfig {
+            cluster: ClusterId(1),
+            node: NodeId(1),
+            segment_bytes: 64 << 10,
+        };
+        let new = NewCopy {
+            spec: VolumeSpec {
+                name: "ledger".parse().expect("a name"),
+                kind: VolumeKind::Log,
+            },
+            lineage: Lineage(1),
+            log_lineage: Lineage(1),
+            incarnation: Incarnation(1),
+            sealed: Epoch::ZERO,
+        };
+        let path = dir.path().join("copy");
+        create_copy(&disk, &path, &config, new)
+            .await
+            .expect("created");
+        let (events_to, mut events) = mpsc::unbounded_channel();
+        let started = start(engine, disk, path, config, events_to).await;
+        let (log, _facts) = started.expect("opened");
+        for _ in 0..20 {
+            log.jobs.send(ToLog::Rebuilt).expect("it takes jobs");
+        }
+        log.stop(Lsn::ZERO).await;
+
+        let mut rebuilt = 0;
+        let left = loop {
+            match events.try_recv() {
+                Ok(_) => rebuilt += 1,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!((rebuilt, left), (20, TryRecvError::Disconnected));
     }
 }
