@@ -232,6 +232,9 @@ impl Actor {
 
     fn carry_out(&mut self) {
         self.write_log();
+        if let Some(tree) = &self.tree {
+            tree.settle(self.volume.applied().min(self.volume.member().durable()));
+        }
         while let Some(action) = self.volume.poll_action() {
             self.act(action);
         }

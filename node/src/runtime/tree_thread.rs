@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use mainstay_storage::engine::{Engine, RealDisk, run_on};
@@ -81,6 +81,9 @@ pub(super) enum ToTree {
 pub(super) struct TreeThread {
     pub(super) to: mpsc::UnboundedSender<ToTree>,
     backlog: Arc<AtomicUsize>,
+    /// Committed and durable here: up to there, the log on the disk is what it will always be. Above, it may hold entries of an ended
+    /// epoch until a cut is carried out, and the tree never takes one back.
+    settled: Arc<AtomicU64>,
 }
 
 /// Starts the thread for the copy in `dir`. A tree that does not open is said so, and asked for nothing.
@@ -99,7 +102,9 @@ pub(super) fn start(
     let thread = TreeThread {
         to,
         backlog: backlog.clone(),
+        settled: Arc::default(),
     };
+    let settled = thread.settled.clone();
     let run = move || {
         // Of this thread alone. Without it hashing takes its share as everything does.
         if let Err(error) = rustix::process::setpriority_process(None, NICE) {
@@ -116,6 +121,7 @@ pub(super) fn start(
                 inbox,
                 log,
                 backlog,
+                settled,
                 goal: Lsn::ZERO,
                 recycle: None,
                 waiting: Vec::new(),
@@ -148,6 +154,11 @@ impl TreeFeed {
             entries: Vec::new(),
             bytes: 0,
         }
+    }
+
+    /// Everything up to `lsn` is committed, and durable here.
+    pub(super) fn settle(&self, lsn: Lsn) {
+        self.thread.settled.store(lsn.0, Ordering::Relaxed);
     }
 
     /// Takes the next committed entry.
@@ -238,6 +249,7 @@ struct Keeper {
     inbox: mpsc::UnboundedReceiver<ToTree>,
     log: mpsc::UnboundedSender<ToLog>,
     backlog: Arc<AtomicUsize>,
+    settled: Arc<AtomicU64>,
     /// So much is committed.
     goal: Lsn,
     /// What the log may give back.
@@ -347,8 +359,10 @@ impl Keeper {
         let Kept::Tree(tree) = &mut self.tree else {
             return Rest::UntilTold;
         };
-        let caught_up = tree.catch_up(self.goal).await;
+        let settled = Lsn(self.settled.load(Ordering::Relaxed));
+        let caught_up = tree.catch_up(self.goal.min(settled)).await;
         let rest = match caught_up {
+            Ok(CaughtUp::Whole) if tree.taken() < self.goal => Rest::For(DURABLE_AGAIN),
             Ok(CaughtUp::Whole) => Rest::UntilTold,
             Ok(CaughtUp::Partly) => Rest::No,
             Ok(CaughtUp::AsFarAsDurable) => Rest::For(DURABLE_AGAIN),

@@ -40,7 +40,7 @@ pub async fn read_page<D: Disk>(
             entries
         }
     };
-    Ok(Page::of(entries, stretch))
+    Ok(Page::of_disk(entries, stretch))
 }
 
 /// Finds the first record in `first..=last` that is not older than `at_ns`: some twenty reads, however long the log is.

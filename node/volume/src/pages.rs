@@ -37,6 +37,9 @@ pub struct Stretch {
     pub first: Lsn,
     /// Last LSN that may be shown, inclusive.
     pub through: Lsn,
+    /// From here on entries were in memory when the stretch was asked for. What the disk holds there may be something else: of an ended
+    /// epoch, until a cut that is on its way is carried out.
+    pub in_memory: Lsn,
     /// What may not be shown among them.
     pub voids: Voids,
     /// How much.
@@ -57,6 +60,13 @@ pub struct Page {
 }
 
 impl Page {
+    /// As [`Page::of`], of entries that were read from the disk.
+    #[must_use]
+    pub fn of_disk(mut entries: Vec<EntryRef>, stretch: &Stretch) -> Self {
+        entries.retain(|entry| entry.header.point.lsn < stretch.in_memory);
+        Self::of(entries, stretch)
+    }
+
     /// Of `entries`, which are contiguous: from `stretch.from` on, or, backwards, up to the one before it.
     #[must_use]
     pub fn of(entries: Vec<EntryRef>, stretch: &Stretch) -> Self {

@@ -135,6 +135,7 @@ impl Volume {
                 direction,
                 first,
                 through,
+                in_memory: self.tail.first(),
                 voids,
                 limits,
             },

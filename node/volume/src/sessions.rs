@@ -23,11 +23,12 @@ const SESSIONS_KEPT: usize = 10_000;
 /// Results kept of all sessions together, with which a table stays well below what a checkpoint holds (64 MiB).
 const RESULTS_TOTAL: usize = 1 << 20;
 
-/// Beyond that, the session that wrote least recently keeps this many.
-const RESULTS_LEFT: usize = 100;
+/// Beyond that, the sessions that wrote least recently are left with this many each, until an eighth of all results is gone.
+const RESULTS_LEFT: usize = 64;
+const RESULTS_AFTER: usize = RESULTS_TOTAL / 8 * 7;
 
-// There is always a session that has more than it may be left with.
-const _: () = assert!(SESSIONS_KEPT * RESULTS_LEFT < RESULTS_TOTAL);
+// There are always sessions that have more than they may be left with.
+const _: () = assert!(SESSIONS_KEPT * RESULTS_LEFT < RESULTS_AFTER);
 
 /// Flag of a `SessionOpen` entry: the session writes under the present attachment.
 pub(crate) const FLAG_ATTACHED: u8 = 1;
@@ -291,16 +292,21 @@ impl Sessions {
         }
     }
 
-    /// Looks at every session, too; and it happens once in thousands of entries, for as many results go.
+    /// Looks at every session, once in as many results as it forgets.
     fn forget_results(&mut self) {
-        let sessions = self.sessions.values_mut();
-        let many = sessions.filter(|session| session.results.len() > RESULTS_LEFT);
-        if let Some(session) = many.min_by_key(|session| session.last_lsn) {
-            let gone = session.results.len() - RESULTS_LEFT;
-            session.results.drain(..gone);
-            session.results.shrink_to_fit();
-            session.forgot = true;
-            self.results -= gone;
+        let mut sessions: Vec<_> = self.sessions.values_mut().collect();
+        sessions.sort_unstable_by_key(|session| session.last_lsn);
+        for session in sessions {
+            if self.results <= RESULTS_AFTER {
+                return;
+            }
+            let gone = session.results.len().saturating_sub(RESULTS_LEFT);
+            if gone > 0 {
+                session.results.drain(..gone);
+                session.results.shrink_to_fit();
+                session.forgot = true;
+                self.results -= gone;
+            }
         }
     }
 

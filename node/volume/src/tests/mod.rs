@@ -34,6 +34,8 @@ pub(crate) struct Rig {
     pub(crate) wall_ns: u64,
     /// Writes stay on their way to the disk.
     pub(crate) hold: bool,
+    /// The disk stands still: writes are asked for, and what it holds stays as it is.
+    stalled: bool,
     /// Checkpoints are asked for, and nothing comes of them.
     slow_checkpoints: bool,
     gate: WriteGate,
@@ -120,9 +122,9 @@ impl Rig {
         rig
     }
 
-    /// A copy whose disk holds a checkpoint at `applied` and the entries behind it.
-    pub(crate) fn opened(node: u32, applied: LogEnd, blob: &Bytes, tail: &[EntryRef]) -> Self {
-        Self::of_kind(VolumeKind::Log, node, applied, blob, tail)
+    /// A copy whose disk holds a checkpoint at `applied` and the entries `log`: those behind it, or all from the first one on.
+    pub(crate) fn opened(node: u32, applied: LogEnd, blob: &Bytes, log: &[EntryRef]) -> Self {
+        Self::of_kind(VolumeKind::Log, node, applied, blob, log)
     }
 
     fn of_kind(
@@ -130,20 +132,26 @@ impl Rig {
         node: u32,
         applied: LogEnd,
         blob: &Bytes,
-        tail: &[EntryRef],
+        log: &[EntryRef],
     ) -> Self {
-        let mut log = EpochRuns::empty(applied.point);
-        for entry in tail {
-            log.push(entry.header.point.epoch, 1);
+        let lsn = |entry: &EntryRef| entry.header.point.lsn;
+        let base = match log.first() {
+            Some(entry) if lsn(entry) == Lsn(1) => LogPoint::ZERO,
+            _ => applied.point,
+        };
+        let mut runs = EpochRuns::empty(base);
+        for entry in log {
+            runs.push(entry.header.point.epoch, 1);
         }
-        let last = log.last();
+        let last = runs.last();
+        let behind = |entry: &&EntryRef| lsn(entry) > applied.point.lsn;
         let start = VolumeStart {
             member: MemberStart {
                 me: process(node),
                 volume: spec().name.id(),
                 lineage: LINEAGE,
                 witnesses: std::sync::Arc::new(WitnessSet::of(&[NodeId(11)])),
-                log,
+                log: runs,
                 sealed: last.epoch,
                 commit: applied.point.lsn,
                 doubt: None,
@@ -155,7 +163,7 @@ impl Rig {
             log_lineage: LINEAGE,
             applied,
             sessions: Sessions::decode(blob).expect("a table"),
-            tail: tail.to_vec(),
+            tail: log.iter().filter(behind).cloned().collect(),
         };
         let config = VolumeConfig {
             record_bytes_max: 1 << 20,
@@ -172,10 +180,11 @@ impl Rig {
             clock: 1,
             wall_ns: 1_000,
             hold: false,
+            stalled: false,
             slow_checkpoints: false,
             gate: WriteGate::default(),
             pending: VecDeque::new(),
-            log: tail.to_vec(),
+            log: log.to_vec(),
             replies: Vec::new(),
             shown: Vec::new(),
             checkpoint: None,
@@ -392,8 +401,14 @@ impl Rig {
                     cached,
                     ..
                 } => {
-                    let entries = cached.expect("all entries are in memory");
-                    let page = Page::of(entries, &stretch);
+                    let page = match cached {
+                        Some(entries) => Page::of(entries, &stretch),
+                        None => {
+                            let behind = |e: &&EntryRef| e.header.point.lsn >= stretch.from;
+                            let on_disk = self.log.iter().filter(behind).cloned();
+                            Page::of_disk(on_disk.collect(), &stretch)
+                        }
+                    };
                     let records = page.entries.iter();
                     let records = records.filter(|e| e.header.kind == EntryKind::Record);
                     let text = |entry: &EntryRef| {
@@ -428,6 +443,9 @@ impl Rig {
     }
 
     fn write(&mut self, job: WalJob) {
+        if self.stalled {
+            return;
+        }
         match &job.write {
             WalWrite::Append { entries, .. } => {
                 for bytes in entries {

@@ -1,6 +1,6 @@
 //! Reads of a log: bounds, both directions, and the search by time.
 
-use super::{Rig, append_of};
+use super::{Rig, append_of, epoch_start};
 use crate::{ClientOp, Direction, OpResult, PageLimits};
 
 const CONN: u64 = 1;
@@ -138,4 +138,31 @@ fn a_time_is_not_found_in_what_is_left_of_a_batch() {
     rig.call(CONN, append_of(4, &["d"]));
     let found = rig.call(9, find(250));
     assert_eq!(found, OpResult::Found(Some((mainstay_types::Lsn(11), 300))));
+}
+
+/// The order of events: a primary of before has records at 4 and 5 that nobody else has, and starts again with its checkpoint at 3; the next
+/// primary sends what was committed at 4 and 5 instead; the disk stands still before the cut. A reader that begins below what is in
+/// memory is read from the disk.
+#[test]
+fn what_a_cut_is_to_take_away_is_never_shown() {
+    let mut before = Rig::primary();
+    before.open(CONN, 5);
+    for (seq, text) in [(1, "a"), (2, "lost"), (3, "lost too")] {
+        before.call(CONN, append_of(seq, &[text]));
+    }
+    let mut checkpoint = Rig::new(1);
+    checkpoint.append(2, &before.log[..3], 3);
+    let (end, blob) = checkpoint.checkpoint.expect("one entry is enough for one");
+
+    let mut rig = Rig::opened(1, end, &blob, &before.log);
+    rig.stalled = true;
+    let first = epoch_start(2, end);
+    let second = epoch_start(2, first.header.end());
+    rig.append(2, &[first, second], 5);
+    assert_eq!(rig.volume.visible().0, 5);
+    let page = rig.read_page(1, Direction::Forwards, limits(9));
+    assert_eq!(texts(&page.records), [(3, "a")]);
+    assert_eq!((page.next, page.end), (4, false), "the rest is in memory");
+    let page = rig.read_page(page.next, Direction::Forwards, limits(9));
+    assert_eq!((page.records.len(), page.next, page.end), (0, 6, true));
 }
