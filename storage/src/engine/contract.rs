@@ -106,6 +106,14 @@ async fn holes_and_lengths<D: Disk>(disk: &D, dir: &Path, caching: Caching) -> i
     assert!(buf[4096..3 * 4096].iter().all(|b| *b == 0));
     assert_eq!(&buf[3 * 4096..4 * 4096], &pattern(4 * 4096, 4)[3 * 4096..]);
     file.set_len(PAGE).await?;
+    if file.reserve(PAGE, 2 * PAGE).await? {
+        assert_eq!(file.len().await?, 3 * PAGE);
+        file.sync().await?;
+        let (result, buf) = file.read_at(AlignedBuf::zeroed(4 * 4096), 0).await;
+        assert_eq!(result?, 3 * 4096);
+        assert!(buf[4096..3 * 4096].iter().all(|b| *b == 0));
+    }
+    file.set_len(PAGE).await?;
     file.set_len(2 * PAGE).await?;
     let (result, buf) = file.read_at(AlignedBuf::zeroed(3 * 4096), 0).await;
     assert_eq!(result?, 2 * 4096);

@@ -151,6 +151,14 @@ pub trait DiskFile: 'static {
     /// Sets the file's length; new bytes read as zeroes.
     fn set_len(&self, len: u64) -> impl Future<Output = io::Result<()>>;
 
+    /// Gives a range at the end of the file its space and extends the file over it: it reads as zeroes, and writes there find room. Survives
+    /// a loss of power once the file is synced. Says whether engine and file system can do that; nothing has changed if not.
+    ///
+    /// The first sync behind a write there costs the file system's metadata, too; in exchange nothing is written twice.
+    fn reserve(&self, _offset: u64, _len: u64) -> impl Future<Output = io::Result<bool>> {
+        std::future::ready(Ok(false))
+    }
+
     /// Writes `len` bytes of zeroes from the start of the file, really written, and syncs.
     ///
     /// Blocks that were only reserved cost a journal commit at their first write; written ones do not.

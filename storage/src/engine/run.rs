@@ -183,6 +183,10 @@ impl DiskFile for RealFile {
         both!(Self, self, file => file.len().await)
     }
 
+    async fn reserve(&self, offset: u64, len: u64) -> io::Result<bool> {
+        both!(Self, self, file => file.reserve(offset, len).await)
+    }
+
     async fn set_len(&self, len: u64) -> io::Result<()> {
         both!(Self, self, file => file.set_len(len).await)
     }

@@ -73,6 +73,17 @@ pub(super) fn punch_hole(fd: RawFd, offset: u64, len: u64) -> io::Result<()> {
     check(unsafe { libc::fallocate(fd, PUNCH_HOLE, offset, len) })
 }
 
+/// `fallocate(2)`: space that was not written yet and reads as zeroes. False where the file system has no such thing.
+pub(super) fn reserve(fd: RawFd, offset: u64, len: u64) -> io::Result<bool> {
+    let offset = i64::try_from(offset).map_err(io::Error::other)?;
+    let len = i64::try_from(len).map_err(io::Error::other)?;
+    // SAFETY: takes numbers only. The standard library has no call for it.
+    match check(unsafe { libc::fallocate(fd, 0, offset, len) }) {
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
+        result => result.map(|()| true),
+    }
+}
+
 /// The length of an open file.
 pub(super) fn len(fd: RawFd) -> io::Result<u64> {
     let mut stat = std::mem::MaybeUninit::<libc::stat>::zeroed();

@@ -201,6 +201,10 @@ impl DiskFile for UringFile {
         syscall::len(self.0.as_raw_fd())
     }
 
+    async fn reserve(&self, offset: u64, len: u64) -> io::Result<bool> {
+        syscall::reserve(self.0.as_raw_fd(), offset, len)
+    }
+
     async fn set_len(&self, len: u64) -> io::Result<()> {
         syscall::set_len(self.0.as_raw_fd(), len)
     }

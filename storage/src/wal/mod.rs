@@ -518,7 +518,7 @@ impl<D: Disk> Wal<D> {
             other => {
                 self.dead.extend(other.map(|small| small.seq));
                 let plan = self.plan(need);
-                match plan.run(&self.disk).await {
+                match plan.run_now(&self.disk).await {
                     Ok(prepared) => prepared,
                     Err(error) => {
                         self.state = State::Ready;
@@ -540,7 +540,7 @@ impl<D: Disk> Wal<D> {
             file_bytes: prepared.bytes,
         };
         self.active = Some(activate(&self.disk, &self.dir, &header).await?);
-        self.progress.set(0);
+        self.progress.begin();
         let mut state = self.index.lock();
         let keep = state
             .segments

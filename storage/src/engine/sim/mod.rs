@@ -693,6 +693,12 @@ impl DiskFile for SimFile {
         self.disk.operation(OpKind::Read, &self.path, effect).await
     }
 
+    async fn reserve(&self, offset: u64, len: u64) -> io::Result<bool> {
+        let bytes = usize::try_from(len).map_err(io::Error::other)?;
+        let (result, _) = self.write_at(AlignedBuf::zeroed(bytes), offset).await;
+        result.map(|()| true)
+    }
+
     async fn set_len(&self, len: u64) -> io::Result<()> {
         self.resize(Change::SetLen(len)).await
     }
