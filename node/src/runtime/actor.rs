@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -140,7 +139,8 @@ impl Actor {
                 // Nothing else is to be done.
                 tree.flush();
             }
-            self.volume.set_held(self.disk.held.load(Ordering::Relaxed));
+            let (held, applied) = self.disk.held.get();
+            self.volume.set_held(held, applied);
             let now = clock::now();
             if now.mono >= self.volume.next_deadline() {
                 self.volume.handle(now, Event::Tick);

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use mainstay_storage::engine::RealDisk;
 use mainstay_storage::image::{Image, Pace};
+use mainstay_types::Lsn;
 
 /// A checkpoint takes no longer on purpose.
 const LONGEST: Duration = Duration::from_secs(10);
@@ -86,14 +87,37 @@ impl Pacing {
 }
 
 impl CheckpointPace {
-    /// How much too early it is for what comes behind `part` of the whole.
-    fn early(&self, part: f64) -> Duration {
+    /// How much too early it is for what comes behind `part` of the whole, with `held` bytes in memory.
+    fn early(&self, part: f64, held: u64) -> Duration {
         let applied = self.applied.get() - self.applied_before;
-        // What is applied meanwhile is held in memory.
-        if self.hurry.get() || applied as f64 * 2.0 > part * self.interval as f64 {
+        // Before anybody has to wait for memory; the log says little about it where an entry stands for a range.
+        let behind = held > self.interval.saturating_add(self.interval / 4);
+        if self.hurry.get() || behind || applied as f64 * 2.0 > part * self.interval as f64 {
             return Duration::ZERO;
         }
         self.span.mul_f64(part).saturating_sub(self.began.elapsed())
+    }
+}
+
+/// What an image holds in memory that is not in its files, as other threads are told.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    bytes: AtomicU64,
+    applied: AtomicU64,
+}
+
+impl Held {
+    pub(super) fn tell(&self, image: &Image<RealDisk>) {
+        self.bytes.store(image.dirty_bytes(), Ordering::Relaxed);
+        // Whoever sees this sees what that entry holds, too.
+        let applied = image.applied().point.lsn;
+        self.applied.store(applied.0, Ordering::Release);
+    }
+
+    /// Bytes, and the last entry that is counted in them.
+    pub(super) fn get(&self) -> (u64, Lsn) {
+        let applied = Lsn(self.applied.load(Ordering::Acquire));
+        (self.bytes.load(Ordering::Relaxed), applied)
     }
 }
 
@@ -101,25 +125,15 @@ impl CheckpointPace {
 pub(super) struct Told<'a> {
     pub(super) pace: CheckpointPace,
     pub(super) image: &'a Image<RealDisk>,
-    pub(super) held: &'a AtomicU64,
+    pub(super) held: &'a Held,
 }
 
 impl Pace for Told<'_> {
     async fn next(&self, written: usize, total: usize) {
-        self.held.store(self.image.dirty_bytes(), Ordering::Relaxed);
-        self.pace.next(written, total).await;
-    }
-
-    async fn rest(&self) {
-        self.pace.rest().await;
-    }
-}
-
-impl Pace for CheckpointPace {
-    async fn next(&self, written: usize, total: usize) {
         let part = written as f64 / total.max(1) as f64;
         loop {
-            let early = self.early(part);
+            self.held.tell(self.image);
+            let early = self.pace.early(part, self.image.dirty_bytes());
             if early < NAP_MIN {
                 return;
             }
@@ -128,7 +142,7 @@ impl Pace for CheckpointPace {
     }
 
     async fn rest(&self) {
-        if !self.hurry.get() {
+        if !self.pace.hurry.get() {
             tokio::time::sleep(NAP_MIN).await;
         }
     }
@@ -158,15 +172,17 @@ mod tests {
     #[test]
     fn a_checkpoint_naps_while_it_is_ahead_of_time_and_of_the_log() {
         let (pacing, pace) = pace(10_000);
-        assert!(pace.early(0.5) > Duration::from_secs(4));
+        assert!(pace.early(0.5, 1000) > Duration::from_secs(4));
         pacing.applied(249);
-        assert!(pace.early(0.5) > Duration::from_secs(4));
+        assert!(pace.early(0.5, 1000) > Duration::from_secs(4));
         // Half of it shall be written when a quarter of the interval is applied.
         pacing.applied(2);
-        assert_eq!(pace.early(0.5), Duration::ZERO);
-        assert!(pace.early(0.6) > Duration::ZERO);
+        assert_eq!(pace.early(0.5, 1000), Duration::ZERO);
+        assert!(pace.early(0.6, 1000) > Duration::ZERO);
+        assert!(pace.early(0.6, 1250) > Duration::ZERO);
+        assert_eq!(pace.early(0.6, 1251), Duration::ZERO, "memory fills");
         pacing.hurry();
-        assert_eq!(pace.early(1.0), Duration::ZERO);
+        assert_eq!(pace.early(1.0, 1000), Duration::ZERO);
     }
 
     #[test]

@@ -6,7 +6,6 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -24,7 +23,7 @@ use mainstay_volume::{Event, OpResult, Page, Stretch, Token, Voids, Volume, Volu
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::checkpoint_pace::{Pacing, Told};
+use super::checkpoint_pace::{Held, Pacing, Told};
 use super::copies::{BLOCKS_AT_ONCE, ExportPart};
 use super::handle::{Answers, ConnAnswer, ConnReply, DiskAwake, RecordOut, ToVolume};
 use super::tree_thread::{self, ToTree, TreeThread};
@@ -116,8 +115,8 @@ pub(super) struct DiskThread {
     pub(super) log: mpsc::UnboundedSender<ToLog>,
     /// When it was last awake.
     pub(super) awake: Arc<DiskAwake>,
-    /// Bytes of memory that the image holds for what is not in its files.
-    pub(super) held: Arc<AtomicU64>,
+    /// What the image holds in memory.
+    pub(super) held: Arc<Held>,
     /// The Merkle tree of a log.
     pub(super) tree: Option<TreeThread>,
 }
@@ -172,7 +171,7 @@ struct Worker {
     to: mpsc::UnboundedSender<ToVolume>,
     log: LogTask,
     awake: Arc<DiskAwake>,
-    held: Arc<AtomicU64>,
+    held: Arc<Held>,
     /// The thread stood still if it was not awake for this long.
     stalled_after: Duration,
     tree: Option<TreeThread>,
@@ -362,7 +361,7 @@ impl Worker {
             self.failed = true;
             return self.tell(Event::StorageFailed { reason });
         }
-        self.held.store(image.dirty_bytes(), Ordering::Relaxed);
+        self.held.tell(image);
         self.maybe_rebuilt();
     }
 
@@ -451,7 +450,7 @@ impl Worker {
                     let held = &*held;
                     let told = Told { pace, image, held };
                     let checkpointed = image.checkpoint_at_pace(blob, &told).await;
-                    held.store(image.dirty_bytes(), Ordering::Relaxed);
+                    held.tell(image);
                     // The image takes nothing more in this process: the copy steps aside as after a failed log write.
                     if let Err(CheckpointError::Poisoned { reason }) = checkpointed {
                         let failed = Event::StorageFailed { reason };

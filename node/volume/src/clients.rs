@@ -574,6 +574,7 @@ impl Volume {
     /// This node is not primary any more: what waits has an outcome that others will tell.
     pub(crate) fn interrupt_clients(&mut self) {
         let clients = std::mem::take(&mut self.clients);
+        self.memory.forget_ordered();
         for (_, waiter) in clients.waiting {
             self.reply(waiter.conn, waiter.token, OpResult::Interrupted);
         }

@@ -5,6 +5,8 @@
 
 use std::collections::VecDeque;
 
+use mainstay_types::Lsn;
+
 use crate::event::{WalJob, WalWrite};
 use crate::volume::Volume;
 
@@ -14,11 +16,36 @@ pub(crate) struct Memory {
     held: u64,
     /// After a checkpoint that failed: the next one is not tried before this much is held.
     put_off: u64,
+    /// Ranges that this primary has ordered and that are not applied yet, with what each is going to hold: thousands of them can be
+    /// committed before the first one is applied.
+    ahead: VecDeque<(Lsn, u64)>,
+    ahead_bytes: u64,
 }
 
 impl Memory {
-    pub(crate) fn set(&mut self, held: u64) {
+    /// So much is held, with everything up to `applied`.
+    pub(crate) fn set(&mut self, held: u64, applied: Lsn) {
         self.held = held;
+        while let Some((_, bytes)) = self.ahead.pop_front_if(|(lsn, _)| *lsn <= applied) {
+            self.ahead_bytes -= bytes;
+        }
+    }
+
+    /// An entry was ordered that is going to hold so much.
+    pub(crate) fn order(&mut self, lsn: Lsn, bytes: u64) {
+        self.ahead.push_back((lsn, bytes));
+        self.ahead_bytes += bytes;
+    }
+
+    /// What was ordered is another primary's now.
+    pub(crate) fn forget_ordered(&mut self) {
+        self.ahead.clear();
+        self.ahead_bytes = 0;
+    }
+
+    /// Whether there is something that will be held before long.
+    pub(crate) fn is_ahead(&self) -> bool {
+        !self.ahead.is_empty()
     }
 
     /// Whether it is time for a checkpoint, of which there is to be one for each `share` bytes.
@@ -26,9 +53,10 @@ impl Memory {
         self.held >= share.max(self.put_off)
     }
 
-    /// Whether a checkpoint under way is behind: half of the next one's share is there, and as much of its own is not written.
+    /// Whether a checkpoint under way is behind: half of the next one's share is there or on its way, and as much of its own is not
+    /// written.
     pub(crate) fn is_full(&self, share: u64) -> bool {
-        self.held >= share.saturating_add(share / 2)
+        self.held.saturating_add(self.ahead_bytes) >= share.saturating_add(share / 2)
     }
 
     pub(crate) fn checkpointed(&mut self) {

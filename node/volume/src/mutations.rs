@@ -3,7 +3,8 @@
 use bytes::BytesMut;
 use mainstay_replication::Mistake;
 use mainstay_storage::EntryKind;
-use mainstay_storage::format::{ENTRY_HEADER_BYTES, range_of};
+use mainstay_storage::format::{ENTRY_HEADER_BYTES, FLAG_ALLOCATED, range_of};
+use mainstay_storage::image::range_held;
 use mainstay_types::{Lsn, SessionId, VolumeKind};
 
 use crate::batch::{BATCH_RECORDS_MAX, FLAG_MORE};
@@ -79,6 +80,9 @@ impl Volume {
             self.clients.policy = lsn;
         }
         self.complete(now, &mut mutation, known);
+        if let Some(bytes) = held_by_range(&mutation.entry) {
+            self.memory.order(lsn, bytes);
+        }
         // A batch is committed with its last record.
         let last = Lsn(lsn.0 + mutation.more.len() as u64);
         self.note_proposed(session, known.generation, seq, last);
@@ -268,6 +272,17 @@ impl Volume {
 fn trim_of(entry: &[u8]) -> Option<Lsn> {
     let arg = entry[ARG..ARG + 8].try_into().expect("eight bytes");
     (entry[KIND] == EntryKind::TrimLog as u8).then(|| Lsn(u64::from_le_bytes(arg)))
+}
+
+/// What a range of zeroes is going to hold in memory.
+fn held_by_range(entry: &[u8]) -> Option<u64> {
+    let kind = EntryKind::from_byte(entry[KIND])?;
+    if !matches!(kind, EntryKind::Trim | EntryKind::Zeroes) {
+        return None;
+    }
+    let len = range_of(&entry[ENTRY_HEADER_BYTES..]).ok()?;
+    let kept = kind == EntryKind::Zeroes && entry[FLAGS] & FLAG_ALLOCATED != 0;
+    Some(range_held(len, kept))
 }
 
 fn payload_bytes(entry: &[u8]) -> u64 {

@@ -138,7 +138,7 @@ pub struct Volume {
     checkpoint_runs: bool,
     pub(crate) checkpointed: Lsn,
     since_checkpoint: u64,
-    memory: Memory,
+    pub(crate) memory: Memory,
     /// (LSN, bytes logged up to it), a sample every mebibyte: how far back `log_keep_bytes` reaches.
     logged: VecDeque<(Lsn, u64)>,
     logged_bytes: u64,

@@ -15,7 +15,8 @@ impl World {
         let now = self.now_of(i);
         if let Some(host) = self.host_mut(i, volume) {
             if let State::Block(image) = &*host.state {
-                host.volume.set_held(image.dirty_bytes());
+                let applied = image.applied().point.lsn;
+                host.volume.set_held(image.dirty_bytes(), applied);
             }
             host.volume.handle(now, event);
             host.volume.finish(now);

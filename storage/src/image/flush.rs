@@ -40,13 +40,29 @@ const BLOCKS_AT_ONCE: usize = 512;
 /// Writes that are in the disk's queue at a time, at most.
 const WRITES_AT_ONCE: usize = 16;
 
-/// Ready to be written: a block with its bytes, or any number of blocks that become a hole.
+/// Ready to be written: blocks of the same bytes, or blocks that become a hole.
 #[derive(Debug)]
 pub(super) struct Ready {
     pub(super) blocks: Range<u64>,
+    /// The bytes of each.
     pub(super) data: Option<Bytes>,
     /// The log does not bring all of its bytes back.
     pub(super) merged: bool,
+}
+
+impl Ready {
+    fn count(&self) -> u64 {
+        self.blocks.end - self.blocks.start
+    }
+
+    /// Blocks to be written, or calls to be made.
+    fn work(&self) -> usize {
+        let work = match self.data {
+            Some(_) => self.count(),
+            None => self.count().div_ceil(HOLE_BLOCKS as u64),
+        };
+        usize::try_from(work).expect("a volume's blocks fit")
+    }
 }
 
 /// Checksums as they will be, by the number of the page.
@@ -332,6 +348,7 @@ impl<D: Disk> Image<D> {
     /// disk has, or all who write to the disk meanwhile wait behind it.
     pub(super) async fn write_blocks(&self, ready: &[Ready], pace: &impl Pace) -> io::Result<()> {
         let mut out = WriteOut::default();
+        let (mut done, total) = (0, ready.iter().map(Ready::work).sum());
         let mut rest = ready;
         while let Some(first) = rest.first() {
             if first.data.is_none() {
@@ -339,27 +356,29 @@ impl<D: Disk> Image<D> {
                 for hole in first.blocks.clone().step_by(HOLE_BLOCKS) {
                     let blocks = (first.blocks.end - hole).min(HOLE_BLOCKS as u64);
                     self.image.punch_hole(hole * PAGE, blocks * PAGE).await?;
-                    self.rest_after(ready.len() - rest.len(), ready.len(), pace)
-                        .await;
+                    done += 1;
+                    self.rest_after(done, total, pace).await;
                 }
                 continue;
             }
-            let start = first.blocks.start;
-            let joins = |(index, next): &(usize, &Ready)| {
-                next.data.is_some()
-                    && next.blocks.start == start + *index as u64
-                    && *index < RUN_BLOCKS
-            };
-            let count = rest.iter().enumerate().take_while(joins).count();
+            let mut at = first.blocks.start;
+            let count = neighbours(rest);
             let (run, behind) = rest.split_at(count);
             rest = behind;
-            let run: Vec<_> = run.iter().filter_map(|next| next.data.as_deref()).collect();
-            let (offset, len) = (start * PAGE, count as u64 * PAGE);
-            self.image.write_at(joined(&run), offset).await.0?;
-            if let Some((from, len)) = out.add(offset, len) {
-                self.image.write_out(from, len).await?;
-                self.rest_after(ready.len() - rest.len(), ready.len(), pace)
-                    .await;
+            let mut pages = run
+                .iter()
+                .flat_map(|next| next.blocks.clone().filter_map(|_| next.data.as_deref()))
+                .peekable();
+            while pages.peek().is_some() {
+                let run: Vec<_> = pages.by_ref().take(RUN_BLOCKS).collect();
+                let (offset, len) = (at * PAGE, run.len() as u64 * PAGE);
+                at += run.len() as u64;
+                done += run.len();
+                self.image.write_at(joined(&run), offset).await.0?;
+                if let Some((from, len)) = out.add(offset, len) {
+                    self.image.write_out(from, len).await?;
+                    self.rest_after(done, total, pace).await;
+                }
             }
         }
         Ok(())
@@ -388,6 +407,18 @@ impl<D: Disk> Image<D> {
         }
         Ok(())
     }
+}
+
+/// How many of the first ones lie side by side and have bytes, up to about one transfer.
+fn neighbours(ready: &[Ready]) -> usize {
+    let (mut blocks, mut end) = (0, None);
+    let joins = |next: &&Ready| {
+        let fits = blocks < RUN_BLOCKS as u64 && end.is_none_or(|end| end == next.blocks.start);
+        blocks += next.count();
+        end = Some(next.blocks.end);
+        fits && next.data.is_some()
+    };
+    ready.iter().take_while(joins).count()
 }
 
 /// Pages in one buffer.

@@ -34,6 +34,7 @@ pub use flush::{AtOnce, Pace};
 #[cfg(test)]
 pub(crate) use intent::LAYOUT as INTENT_LAYOUT;
 use intent::{Intent, Target};
+pub use overlay::range_held;
 use overlay::{Content, Overlay};
 #[cfg(test)]
 pub(crate) use sums::LAYOUT as SUMS_LAYOUT;
@@ -399,12 +400,9 @@ impl<D: Disk> Image<D> {
                 }
                 self.check_range(offset, len)?;
                 let active = &mut self.overlay.borrow_mut().active;
-                let allocated = FLAG_ALLOCATED;
-                if entry.header.kind == EntryKind::Zeroes && entry.header.flags & allocated != 0 {
-                    active.write_zeroes(offset, len, lsn);
-                } else {
-                    active.zero(offset, len, lsn);
-                }
+                let kept = entry.header.kind == EntryKind::Zeroes
+                    && entry.header.flags & FLAG_ALLOCATED != 0;
+                active.zero(offset, len, lsn, kept);
             }
             _ => {}
         }

@@ -19,6 +19,19 @@ const STRETCH_BYTES: u64 = 64;
 /// And for each block of it: its place in a page of checksums, which a checkpoint holds.
 const ZERO_BYTES: u64 = 16;
 
+/// What zeroes over `blocks` whole blocks count for. Where their space is to be kept they are to be written like other bytes, so they count
+/// like those, although memory holds only the stretch: who waits for room waits for the disk.
+fn zeroes_bytes(blocks: u64, kept: bool) -> u64 {
+    let each = if kept { PAGE } else { ZERO_BYTES };
+    STRETCH_BYTES + blocks * each
+}
+
+/// What a range of zeroes counts for until a checkpoint has written it, in bytes. `kept`: its space is to be there.
+#[must_use]
+pub fn range_held(len: u64, kept: bool) -> u64 {
+    zeroes_bytes(len / PAGE, kept)
+}
+
 static ZEROES: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
 /// Some bytes of a block.
@@ -144,10 +157,15 @@ pub(super) struct Dirty {
 }
 
 impl Dirty {
-    fn zeroes(lsn: Lsn) -> Self {
+    fn zeroes(zeroes: Zeroes) -> Self {
+        let content = if zeroes.kept {
+            Content::Data(Bytes::from_static(&ZEROES))
+        } else {
+            Content::Zero
+        };
         Self {
-            content: Content::Zero,
-            lsn,
+            content,
+            lsn: zeroes.lsn,
             merged: false,
         }
     }
@@ -159,9 +177,11 @@ struct Zeroes {
     /// Behind the last of them.
     end: u64,
     lsn: Lsn,
+    /// Their space is to be there.
+    kept: bool,
 }
 
-/// Neighbouring blocks of one kind: many of zeroes, or one of any other.
+/// Neighbouring blocks of one kind: many of zeroes, or one of any other. Each has the bytes of `dirty`.
 #[derive(Clone, Debug)]
 pub(super) struct Stretch {
     pub(super) blocks: Range<u64>,
@@ -189,10 +209,10 @@ impl Layer {
         dirty.or_else(|| self.zeroed(block).map(Dirty::zeroes))
     }
 
-    /// The entry that set a block to zeroes.
-    fn zeroed(&self, block: u64) -> Option<Lsn> {
+    /// The zeroes over a block.
+    fn zeroed(&self, block: u64) -> Option<Zeroes> {
         let (_, zeroes) = self.zeroes.range(..=block).next_back()?;
-        (block < zeroes.end).then_some(zeroes.lsn)
+        (block < zeroes.end).then_some(*zeroes)
     }
 
     /// Puts `content` over what the layer knows of `block`.
@@ -205,7 +225,7 @@ impl Layer {
             None => content.onto(self.zeroed(block).map(|_| &Content::Zero)),
         };
         if matches!(content, Content::Zero) {
-            self.zero_blocks(block..block + 1, lsn);
+            self.zero_blocks(block..block + 1, lsn, false);
             return;
         }
         self.bytes += content.bytes();
@@ -228,7 +248,7 @@ impl Layer {
     }
 
     /// Puts zeroes over what the layer knows of whole blocks.
-    fn zero_blocks(&mut self, blocks: Range<u64>, lsn: Lsn) {
+    fn zero_blocks(&mut self, blocks: Range<u64>, lsn: Lsn, kept: bool) {
         while let Some((&block, _)) = self.blocks.range(blocks.clone()).next() {
             let old = self.blocks.remove(&block);
             self.bytes -= old.map_or(0, |old| old.content.bytes());
@@ -236,29 +256,29 @@ impl Layer {
         let before = self.zeroes.range(..blocks.start).next_back();
         if let Some((&first, &old)) = before.filter(|(_, old)| old.end > blocks.start) {
             self.take_zeroes(first);
-            self.put_zeroes(first..blocks.start, old.lsn);
-            self.put_zeroes(blocks.end..old.end, old.lsn);
+            let end = blocks.start;
+            self.put_zeroes(first, Zeroes { end, ..old });
+            self.put_zeroes(blocks.end, old);
         }
         while let Some((&first, &old)) = self.zeroes.range(blocks.clone()).next() {
             self.take_zeroes(first);
-            self.put_zeroes(blocks.end..old.end, old.lsn);
+            self.put_zeroes(blocks.end, old);
         }
-        self.put_zeroes(blocks, lsn);
+        let end = blocks.end;
+        self.put_zeroes(blocks.start, Zeroes { end, lsn, kept });
     }
 
     /// Nothing lies there. An empty range is none.
-    fn put_zeroes(&mut self, blocks: Range<u64>, lsn: Lsn) {
-        if blocks.is_empty() {
-            return;
+    fn put_zeroes(&mut self, first: u64, zeroes: Zeroes) {
+        if first < zeroes.end {
+            self.bytes += zeroes_bytes(zeroes.end - first, zeroes.kept);
+            self.zeroes.insert(first, zeroes);
         }
-        self.bytes += STRETCH_BYTES + (blocks.end - blocks.start) * ZERO_BYTES;
-        let end = blocks.end;
-        self.zeroes.insert(blocks.start, Zeroes { end, lsn });
     }
 
     fn take_zeroes(&mut self, first: u64) {
         if let Some(old) = self.zeroes.remove(&first) {
-            self.bytes -= STRETCH_BYTES + (old.end - first) * ZERO_BYTES;
+            self.bytes -= zeroes_bytes(old.end - first, old.kept);
         }
     }
 
@@ -279,7 +299,7 @@ impl Layer {
         let mut blocks = self.blocks.iter().peekable();
         for (&first, zeroes) in &self.zeroes {
             let empty = |blocks: Range<u64>| {
-                let dirty = Dirty::zeroes(zeroes.lsn);
+                let dirty = Dirty::zeroes(*zeroes);
                 (!blocks.is_empty()).then_some(Stretch { blocks, dirty })
             };
             let mut at = first;
@@ -298,7 +318,7 @@ impl Layer {
     /// Puts all that `above` knows over this.
     fn cover(&mut self, above: Self) {
         for (first, zeroes) in above.zeroes {
-            self.zero_blocks(first..zeroes.end, zeroes.lsn);
+            self.zero_blocks(first..zeroes.end, zeroes.lsn, zeroes.kept);
         }
         for (block, dirty) in above.blocks {
             match dirty.content {
@@ -327,19 +347,8 @@ impl Layer {
         });
     }
 
-    /// Writes zeroes, which are bytes like others: their space is to be there.
-    pub(super) fn write_zeroes(&mut self, offset: u64, len: u64, lsn: Lsn) {
-        each_block(offset, len, |block, at, range| {
-            if range.len() == PAGE_BYTES {
-                self.put(block, Content::Data(Bytes::from_static(&ZEROES)), lsn);
-            } else {
-                self.put_part(block, at, &ZEROES[..range.len()], lsn);
-            }
-        });
-    }
-
-    /// Sets a range to zeroes.
-    pub(super) fn zero(&mut self, offset: u64, len: u64, lsn: Lsn) {
+    /// Sets a range to zeroes. `kept`: its space is to be there.
+    pub(super) fn zero(&mut self, offset: u64, len: u64, lsn: Lsn, kept: bool) {
         let whole = offset.div_ceil(PAGE)..(offset + len) / PAGE;
         let edges = if whole.is_empty() {
             [(offset, len), (0, 0)]
@@ -356,7 +365,7 @@ impl Layer {
             });
         }
         if !whole.is_empty() {
-            self.zero_blocks(whole, lsn);
+            self.zero_blocks(whole, lsn, kept);
         }
     }
 

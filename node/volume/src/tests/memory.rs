@@ -1,7 +1,9 @@
 //! Memory that changes hold until a checkpoint: when one is due, and what waits for it.
 
+use mainstay_storage::format::{FLAG_ALLOCATED, encode_range, set_flags};
+
 use super::*;
-use crate::{Outcome, Refusal};
+use crate::{Attachment, Outcome, Refusal};
 
 const SHARE: u64 = 1 << 20;
 
@@ -26,14 +28,14 @@ fn full() -> Rig {
 
 impl Rig {
     fn hold_memory(&mut self, bytes: u64) {
-        self.volume.set_held(bytes);
+        self.volume.set_held(bytes, self.volume.applied());
         self.event(Event::Tick);
     }
 
     /// The checkpoint that was asked for is done.
     fn checkpointed(&mut self) {
         let (at, _) = self.checkpoint.take().expect("one is under way");
-        self.volume.set_held(0);
+        self.volume.set_held(0, self.volume.applied());
         self.event(Event::Checkpointed { at });
     }
 }
@@ -171,4 +173,56 @@ fn a_promise_waits_for_no_memory() {
     rig.message(99, MemberMessage::Seal { epoch: Epoch(2) });
     assert_eq!((rig.volume.member().durable(), rig.log.len()), (Lsn(2), 2));
     assert_eq!(rig.volume.member().sealed(), Epoch(2));
+}
+
+/// Zeroes that keep their space, a quarter of a share each.
+fn kept_zeroes(seq: u64) -> ClientOp {
+    let len = encode_range(SHARE / 4);
+    let mut entry = encode_unstamped(EntryKind::Zeroes, SessionId(0), 0, 0, 0, &len);
+    set_flags(&mut entry, FLAG_ALLOCATED);
+    ClientOp::Mutate {
+        seq,
+        expected: None,
+        entry,
+        more: Vec::new(),
+    }
+}
+
+/// The order of events: a client sends thousands of ranges at once, an entry of a hundred bytes each. All are ordered, committed and
+/// answered before the first one is applied, and only then it shows what they hold.
+#[test]
+fn ranges_that_are_ordered_and_not_applied_yet_count_as_held() {
+    let mut rig = Rig::block();
+    rig.volume.set_checkpoint_bytes(SHARE);
+    rig.slow_checkpoints = true;
+    let attachment = Attachment {
+        name: "host".to_owned(),
+        takeover: false,
+    };
+    let open = ClientOp::Open {
+        session: SessionId(5),
+        generation: 0,
+        create: true,
+        attachment: Some(attachment),
+        token: 0,
+    };
+    assert!(matches!(rig.call(1, open), OpResult::Opened { .. }));
+    rig.checkpoint = None;
+    rig.volume.set_held(0, rig.volume.applied());
+    for seq in 1..=6 {
+        let done = rig.call(1, kept_zeroes(seq));
+        assert!(matches!(done, OpResult::Committed { .. }), "{done:?}");
+    }
+    rig.ask(1, 7, kept_zeroes(7));
+    assert_eq!(rig.reply(1, 7), None, "as much as is ever to be held");
+    rig.hold_memory(SHARE);
+    assert!(rig.reply(1, 7).is_some(), "it is known what they hold");
+
+    rig.ask(1, 8, kept_zeroes(8));
+    rig.ask(1, 9, kept_zeroes(9));
+    assert_eq!(rig.reply(1, 9), None);
+    rig.depose(2);
+    let refused = rig.reply(1, 9);
+    assert!(matches!(refused, Some(OpResult::Refused(_))), "{refused:?}");
+    assert!(!rig.volume.memory_is_full(), "another primary's business");
 }

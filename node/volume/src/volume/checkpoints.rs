@@ -13,14 +13,17 @@ impl Volume {
         self.config.checkpoint_bytes = bytes;
     }
 
-    /// Tells how much memory changes take that are not in the state's files yet, those of a checkpoint under way among them.
-    pub fn set_held(&mut self, bytes: u64) {
-        self.memory.set(bytes);
+    /// Tells how much memory changes take that are not in the state's files yet, those of a checkpoint under way among them: `bytes`, with
+    /// everything up to `applied`.
+    pub fn set_held(&mut self, bytes: u64, applied: Lsn) {
+        self.memory.set(bytes, applied);
     }
 
-    /// Whether log writes and mutations wait for a checkpoint that cannot keep up with them.
+    /// Whether log writes and mutations wait: for a checkpoint that cannot keep up with them, or for ranges to be applied that will hold
+    /// much.
     pub(crate) fn memory_is_full(&self) -> bool {
-        self.checkpoint_runs && self.memory.is_full(self.config.checkpoint_bytes)
+        let runs = self.checkpoint_runs || self.memory.is_ahead();
+        runs && self.memory.is_full(self.config.checkpoint_bytes)
     }
 
     pub(super) fn maybe_checkpoint(&mut self) {
