@@ -345,6 +345,16 @@ impl Member {
             .min(self.commit.next())
     }
 
+    /// Up to where `node` holds this log durably, as the primary knows: zero before its first answer, nothing for a node that is
+    /// to have no copy, or if this copy is no primary.
+    #[must_use]
+    pub fn acked(&self, node: NodeId) -> Option<Lsn> {
+        let State::Primary(primary) = &self.state else {
+            return None;
+        };
+        primary.progress.get(&node).map(|progress| progress.acked)
+    }
+
     /// The first entry that a registered member may lack, as the primary knows: no copy may give up anything from there on (H5).
     /// A member that has not answered in this epoch may lack everything. Zero for everybody but a primary.
     #[must_use]

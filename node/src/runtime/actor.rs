@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use mainstay_replication::message::Message;
 use mainstay_replication::{OpId, Role};
-use mainstay_types::{Epoch, Lsn, MonoTime, VolumeKind};
+use mainstay_types::{Epoch, Lsn, MonoTime, NodeId, VolumeKind};
 use mainstay_volume::store::CopyError;
 use mainstay_volume::{Action, ConnId, Event, Page, Token, Volume, WriteGate};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -196,8 +196,7 @@ impl Actor {
             ToVolume::Connect { conn, replies } => {
                 self.conns.insert(conn, replies);
             }
-            ToVolume::Export { parts } => self.export(parts),
-            ToVolume::Exported => self.volume.copy_ended(),
+            ToVolume::Export { parts, to } => self.export(parts, to),
             ToVolume::Stop { done, hand_over } => {
                 self.stopping = Some(done);
                 if hand_over {
@@ -418,9 +417,9 @@ impl Actor {
     }
 
     /// Has the image read from its first block to its last, beside everything else, for a full copy.
-    fn export(&mut self, parts: mpsc::Sender<copies::ExportPart>) {
+    fn export(&mut self, parts: mpsc::Sender<copies::ExportPart>, to: NodeId) {
         let VolumeKind::Block { size_bytes } = self.volume.spec().kind else {
-            let (applied, sessions) = self.volume.log_copy_begins();
+            let (applied, sessions) = self.volume.log_copy_begins(to);
             self.work.push(Work::ExportLog {
                 parts,
                 applied,
@@ -428,7 +427,7 @@ impl Actor {
             });
             return;
         };
-        let Some((base, sessions)) = self.volume.copy_begins() else {
+        let Some((base, sessions)) = self.volume.copy_begins(to) else {
             return;
         };
         self.work.push(Work::Export {

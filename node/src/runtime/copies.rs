@@ -4,7 +4,7 @@
 //! began, and applying it puts everything right. A copy that breaks off leaves nothing and is begun anew.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -90,6 +90,9 @@ pub fn wanted(node: &Arc<Node>, volume: &VolumeName, to: NodeId) {
             Ok(blocks) => tracing::info!(volume = %key.0, %to, blocks, "the full copy was taken in"),
             Err(error) => {
                 tracing::warn!(volume = %key.0, %to, error = %format!("{error:#}"), "full copy broke off");
+                if let Some(handle) = node.volume(key.0.id()) {
+                    handle.tell(Event::CopyBroke { node: to });
+                }
                 tokio::time::sleep(AGAIN_AFTER).await;
             }
         }
@@ -104,7 +107,7 @@ async fn send(node: &Arc<Node>, volume: &VolumeName, to: NodeId) -> anyhow::Resu
     let (parts, mut exported) = mpsc::channel(READ_AHEAD);
     handle
         .to
-        .send(ToVolume::Export { parts })
+        .send(ToVolume::Export { parts, to })
         .ok()
         .context("the volume has stopped")?;
     let (frames, receiver) = mpsc::channel(READ_AHEAD);
@@ -205,7 +208,6 @@ pub async fn receive(
     check_replaceable(node, &register)?;
     let incarnation = Incarnation(node.random());
     let (volume, epoch) = (register.spec.name.id(), register.epoch);
-    let superseded = || Status::aborted("a newer primary sends a copy of this volume");
     let receiving = Receiving::begin(&node.copies.incoming, volume, epoch, incarnation);
     let receiving = receiving.ok_or_else(superseded)?;
     let dir = volumes::incoming_dir(node, volume, register.lineage, incarnation);
@@ -247,21 +249,42 @@ pub async fn receive(
                     .await
                     .map_err(|_| gone())?;
                 ended.await.map_err(|_| gone())?;
-                // Either may have changed while it was received.
-                let allowed = || {
-                    check_replaceable(node, &register)?;
-                    receiving.is_current().then_some(()).ok_or_else(superseded)
-                };
-                if let Err(error) = volumes::adopt_copy(node, &register, &dir, allowed).await {
-                    volumes::discard(&dir).await;
-                    return Err(Status::aborted(format!("{error:#}")));
-                }
+                // By itself: whoever sent the copy may be gone any time, and this call with it, but not between the end of the old
+                // copy and the beginning of the new one.
+                let adopting = tokio::spawn(put_in_place(node.clone(), register, dir, receiving));
+                adopting
+                    .await
+                    .map_err(|_| gone())?
+                    .map_err(|error| Status::aborted(format!("{error:#}")))?;
                 return Ok(incarnation);
             }
             Some(Body::Begin(_)) => return Err(bad("a second Begin")),
             None => return Err(bad("the copy broke off")),
         }
     }
+}
+
+fn superseded() -> Status {
+    Status::aborted("a newer primary sends a copy of this volume")
+}
+
+/// Lets the copy that was received in `dir` take its place here, if it still may.
+async fn put_in_place(
+    node: Arc<Node>,
+    register: Register,
+    dir: PathBuf,
+    receiving: Receiving,
+) -> anyhow::Result<()> {
+    // Either may have changed while it was received.
+    let allowed = || {
+        check_replaceable(&node, &register)?;
+        receiving.is_current().then_some(()).ok_or_else(superseded)
+    };
+    let adopted = volumes::adopt_copy(&node, &register, &dir, allowed).await;
+    if adopted.is_err() {
+        volumes::discard(&dir).await;
+    }
+    adopted
 }
 
 /// A copy that the register counts is never replaced, whichever of what its sender knew and what is known here is newer.

@@ -337,10 +337,8 @@ impl Worker {
                 sessions,
             } => self.export_log(parts, applied, sessions),
             Work::Checkpoint { .. } => self.tell(Event::CheckpointFailed),
-            Work::Export { .. } => {
-                let _stopped = self.to.send(ToVolume::Exported);
-            }
-            Work::Stop { .. } => {}
+            // Whoever waits for it sees that nothing comes.
+            Work::Export { .. } | Work::Stop { .. } => {}
         }
     }
 
@@ -488,8 +486,7 @@ impl Worker {
     /// A log's copy begins where the log begins; the session table is ahead of that, and says so, and the tree reaches back to the
     /// first position of all.
     fn export_log(&self, parts: mpsc::Sender<ExportPart>, applied: Lsn, sessions: Bytes) {
-        let (reader, to) = (self.reader.clone(), self.to.clone());
-        let tree = self.tree.clone();
+        let (reader, tree) = (self.reader.clone(), self.tree.clone());
         tokio::task::spawn_local(async move {
             let first = reader.index().first_lsn();
             let begin = match reader.end_at(first.prev()).await {
@@ -507,7 +504,6 @@ impl Worker {
                 let consistent_from = applied;
                 let _gone = parts.send(ExportPart::End { consistent_from }).await;
             }
-            let _stopped = to.send(ToVolume::Exported);
         });
     }
 
@@ -519,12 +515,11 @@ impl Worker {
         sessions: Bytes,
         size_bytes: u64,
     ) {
-        let (state, to) = (self.state.clone(), self.to.clone());
+        let state = self.state.clone();
         tokio::task::spawn_local(async move {
             if let State::Block(image) = &*state {
                 export_image(image, &parts, base, sessions, size_bytes).await;
             }
-            let _stopped = to.send(ToVolume::Exported);
         });
     }
 }

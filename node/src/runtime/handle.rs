@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use mainstay_storage::image::{Extent, ImageReadError};
-use mainstay_types::{Incarnation, Lineage, Lsn, MonoTime, VolumeSpec};
+use mainstay_types::{Incarnation, Lineage, Lsn, MonoTime, NodeId, VolumeSpec};
 use mainstay_volume::tree::{TreeAnswer, TreeError};
 use mainstay_volume::{ClientOp, ConnId, Event, OpResult, Token};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -38,9 +38,9 @@ pub enum ToVolume {
     Export {
         /// Where it goes.
         parts: mpsc::Sender<ExportPart>,
+        /// Whose copy it is to be.
+        to: NodeId,
     },
-    /// The image was read, or nobody wants it any more.
-    Exported,
     /// Hand over if primary, write a checkpoint, close the files. Answered when all of it is done.
     Stop {
         /// Told when done.

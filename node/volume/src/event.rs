@@ -118,6 +118,11 @@ pub enum Event {
         /// Last entry that the copy includes for certain.
         base: Lsn,
     },
+    /// A full copy for a learner broke off: no log is kept for it.
+    CopyBroke {
+        /// Where it was to go.
+        node: NodeId,
+    },
     /// The image that was being replaced is consistent, durably.
     Rebuilt,
     /// A connection to a node stands.

@@ -71,7 +71,7 @@ impl Volume {
             // A copy that is not registered yet is fed from here as far back as is kept for such.
             below = below.min(self.member.needed_from().max(self.kept_from()));
         }
-        let below = below.min(self.pinned.unwrap_or(below));
+        let below = below.min(self.pins.first().unwrap_or(below));
         if below > first {
             self.out.push_back(Action::Recycle { below });
         }

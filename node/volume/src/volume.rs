@@ -1,6 +1,7 @@
 //! The state machine of one volume on one node: events in, actions out.
 
 mod checkpoints;
+mod copies;
 mod feed;
 mod log;
 
@@ -13,6 +14,7 @@ use mainstay_storage::LogEnd;
 use mainstay_storage::format::EntryRef;
 use mainstay_types::{Lsn, MonoTime, NodeId, VolumeSpec};
 
+use self::copies::Pins;
 use crate::clients::Clients;
 use crate::event::{Action, ConnId, Event, Now, OpResult, Token};
 use crate::memory::Memory;
@@ -142,8 +144,7 @@ pub struct Volume {
     /// (LSN, bytes logged up to it), a sample every mebibyte: how far back `log_keep_bytes` reaches.
     logged: VecDeque<(Lsn, u64)>,
     logged_bytes: u64,
-    /// Entries from here on are needed for a full copy under way.
-    pub(crate) pinned: Option<Lsn>,
+    pub(crate) pins: Pins,
     /// Something was released that this copy still holds.
     pub(crate) release_due: bool,
     /// When the primary looks at the log's retention next.
@@ -186,7 +187,7 @@ impl Volume {
             memory: Memory::default(),
             logged: VecDeque::new(),
             logged_bytes: 0,
-            pinned: None,
+            pins: Pins::default(),
             release_due: false,
             retain_at: MonoTime::ZERO,
             copied_until: Lsn::ZERO,
@@ -251,7 +252,8 @@ impl Volume {
                     through: first.prev(),
                 },
             ),
-            Event::CopySent { node, base } => self.member.copy_sent(node, base),
+            Event::CopySent { node, base } => self.copy_sent(now, node, base),
+            Event::CopyBroke { node } => self.copy_broke_off(node),
             Event::Rebuilt => self.core(now, Input::Rebuilt),
             Event::Stalled => self.core(now, Input::Stalled),
             Event::LinkUp { node } => self.core(now, Input::LinkUp { node }),
@@ -268,6 +270,7 @@ impl Volume {
         self.flush_if_ready(now);
         self.drain_core(now);
         self.feed(now);
+        self.follow_pins(now);
         self.maybe_checkpoint();
         let settled = self.applied.min(self.member.durable());
         self.tail.evict(settled, self.config.tail_bytes);

@@ -3,7 +3,7 @@
 use mainstay_storage::format::{FLAG_ALLOCATED, encode_range, set_flags};
 
 use super::*;
-use crate::{Attachment, Outcome, Refusal};
+use crate::{Outcome, Refusal};
 
 const SHARE: u64 = 1 << 20;
 
@@ -195,18 +195,7 @@ fn ranges_that_are_ordered_and_not_applied_yet_count_as_held() {
     let mut rig = Rig::block();
     rig.volume.set_checkpoint_bytes(SHARE);
     rig.slow_checkpoints = true;
-    let attachment = Attachment {
-        name: "host".to_owned(),
-        takeover: false,
-    };
-    let open = ClientOp::Open {
-        session: SessionId(5),
-        generation: 0,
-        create: true,
-        attachment: Some(attachment),
-        token: 0,
-    };
-    assert!(matches!(rig.call(1, open), OpResult::Opened { .. }));
+    rig.attach();
     rig.checkpoint = None;
     rig.volume.set_held(0, rig.volume.applied());
     for seq in 1..=6 {

@@ -1,6 +1,7 @@
 //! Tests of a whole volume, and the rig that drives one without disk, network or clock.
 
 mod batches;
+mod copies;
 mod memory;
 mod reads;
 mod retention;
@@ -20,8 +21,8 @@ use mainstay_types::{
 };
 
 use crate::{
-    Action, ClientOp, ConnId, Direction, Event, Now, OpResult, Page, PageLimits, Sessions, Token,
-    Volume, VolumeConfig, VolumeStart, WalJob, WalWrite, WriteGate,
+    Action, Attachment, ClientOp, ConnId, Direction, Event, Now, OpResult, Page, PageLimits,
+    Sessions, Token, Volume, VolumeConfig, VolumeStart, WalJob, WalWrite, WriteGate,
 };
 
 pub(crate) const LINEAGE: Lineage = Lineage(7);
@@ -114,12 +115,33 @@ impl Rig {
 
     /// Primary of epoch 1 of a block volume.
     pub(crate) fn block() -> Self {
-        let kind = VolumeKind::Block {
-            size_bytes: 1 << 20,
-        };
-        let mut rig = Self::of_kind(kind, 1, LogEnd::ZERO, &Bytes::new(), &[]);
+        let mut rig = Self::block_copy();
         rig.promote(1);
         rig
+    }
+
+    /// An empty copy of a block volume that follows nobody yet.
+    fn block_copy() -> Self {
+        let kind = VolumeKind::Block {
+            size_bytes: 8 << 20,
+        };
+        Self::of_kind(kind, 1, LogEnd::ZERO, &Bytes::new(), &[])
+    }
+
+    /// Opens session 5 on connection 1, attached.
+    fn attach(&mut self) {
+        let attachment = Attachment {
+            name: "host".to_owned(),
+            takeover: false,
+        };
+        let open = ClientOp::Open {
+            session: SessionId(5),
+            generation: 0,
+            create: true,
+            attachment: Some(attachment),
+            token: 0,
+        };
+        assert!(matches!(self.call(1, open), OpResult::Opened { .. }));
     }
 
     /// A copy whose disk holds a checkpoint at `applied` and the entries `log`: those behind it, or all from the first one on.
@@ -230,10 +252,14 @@ impl Rig {
 
     /// The same with other members, whose answers are not needed.
     pub(crate) fn promote_with(&mut self, epoch: u64, beside: &[u32]) {
-        let epoch_of = Epoch(epoch);
+        self.promote_by(register(self.node, epoch, beside));
+    }
+
+    /// Seals at the register's epoch and becomes its primary.
+    fn promote_by(&mut self, register: Register) {
+        let epoch_of = register.epoch;
         self.message(99, MemberMessage::Seal { epoch: epoch_of });
-        let register = Box::new(register(self.node, epoch, beside));
-        self.message(99, MemberMessage::Decided(register));
+        self.message(99, MemberMessage::Decided(Box::new(register)));
         self.event(Event::Lease {
             epoch: epoch_of,
             until: MonoTime::MAX,

@@ -203,7 +203,7 @@ fn a_log_that_is_copied_whole_catches_up_with_the_state_it_was_given() {
     donor.call(CONN, append_of(7, &["f", "g"]));
     let held = &donor.log[4..];
     let base = donor.log[3].header.end();
-    let (applied, blob) = donor.volume.log_copy_begins();
+    let (applied, blob) = donor.volume.log_copy_begins(mainstay_types::NodeId(2));
     assert_eq!(applied, Lsn(10));
 
     let mut copy = Rig::opened(2, base, &blob, &[]);

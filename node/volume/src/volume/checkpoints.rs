@@ -1,6 +1,5 @@
-//! Checkpoints, the log that is recycled behind them, and the log that full copies keep.
+//! Checkpoints, and the log that is recycled behind them.
 
-use bytes::Bytes;
 use mainstay_storage::LogEnd;
 use mainstay_types::{Lsn, VolumeKind};
 
@@ -34,34 +33,6 @@ impl Volume {
         if due && self.applied <= self.member.durable() {
             self.begin_checkpoint();
         }
-    }
-
-    /// Where a full copy begins that is made from now on: the last entry applied, and the session table at it. The log
-    /// is kept from there until [`Volume::copy_ended`].
-    pub fn copy_begins(&mut self) -> Option<(LogEnd, Bytes)> {
-        let at = self.tail.end_at(self.applied)?;
-        self.pinned = Some(at.point.lsn.next());
-        Some((at, self.sessions.encode()))
-    }
-
-    /// The same for a log, all of which is fed to the copy: the last entry applied, and a session table that says that it is so far
-    /// ahead of the log's beginning.
-    pub fn log_copy_begins(&mut self) -> (Lsn, Bytes) {
-        self.pinned = Some(self.member.log().base().lsn.next());
-        let mut sessions = self.sessions.clone();
-        sessions.ahead_until = self.applied;
-        (self.applied, sessions.encode())
-    }
-
-    /// A log that was copied whole holds everything up to the state that it was given, durably.
-    #[must_use]
-    pub fn copy_is_whole(&self) -> bool {
-        self.applied >= self.copied_until && self.member.durable() >= self.copied_until
-    }
-
-    /// No full copy needs the log any more.
-    pub fn copy_ended(&mut self) {
-        self.pinned = None;
     }
 
     /// Asks for a checkpoint now, if there is anything new: for a clean stop.
@@ -98,7 +69,7 @@ impl Volume {
             .needed_from()
             .max(kept)
             .min(self.checkpointed.next());
-        let below = below.min(self.pinned.unwrap_or(below));
+        let below = below.min(self.pins.first().unwrap_or(below));
         self.out.push_back(Action::Recycle { below });
     }
 
