@@ -24,6 +24,28 @@ use crate::volume::Volume;
 /// Holder of a shared volume.
 const SHARED: &str = "shared";
 
+/// Longest name of an attachment. It is part of an entry, of every checkpoint, and of what others are refused with.
+pub const ATTACHMENT_NAME_BYTES_MAX: usize = 256;
+
+/// Whether a session may be opened so at all, whatever the state is.
+///
+/// # Errors
+/// [`Refusal::BadRequest`].
+pub fn check_opening(session: SessionId, attachment: Option<&Attachment>) -> Result<(), Refusal> {
+    // Entries of session zero are the primary's own.
+    if session == SessionId(0) {
+        return Err(Refusal::BadRequest(
+            "session 0 stands for none: choose another number, at random",
+        ));
+    }
+    if attachment.is_some_and(|wanted| wanted.name.len() > ATTACHMENT_NAME_BYTES_MAX) {
+        return Err(Refusal::BadRequest(
+            "the name of an attachment is at most 256 bytes long",
+        ));
+    }
+    Ok(())
+}
+
 impl Volume {
     /// Takes the volume for `session`, or joins the holder of the same name. Answers where the attachment is in the log.
     pub(crate) fn take_attachment(

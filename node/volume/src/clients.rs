@@ -8,6 +8,7 @@ use mainstay_storage::EntryKind;
 use mainstay_storage::format::encode_unstamped;
 use mainstay_types::{Epoch, Lsn, MonoTime, NodeId, SessionId};
 
+use crate::attach::check_opening;
 use crate::event::{Action, Attachment, ClientOp, ConnId, Now, OpResult, Refusal, Token};
 use crate::gather::Gather;
 use crate::mutations::{FLAGS, Mutation, committed};
@@ -364,6 +365,7 @@ impl Volume {
         attachment: Option<Attachment>,
         writer: u64,
     ) -> Result<Option<OpResult>, Refusal> {
+        check_opening(session, attachment.as_ref())?;
         if let Some(fence) = self.check_token(session, writer)? {
             return self.refuse_fenced(conn, token, fence);
         }

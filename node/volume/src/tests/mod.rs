@@ -4,6 +4,7 @@ mod batches;
 mod memory;
 mod reads;
 mod retention;
+mod sessions;
 mod tokens;
 mod trims;
 
