@@ -15,7 +15,7 @@
 
 use mainstay_storage::EntryKind;
 use mainstay_storage::format::encode_unstamped;
-use mainstay_types::{Lsn, SessionId};
+use mainstay_types::{Lsn, SessionId, VolumeKind};
 
 use crate::event::{Attachment, Refusal};
 use crate::sessions::Attached;
@@ -53,6 +53,10 @@ impl Volume {
         session: SessionId,
         wanted: Attachment,
     ) -> Result<Lsn, Refusal> {
+        // A log is not held: an attachment would end the session of every writer.
+        if self.spec.kind == VolumeKind::Log {
+            return Err(Refusal::WrongKind);
+        }
         let shared = self
             .member
             .register()

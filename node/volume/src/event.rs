@@ -154,7 +154,7 @@ pub enum ClientOp {
         generation: u32,
         /// Make the session if it is not known. Without it, an unknown session is refused.
         create: bool,
-        /// Exclusive use of a block volume.
+        /// Exclusive use of a block volume; refused for a log.
         attachment: Option<Attachment>,
         /// Of the writer of a log: every older one, and every writer without one, appends nothing behind this. Zero for none.
         token: u64,

@@ -55,3 +55,17 @@ fn a_session_has_a_number() {
     );
     assert_eq!(rig.log.len(), 1);
 }
+
+/// Whoever names the wrong volume is told so, and its writers do not notice.
+#[test]
+fn a_log_is_not_attached() {
+    let mut rig = Rig::primary();
+    rig.open(1, 5);
+    let refused = rig.call(2, attaching(6, "host".to_owned()));
+    assert_eq!(refused, OpResult::Refused(Refusal::WrongKind));
+    let committed = rig.call(1, append_of(1, &["a"]));
+    assert!(
+        matches!(committed, OpResult::Committed { lsn: Lsn(3), .. }),
+        "{committed:?}"
+    );
+}
