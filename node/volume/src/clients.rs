@@ -1,5 +1,7 @@
 //! Clients of a primary: sessions, duplicates, and answers at the commit point (R9).
 
+mod waiting;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::BytesMut;
@@ -89,13 +91,15 @@ pub(crate) struct Clients {
     pub(crate) proposed: BTreeMap<SessionId, Proposed>,
     /// Who will hold the volume once everything proposed is committed.
     pub(crate) attached: Option<Attached>,
-    /// Sessions whose end is proposed.
+    /// Sessions whose end is ordered and not committed. Nothing of theirs is ordered behind it.
     pub(crate) closing: BTreeSet<SessionId>,
     /// By place, which rises.
     waiting: VecDeque<(Lsn, Waiter)>,
     parked: VecDeque<(ConnId, Token, ClientOp)>,
     /// In the order in which they came, until there is memory for them.
     no_room: VecDeque<(ConnId, Token, ClientOp)>,
+    /// Opens of sessions whose end is ordered, until that is committed.
+    ending: VecDeque<(ConnId, Token, ClientOp)>,
     staged: Vec<BytesMut>,
     staged_count: u64,
     staged_bytes: usize,
@@ -119,6 +123,7 @@ impl Clients {
         self.conns.remove(&conn);
         self.parked.retain(|(c, _, _)| *c != conn);
         self.no_room.retain(|(c, _, _)| *c != conn);
+        self.ending.retain(|(c, _, _)| *c != conn);
     }
 
     /// Begins where the committed prefix ends: everything of earlier epochs is in the table by now. A role that comes
@@ -215,6 +220,11 @@ impl Volume {
         );
         if ordered && (self.memory_is_full() || !self.clients.no_room.is_empty()) {
             return self.clients.no_room.push_back((conn, token, op));
+        }
+        if let Some(session) = op.opens()
+            && self.clients.closing.contains(&session)
+        {
+            return self.clients.ending.push_back((conn, token, op));
         }
         let done = match op {
             ClientOp::Open {
@@ -315,28 +325,6 @@ impl Volume {
             Ok(None) => {}
             Ok(Some(result)) => self.reply(conn, token, result),
             Err(refusal) => self.reply(conn, token, OpResult::Refused(refusal)),
-        }
-    }
-
-    fn park(&mut self, conn: ConnId, token: Token, op: ClientOp) {
-        if self.clients.parked.len() >= self.config.parked_max {
-            return self.reply(conn, token, OpResult::Refused(Refusal::Overloaded));
-        }
-        self.clients.parked.push_back((conn, token, op));
-    }
-
-    pub(crate) fn unpark(&mut self, now: Now) {
-        for (conn, token, op) in std::mem::take(&mut self.clients.parked) {
-            self.handle_client(now, conn, token, op);
-        }
-    }
-
-    /// Takes what waited for memory.
-    pub(crate) fn take_up(&mut self, now: Now) {
-        if !self.memory_is_full() {
-            for (conn, token, op) in std::mem::take(&mut self.clients.no_room) {
-                self.handle_client(now, conn, token, op);
-            }
         }
     }
 
@@ -551,6 +539,7 @@ impl Volume {
                 Wanted::Refused { current } => OpResult::Refused(Refusal::FencedToken { current }),
                 Wanted::Closed { session } => {
                     self.clients.closing.remove(&session);
+                    self.clients.proposed.remove(&session);
                     OpResult::Closed
                 }
             };
@@ -570,21 +559,6 @@ impl Volume {
         };
         if table.is_some_and(same) {
             self.clients.proposed.remove(&session);
-        }
-    }
-
-    /// This node is not primary any more: what waits has an outcome that others will tell.
-    pub(crate) fn interrupt_clients(&mut self) {
-        let clients = std::mem::take(&mut self.clients);
-        for (_, waiter) in clients.waiting {
-            self.reply(waiter.conn, waiter.token, OpResult::Interrupted);
-        }
-        let refusal = self.not_primary();
-        for (conn, token, _) in clients.parked.into_iter().chain(clients.no_room) {
-            self.reply(conn, token, OpResult::Refused(refusal.clone()));
-        }
-        for id in self.reads.keys().copied().collect::<Vec<_>>() {
-            self.refuse_read(id);
         }
     }
 

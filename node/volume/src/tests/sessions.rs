@@ -69,3 +69,71 @@ fn a_log_is_not_attached() {
         "{committed:?}"
     );
 }
+
+fn opening_as(session: u64, generation: u32, create: bool) -> ClientOp {
+    ClientOp::Open {
+        session: SessionId(session),
+        generation,
+        create,
+        attachment: None,
+        token: 0,
+    }
+}
+
+/// A session that has ordered its last append and its end, and has lost its connection before either is committed.
+fn closing() -> Rig {
+    let mut rig = Rig::primary();
+    rig.open(1, 5);
+    rig.hold = true;
+    rig.ask(1, 1, append_of(1, &["last"]));
+    rig.ask(1, 2, ClientOp::Close);
+    rig.event(Event::ConnClosed { conn: 1 });
+    rig
+}
+
+/// The session's next connection is told that nobody knows how its append ended, and not that it was refused: it is committed.
+#[test]
+fn a_session_that_ends_is_not_taken_for_one_that_goes_on() {
+    let mut rig = closing();
+    rig.ask(2, 3, opening_as(5, 2, false));
+    rig.store(1);
+    assert_eq!(rig.reply(2, 3), None, "the end is not committed yet");
+    rig.store(10);
+    assert_eq!(
+        rig.reply(2, 3),
+        Some(OpResult::Refused(Refusal::UnknownSession))
+    );
+    assert_eq!(rig.records(), [(3, "last".to_owned())]);
+}
+
+#[test]
+fn a_session_that_is_made_anew_behind_its_end_begins_with_number_one() {
+    let mut rig = closing();
+    rig.ask(2, 3, opening_as(5, 2, true));
+    rig.ask(3, 4, opening_as(5, 3, true));
+    rig.event(Event::ConnClosed { conn: 3 });
+    rig.hold = false;
+    rig.store(10);
+    let opened = rig.reply(2, 3);
+    assert!(
+        matches!(opened, Some(OpResult::Opened { next_seq: 1, .. })),
+        "{opened:?}"
+    );
+    let committed = rig.call(2, append_of(1, &["first"]));
+    assert!(
+        matches!(committed, OpResult::Committed { .. }),
+        "{committed:?}"
+    );
+    assert_eq!(rig.reply(3, 4), None, "it has gone");
+}
+
+#[test]
+fn who_waits_for_the_end_of_a_session_is_answered_when_the_role_ends() {
+    let mut rig = closing();
+    rig.ask(2, 3, opening_as(5, 2, false));
+    rig.depose(2);
+    assert!(matches!(
+        rig.reply(2, 3),
+        Some(OpResult::Refused(Refusal::NotPrimary { .. }))
+    ));
+}
