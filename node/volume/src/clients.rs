@@ -71,10 +71,8 @@ pub(crate) enum Wanted {
         session: SessionId,
         seq: u64,
     },
-    /// To hear that a newer writer's token fenced it.
-    Refused {
-        current: u64,
-    },
+    /// To be refused because of an entry.
+    Refused(Refusal),
 }
 
 #[derive(Debug)]
@@ -453,6 +451,27 @@ impl Volume {
         }
     }
 
+    /// Refuses because of the entry at `because`, once that is committed: a failover may take it away, and then nobody may have been
+    /// told of it.
+    pub(crate) fn refuse_behind(
+        &mut self,
+        conn: ConnId,
+        token: Token,
+        because: Lsn,
+        refusal: Refusal,
+    ) -> Result<Option<OpResult>, Refusal> {
+        if because <= self.applied {
+            return Err(refusal);
+        }
+        let waiter = Waiter {
+            conn,
+            token,
+            wanted: Wanted::Refused(refusal),
+        };
+        self.clients.wait_among(because, waiter);
+        Ok(None)
+    }
+
     /// Waits for the entry that is staged next.
     fn wait(&mut self, conn: ConnId, token: Token, wanted: Wanted) {
         let lsn = self.next_lsn();
@@ -536,7 +555,7 @@ impl Volume {
                         commit: lsn,
                     }
                 }
-                Wanted::Refused { current } => OpResult::Refused(Refusal::FencedToken { current }),
+                Wanted::Refused(refusal) => OpResult::Refused(refusal),
                 Wanted::Closed { session } => {
                     self.clients.closing.remove(&session);
                     self.clients.proposed.remove(&session);

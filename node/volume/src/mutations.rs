@@ -70,10 +70,11 @@ impl Volume {
         }
         let lsn = self.next_lsn();
         if let Some(expected) = mutation.expected.filter(|expected| *expected != lsn) {
-            return Err(Refusal::UnexpectedLsn {
+            let refusal = Refusal::UnexpectedLsn {
                 expected,
                 next: lsn,
-            });
+            };
+            return self.refuse_behind(conn, token, lsn.prev(), refusal);
         }
         if retains {
             self.clients.policy = lsn;

@@ -1,6 +1,7 @@
 //! Tests of a whole volume, and the rig that drives one without disk, network or clock.
 
 mod batches;
+mod conditions;
 mod memory;
 mod reads;
 mod retention;
