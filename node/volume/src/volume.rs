@@ -36,7 +36,7 @@ pub struct VolumeConfig {
     pub checkpoint_bytes: u64,
     /// Log kept behind the checkpoint for members that are behind.
     pub log_keep_bytes: u64,
-    /// Operations that wait while there is no primary that accepts.
+    /// Operations that wait while it is not decided whether this node is primary. Whoever comes behind them is to come again.
     pub parked_max: usize,
 }
 

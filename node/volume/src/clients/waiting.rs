@@ -3,14 +3,18 @@
 use mainstay_replication::Role;
 use mainstay_types::SessionId;
 
-use crate::event::{ClientOp, ConnId, Now, OpResult, Refusal, Token};
+use crate::event::{ClientOp, ConnId, Now, OpResult, Token};
 use crate::volume::Volume;
 
 impl Volume {
-    /// Keeps `op` until it is decided whether this node is primary.
+    /// Keeps `op` until it is decided whether this node is primary. If too many are kept, its client is sent away to come back.
     pub(super) fn park(&mut self, conn: ConnId, token: Token, op: ClientOp) {
         if self.clients.parked.len() >= self.config.parked_max {
-            return self.reply(conn, token, OpResult::Refused(Refusal::Overloaded));
+            // All that the client has under way comes again, in order, on another connection. Nothing of this one is taken until then:
+            // a higher number that got in first would have this one refused.
+            self.clients.conns.remove(&conn);
+            let refusal = self.not_primary();
+            return self.reply(conn, token, OpResult::Refused(refusal));
         }
         self.clients.parked.push_back((conn, token, op));
     }

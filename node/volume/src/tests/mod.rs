@@ -2,6 +2,7 @@
 
 mod batches;
 mod conditions;
+mod handovers;
 mod memory;
 mod reads;
 mod retention;
