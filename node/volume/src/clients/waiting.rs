@@ -1,6 +1,5 @@
 //! Operations that wait before they are taken: for this node to be primary, for memory, for the end of a session.
 
-use mainstay_replication::Role;
 use mainstay_types::SessionId;
 
 use crate::event::{ClientOp, ConnId, Now, OpResult, Token};
@@ -32,6 +31,10 @@ impl Volume {
     /// is known, to hear what became of the write; the end is committed and makes the session unknown; the connection begins
     /// it anew behind that, with nothing in its table, and the write, which is committed, is told to have been refused, or taken again.
     pub(crate) fn take_up(&mut self, now: Now) {
+        // While a switchover is under way, what was here first would be kept behind what came later.
+        if !self.member.accepts() {
+            return;
+        }
         for (conn, token, op) in std::mem::take(&mut self.clients.ending) {
             match op.opens() {
                 Some(session) if self.clients.closing.contains(&session) => {
