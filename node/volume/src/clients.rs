@@ -407,6 +407,11 @@ impl Volume {
                 Err(Refusal::Superseded { asked, present })
             }
             None if !create => Err(Refusal::UnknownSession),
+            // None is above the greatest: the session stands and nobody opens it again.
+            Some(u32::MAX) => Err(Refusal::Superseded {
+                asked,
+                present: u32::MAX,
+            }),
             present if asked == 0 => Ok(present.unwrap_or(0) + 1),
             _ => Ok(asked),
         }
@@ -545,7 +550,8 @@ impl Volume {
                         conn.ready = true;
                     }
                     // Whatever the session had in the log lies before this entry, so it is in the table by now.
-                    let next_seq = self.sessions.get(session).map_or(0, |s| s.last_seq) + 1;
+                    let last_seq = self.sessions.get(session).map_or(0, |s| s.last_seq);
+                    let next_seq = last_seq.saturating_add(1);
                     self.forget_proposed(session, 0);
                     let epoch = self.member.sealed();
                     OpResult::Opened {

@@ -134,6 +134,11 @@ impl Volume {
     }
 
     fn check_mutation(&self, mutation: &Mutation) -> Result<(), Refusal> {
+        if mutation.seq == u64::MAX {
+            return Err(Refusal::BadRequest(
+                "a sequence number above which there is no other",
+            ));
+        }
         self.check_entry(&mutation.entry)?;
         if mutation.more.is_empty() {
             return Ok(());

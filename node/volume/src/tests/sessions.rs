@@ -137,3 +137,38 @@ fn who_waits_for_the_end_of_a_session_is_answered_when_the_role_ends() {
         Some(OpResult::Refused(Refusal::NotPrimary { .. }))
     ));
 }
+
+/// Numbers that a client chooses: the greatest ones are no way to end the process, nor to begin again from zero.
+#[test]
+fn numbers_above_which_there_is_no_other_are_refused() {
+    let mut rig = Rig::primary();
+    let greatest = rig.call(1, opening_as(5, u32::MAX, true));
+    assert!(
+        matches!(
+            greatest,
+            OpResult::Opened {
+                generation: u32::MAX,
+                ..
+            }
+        ),
+        "{greatest:?}"
+    );
+    let beyond = rig.call(1, append_of(u64::MAX, &["a"]));
+    assert!(
+        matches!(beyond, OpResult::Refused(Refusal::BadRequest(_))),
+        "{beyond:?}"
+    );
+    assert!(matches!(
+        rig.call(1, append_of(u64::MAX - 1, &["a"])),
+        OpResult::Committed { .. }
+    ));
+    for generation in [0, u32::MAX] {
+        assert_eq!(
+            rig.call(2, opening_as(5, generation, false)),
+            OpResult::Refused(Refusal::Superseded {
+                asked: generation,
+                present: u32::MAX
+            })
+        );
+    }
+}
