@@ -219,7 +219,10 @@ impl Volume {
         }
         match event {
             Event::Client { conn, token, op } => self.handle_client(now, conn, token, op),
-            Event::ConnClosed { conn } => self.clients.closed(conn),
+            Event::ConnClosed { conn } => {
+                self.clients.closed(conn);
+                self.forget_reads(conn);
+            }
             Event::Peer { envelope, batch } => self.handle_peer(now, envelope, batch),
             Event::Register { from, body } => self.core(now, Input::Register { from, body }),
             Event::Stored { op } => self.core(now, Input::Persisted(op)),
