@@ -1,6 +1,6 @@
 //! The first request of a client's stream: which volume it opens, how, and what it is told.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use mainstay_proto::v1 as pb;
@@ -11,9 +11,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tonic::Status;
 
+use super::under_way::UnderWay;
 use super::{Opened, Stream};
 use crate::runtime::handle::{ConnAnswer, ToVolume};
-use crate::runtime::places::Places;
 use crate::runtime::silence::Silence;
 use crate::runtime::{client_replies as replies, clock, rounds};
 
@@ -64,11 +64,7 @@ impl Stream {
             read_only: open.read_only,
             tails: BTreeMap::new(),
             late: JoinSet::new(),
-            pending: BTreeMap::new(),
-            places: Places::default(),
-            pending_bytes: 0,
-            flushes: VecDeque::new(),
-            in_flight: 0,
+            under_way: UnderWay::default(),
             silence: None,
         };
         let _stopped = opened.handle.to.send(ToVolume::Connect {
