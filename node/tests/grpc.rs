@@ -14,6 +14,7 @@ use mainstay_proto::v1::client_request::Body as Ask;
 use mainstay_types::{Lsn, VolumeKind};
 use support::Cluster;
 use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -174,5 +175,93 @@ async fn the_tails_of_one_stream_are_bounded_and_end_when_they_are_told_to() {
     ask(8, tail());
     let ended = answers.message().await.expect_err("broken off");
     assert_eq!(ended.code(), tonic::Code::InvalidArgument);
+    cluster.shut_down().await;
+}
+
+/// The stream that `open` and `ask` are the first requests of: its first two answers, or what it ended with.
+async fn first_answers(cluster: &Cluster, open: pb::Open, ask: Ask) -> Vec<Said> {
+    let requests = [Ask::Open(open), ask].into_iter().zip(0..);
+    let requests = requests.map(|(body, tag)| pb::ClientRequest {
+        tag,
+        body: Some(body),
+    });
+    let requests: Vec<_> = requests.collect();
+    let asked = tokio_stream::iter(requests).chain(tokio_stream::pending());
+    let mut client = ClientClient::new(channel(cluster).await)
+        .max_decoding_message_size(mainstay_proto::MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(mainstay_proto::MESSAGE_BYTES_MAX);
+    let mut answers = client.volume(asked).await.expect("a stream").into_inner();
+    let mut said = Vec::new();
+    while said.len() < 2
+        && let Some(answer) = answers.message().await.expect("no error")
+    {
+        said.extend(answer.body);
+    }
+    said
+}
+
+/// What no client of ours asks: it is refused, and the node goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_asks_for_too_much_memory_or_names_no_session_is_refused() {
+    use pb::refused::Reason;
+
+    const MOST: u32 = 16 << 20;
+    let cluster = Cluster::of(1, 1).await;
+    let size_bytes = 64 << 20;
+    let create = volume::Create::new("disk", VolumeKind::Block { size_bytes });
+    let created = volume::create(&create, cluster.endpoints(), &mut Vec::new()).await;
+    created.expect("created");
+    let reason = |said: &Said| match said {
+        Said::Refused(refused) => refused.reason.clone(),
+        other => panic!("not refused: {other:?}"),
+    };
+    let open = |session, attached: usize| pb::Open {
+        volume: "disk".to_owned(),
+        session,
+        create: true,
+        patience_ms: 10_000,
+        attachment: (attached > 0).then(|| pb::Attachment {
+            name: "a".repeat(attached),
+            takeover: true,
+        }),
+        ..pb::Open::default()
+    };
+    let read = |len| Ask::Read(pb::Read { offset: 0, len });
+    for open in [open(0, 0), open(7, 257), open(7, 17 << 20)] {
+        let said = first_answers(&cluster, open, read(1)).await;
+        assert_eq!(said.len(), 1, "the stream has ended");
+        assert!(matches!(reason(&said[0]), Some(Reason::BadRequest(_))));
+    }
+    let said = first_answers(&cluster, open(7, 256), read(MOST + 1)).await;
+    assert!(matches!(said[0], Said::Opened(_)), "{:?}", said[0]);
+    assert!(matches!(
+        reason(&said[1]),
+        Some(Reason::TooLarge(pb::TooLarge { bytes_max })) if bytes_max == u64::from(MOST)
+    ));
+    let said = first_answers(&cluster, open(7, 256), read(MOST)).await;
+    assert!(matches!(&said[1], Said::Data(data) if data.data.len() == MOST as usize));
+    cluster.shut_down().await;
+}
+
+/// Each stream is a task: one connection holds no more than so many.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_streams_of_one_connection_are_bounded() {
+    let cluster = Cluster::of(1, 1).await;
+    let channel = channel(&cluster).await;
+    let stream = || async {
+        let mut client = ClientClient::new(channel.clone());
+        let patience = std::time::Duration::from_secs(2);
+        let asked = client.volume(tokio_stream::pending::<pb::ClientRequest>());
+        tokio::time::timeout(patience, asked).await
+    };
+    let mut streams = Vec::new();
+    for number in 0..4096 {
+        let stream = stream().await.expect("at once").expect("a stream");
+        streams.push((number, stream));
+    }
+    assert!(stream().await.is_err(), "waits until another has ended");
+    drop(streams.split_off(4000));
+    let again = stream().await.expect("at once");
+    again.expect("a stream");
     cluster.shut_down().await;
 }

@@ -242,7 +242,7 @@ impl Default for StorageSection {
 pub struct LimitsSection {
     /// Largest record of a log and largest atomic batch, inclusive.
     pub record_bytes_max: u64,
-    /// Bytes of writes that one client may have unanswered.
+    /// Bytes of writes and of reads of a block volume, together, that one client may have unanswered.
     pub client_bytes_max: u64,
     /// Volumes of this node.
     pub volumes_max: u32,

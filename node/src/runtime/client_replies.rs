@@ -211,7 +211,9 @@ pub(super) fn refused(refused: &Refusal) -> Reply {
         Refusal::TooManyRecords { limit, .. } => Reason::TooManyRecords(pb::TooManyRecords {
             records_max: count_of(*limit),
         }),
-        Refusal::TrimBeyondEnd { .. } => Reason::BadRequest(pb::BadRequest {}),
+        Refusal::BadRequest(_) | Refusal::TrimBeyondEnd { .. } => {
+            Reason::BadRequest(pb::BadRequest {})
+        }
         Refusal::WrongKind => Reason::WrongKind(pb::WrongKind { kind: None }),
         Refusal::UnknownSession => Reason::UnknownSession(pb::UnknownSession {}),
         Refusal::ResultForgotten { .. } => Reason::ResultForgotten(pb::ResultForgotten {}),

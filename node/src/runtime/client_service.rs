@@ -2,8 +2,9 @@
 
 mod open;
 mod tail;
+mod under_way;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,13 +26,10 @@ use tonic::{Request, Response, Status, Streaming};
 use super::client_ops::{mutation_op, payload, read_op, tree_op};
 use super::committed_reads::{ReadHere, committed_read};
 use super::handle::{ConnAnswer, ConnReply, ToVolume, VolumeHandle};
-use super::places::Places;
 use super::silence::Silence;
 use super::{Node, client_replies as replies, clock};
 use tail::Tail;
-
-/// Operations of one stream under way; more wait in the stream.
-const IN_FLIGHT_MAX: usize = 8192;
+use under_way::UnderWay;
 
 /// Requests that have arrived together are handed on together, up to this many...
 const REQUESTS_AT_ONCE: usize = 512;
@@ -128,23 +126,12 @@ struct Opened {
     tails: BTreeMap<u64, tokio::task::JoinHandle<()>>,
     /// Reads of what is committed here, until the copy knows enough. End with the stream.
     late: JoinSet<()>,
-    /// Mutations without an answer, by tag: place among the stream's mutations, and payload.
-    pending: BTreeMap<u64, (u64, u64)>,
-    places: Places,
-    pending_bytes: u64,
-    /// Flushes that wait for every mutation before a place.
-    flushes: VecDeque<(u64, u64)>,
-    in_flight: usize,
+    under_way: UnderWay,
     /// Of a forwarder's stream.
     silence: Option<Silence>,
 }
 
 impl Opened {
-    /// Whether no more is taken from the stream for now.
-    fn is_full(&self, bytes_max: u64) -> bool {
-        self.in_flight >= IN_FLIGHT_MAX || (self.pending_bytes >= bytes_max && self.in_flight > 0)
-    }
-
     /// Nothing is taken from a forwarder that was silent for too long. It opens another stream, if it may still forward what it
     /// holds.
     fn check_silence(&self) -> Result<(), Status> {
@@ -198,7 +185,7 @@ impl Stream {
             .map_or(Duration::MAX, Silence::ping_every);
         let mut tick = pin!(tokio::time::sleep(Duration::ZERO));
         loop {
-            let full = opened.is_full(node.settings.client_bytes_max);
+            let full = opened.under_way.is_full(node.settings.client_bytes_max);
             tokio::select! {
                 biased;
                 () = &mut tick, if opened.silence.is_some() => {
@@ -243,11 +230,12 @@ impl Stream {
         request: pb::ClientRequest,
     ) -> Result<bool, Status> {
         let bytes_max = self.node.settings.client_bytes_max;
-        let bytes_before = opened.pending_bytes;
+        let bytes_before = opened.under_way.mutation_bytes();
         self.take(opened, request).await?;
         while opened.taken.len() < REQUESTS_AT_ONCE
-            && opened.pending_bytes - bytes_before < REQUEST_BYTES_AT_ONCE
-            && !opened.is_full(bytes_max)
+            // Fewer than before if a tag is used twice.
+            && opened.under_way.mutation_bytes().saturating_sub(bytes_before) < REQUEST_BYTES_AT_ONCE
+            && !opened.under_way.is_full(bytes_max)
         {
             // Dropping the future loses nothing: what has arrived stays in the stream.
             match self.requests.message().now_or_never() {
@@ -293,7 +281,7 @@ impl Stream {
             }
             Body::Flush(_) => {
                 // Every write is answered when committed, so a flush only waits for the answers before it.
-                opened.flushes.push_back((tag, opened.places.next()));
+                opened.under_way.take_flush(tag);
                 return self.answer_flushes(opened).await;
             }
             Body::Pong(pong) => {
@@ -322,10 +310,7 @@ impl Stream {
                 }
             }
             Body::Close(_) => ClientOp::Close,
-            Body::Read(read) => ClientOp::ReadBlock {
-                offset: read.offset,
-                len: read.len,
-            },
+            Body::Read(read) => return self.take_read(opened, tag, &read).await,
             Body::Allocation(range) => {
                 if range.len == 0 {
                     let refused = replies::bad_request("a range without bytes");
@@ -369,8 +354,27 @@ impl Stream {
                 return self.take_mutation(opened, tag, made).await;
             }
         };
-        opened.in_flight += 1;
+        opened.under_way.take();
         opened.taken.push((tag, op));
+        Ok(())
+    }
+
+    /// A read is no longer than a write may be, and holds as much memory until it is answered.
+    async fn take_read(
+        &self,
+        opened: &mut Opened,
+        tag: u64,
+        read: &pb::Read,
+    ) -> Result<(), Status> {
+        let limit = replies::PAYLOAD_BYTES_MAX;
+        if read.len as usize > limit {
+            return self.send(tag, replies::too_large(limit as u64)).await;
+        }
+        let (offset, len) = (read.offset, read.len);
+        opened.under_way.take_read(tag, u64::from(len));
+        opened
+            .taken
+            .push((tag, ClientOp::ReadBlock { offset, len }));
         Ok(())
     }
 
@@ -407,9 +411,7 @@ impl Stream {
         }
         match made {
             Ok((op, bytes)) => {
-                opened.pending.insert(tag, (opened.places.take(), bytes));
-                opened.pending_bytes += bytes;
-                opened.in_flight += 1;
+                opened.under_way.take_mutation(tag, bytes);
                 opened.taken.push((tag, op));
                 Ok(())
             }
@@ -426,11 +428,7 @@ impl Stream {
         let mut committed = Vec::new();
         let block = matches!(opened.handle.spec.kind, VolumeKind::Block { .. });
         for ConnReply { token, answer } in replies {
-            opened.in_flight = opened.in_flight.saturating_sub(1);
-            if let Some((place, bytes)) = opened.pending.remove(&token) {
-                opened.places.settle(place);
-                opened.pending_bytes -= bytes;
-            }
+            opened.under_way.answered(token);
             let body = match answer {
                 ConnAnswer::Result(OpResult::Committed { lsn, count, arg }) => {
                     let timestamp_us = if block { 0 } else { arg / 1000 };
@@ -462,11 +460,7 @@ impl Stream {
     }
 
     async fn answer_flushes(&self, opened: &mut Opened) -> Result<(), Status> {
-        let settled = opened.places.settled_before();
-        while let Some((tag, _)) = opened
-            .flushes
-            .pop_front_if(|(_, before)| *before <= settled)
-        {
+        while let Some(tag) = opened.under_way.next_flushed() {
             let commit = opened.handle.commit.borrow().0;
             self.send(tag, Reply::Flushed(pb::Flushed { commit }))
                 .await?;

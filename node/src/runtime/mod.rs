@@ -139,7 +139,7 @@ pub struct Settings {
     pub fence: Option<OperatorCommand>,
     /// What is run when a volume here becomes primary and when it ceases to be; `volume` says whether it waits for that.
     pub hooks: HookCommands,
-    /// Unanswered payload of one client connection.
+    /// Unanswered payload of one client connection: of writes, and of what reads of a block volume asked for.
     pub client_bytes_max: u64,
     /// Greatest block volume.
     pub volume_bytes_max: u64,

@@ -15,7 +15,7 @@
 
 use mainstay_storage::EntryKind;
 use mainstay_storage::format::encode_unstamped;
-use mainstay_types::{Lsn, SessionId};
+use mainstay_types::{Lsn, SessionId, VolumeKind};
 
 use crate::event::{Attachment, Refusal};
 use crate::sessions::Attached;
@@ -24,6 +24,28 @@ use crate::volume::Volume;
 /// Holder of a shared volume.
 const SHARED: &str = "shared";
 
+/// Longest name of an attachment. It is part of an entry, of every checkpoint, and of what others are refused with.
+pub const ATTACHMENT_NAME_BYTES_MAX: usize = 256;
+
+/// Whether a session may be opened so at all, whatever the state is.
+///
+/// # Errors
+/// [`Refusal::BadRequest`].
+pub fn check_opening(session: SessionId, attachment: Option<&Attachment>) -> Result<(), Refusal> {
+    // Entries of session zero are the primary's own.
+    if session == SessionId(0) {
+        return Err(Refusal::BadRequest(
+            "session 0 stands for none: choose another number, at random",
+        ));
+    }
+    if attachment.is_some_and(|wanted| wanted.name.len() > ATTACHMENT_NAME_BYTES_MAX) {
+        return Err(Refusal::BadRequest(
+            "the name of an attachment is at most 256 bytes long",
+        ));
+    }
+    Ok(())
+}
+
 impl Volume {
     /// Takes the volume for `session`, or joins the holder of the same name. Answers where the attachment is in the log.
     pub(crate) fn take_attachment(
@@ -31,6 +53,10 @@ impl Volume {
         session: SessionId,
         wanted: Attachment,
     ) -> Result<Lsn, Refusal> {
+        // A log is not held: an attachment would end the session of every writer.
+        if self.spec.kind == VolumeKind::Log {
+            return Err(Refusal::WrongKind);
+        }
         let shared = self
             .member
             .register()

@@ -1,5 +1,7 @@
 //! Clients of a primary: sessions, duplicates, and answers at the commit point (R9).
 
+mod waiting;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::BytesMut;
@@ -8,6 +10,7 @@ use mainstay_storage::EntryKind;
 use mainstay_storage::format::encode_unstamped;
 use mainstay_types::{Epoch, Lsn, MonoTime, NodeId, SessionId};
 
+use crate::attach::check_opening;
 use crate::event::{Action, Attachment, ClientOp, ConnId, Now, OpResult, Refusal, Token};
 use crate::gather::Gather;
 use crate::mutations::{FLAGS, Mutation, committed};
@@ -68,10 +71,8 @@ pub(crate) enum Wanted {
         session: SessionId,
         seq: u64,
     },
-    /// To hear that a newer writer's token fenced it.
-    Refused {
-        current: u64,
-    },
+    /// To be refused because of an entry.
+    Refused(Refusal),
 }
 
 #[derive(Debug)]
@@ -88,13 +89,15 @@ pub(crate) struct Clients {
     pub(crate) proposed: BTreeMap<SessionId, Proposed>,
     /// Who will hold the volume once everything proposed is committed.
     pub(crate) attached: Option<Attached>,
-    /// Sessions whose end is proposed.
+    /// Sessions whose end is ordered and not committed. Nothing of theirs is ordered behind it.
     pub(crate) closing: BTreeSet<SessionId>,
     /// By place, which rises.
     waiting: VecDeque<(Lsn, Waiter)>,
     parked: VecDeque<(ConnId, Token, ClientOp)>,
     /// In the order in which they came, until there is memory for them.
     no_room: VecDeque<(ConnId, Token, ClientOp)>,
+    /// Opens of sessions whose end is ordered, until that is committed.
+    ending: VecDeque<(ConnId, Token, ClientOp)>,
     staged: Vec<BytesMut>,
     staged_count: u64,
     staged_bytes: usize,
@@ -118,6 +121,7 @@ impl Clients {
         self.conns.remove(&conn);
         self.parked.retain(|(c, _, _)| *c != conn);
         self.no_room.retain(|(c, _, _)| *c != conn);
+        self.ending.retain(|(c, _, _)| *c != conn);
     }
 
     /// Begins where the committed prefix ends: everything of earlier epochs is in the table by now. A role that comes
@@ -214,6 +218,11 @@ impl Volume {
         );
         if ordered && (self.memory_is_full() || !self.clients.no_room.is_empty()) {
             return self.clients.no_room.push_back((conn, token, op));
+        }
+        if let Some(session) = op.opens()
+            && self.clients.closing.contains(&session)
+        {
+            return self.clients.ending.push_back((conn, token, op));
         }
         let done = match op {
             ClientOp::Open {
@@ -317,28 +326,6 @@ impl Volume {
         }
     }
 
-    fn park(&mut self, conn: ConnId, token: Token, op: ClientOp) {
-        if self.clients.parked.len() >= self.config.parked_max {
-            return self.reply(conn, token, OpResult::Refused(Refusal::Overloaded));
-        }
-        self.clients.parked.push_back((conn, token, op));
-    }
-
-    pub(crate) fn unpark(&mut self, now: Now) {
-        for (conn, token, op) in std::mem::take(&mut self.clients.parked) {
-            self.handle_client(now, conn, token, op);
-        }
-    }
-
-    /// Takes what waited for memory.
-    pub(crate) fn take_up(&mut self, now: Now) {
-        if !self.memory_is_full() {
-            for (conn, token, op) in std::mem::take(&mut self.clients.no_room) {
-                self.handle_client(now, conn, token, op);
-            }
-        }
-    }
-
     pub(crate) fn not_primary(&self) -> Refusal {
         let primary: Option<NodeId> = match self.member.role() {
             Role::Replica { primary, .. } => Some(primary),
@@ -364,6 +351,7 @@ impl Volume {
         attachment: Option<Attachment>,
         writer: u64,
     ) -> Result<Option<OpResult>, Refusal> {
+        check_opening(session, attachment.as_ref())?;
         if let Some(fence) = self.check_token(session, writer)? {
             return self.refuse_fenced(conn, token, fence);
         }
@@ -419,6 +407,11 @@ impl Volume {
                 Err(Refusal::Superseded { asked, present })
             }
             None if !create => Err(Refusal::UnknownSession),
+            // None is above the greatest: the session stands and nobody opens it again.
+            Some(u32::MAX) => Err(Refusal::Superseded {
+                asked,
+                present: u32::MAX,
+            }),
             present if asked == 0 => Ok(present.unwrap_or(0) + 1),
             _ => Ok(asked),
         }
@@ -461,6 +454,27 @@ impl Volume {
             }),
             None => Err(Refusal::UnknownSession),
         }
+    }
+
+    /// Refuses because of the entry at `because`, once that is committed: a failover may take it away, and then nobody may have been
+    /// told of it.
+    pub(crate) fn refuse_behind(
+        &mut self,
+        conn: ConnId,
+        token: Token,
+        because: Lsn,
+        refusal: Refusal,
+    ) -> Result<Option<OpResult>, Refusal> {
+        if because <= self.applied {
+            return Err(refusal);
+        }
+        let waiter = Waiter {
+            conn,
+            token,
+            wanted: Wanted::Refused(refusal),
+        };
+        self.clients.wait_among(because, waiter);
+        Ok(None)
     }
 
     /// Waits for the entry that is staged next.
@@ -536,7 +550,8 @@ impl Volume {
                         conn.ready = true;
                     }
                     // Whatever the session had in the log lies before this entry, so it is in the table by now.
-                    let next_seq = self.sessions.get(session).map_or(0, |s| s.last_seq) + 1;
+                    let last_seq = self.sessions.get(session).map_or(0, |s| s.last_seq);
+                    let next_seq = last_seq.saturating_add(1);
                     self.forget_proposed(session, 0);
                     let epoch = self.member.sealed();
                     OpResult::Opened {
@@ -546,9 +561,10 @@ impl Volume {
                         commit: lsn,
                     }
                 }
-                Wanted::Refused { current } => OpResult::Refused(Refusal::FencedToken { current }),
+                Wanted::Refused(refusal) => OpResult::Refused(refusal),
                 Wanted::Closed { session } => {
                     self.clients.closing.remove(&session);
+                    self.clients.proposed.remove(&session);
                     OpResult::Closed
                 }
             };
@@ -568,22 +584,6 @@ impl Volume {
         };
         if table.is_some_and(same) {
             self.clients.proposed.remove(&session);
-        }
-    }
-
-    /// This node is not primary any more: what waits has an outcome that others will tell.
-    pub(crate) fn interrupt_clients(&mut self) {
-        let clients = std::mem::take(&mut self.clients);
-        self.memory.forget_ordered();
-        for (_, waiter) in clients.waiting {
-            self.reply(waiter.conn, waiter.token, OpResult::Interrupted);
-        }
-        let refusal = self.not_primary();
-        for (conn, token, _) in clients.parked.into_iter().chain(clients.no_room) {
-            self.reply(conn, token, OpResult::Refused(refusal.clone()));
-        }
-        for id in self.reads.keys().copied().collect::<Vec<_>>() {
-            self.refuse_read(id);
         }
     }
 

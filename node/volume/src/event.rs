@@ -142,7 +142,7 @@ pub enum Event {
 /// Who a block volume is attached to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attachment {
-    /// Of the host or the application: equal names share the volume.
+    /// Of the host or the application: equal names share the volume. At most [`crate::ATTACHMENT_NAME_BYTES_MAX`] long.
     pub name: String,
     /// Whether to fence whoever is attached.
     pub takeover: bool,
@@ -153,13 +153,13 @@ pub struct Attachment {
 pub enum ClientOp {
     /// Begin or resume a session on this connection. Answered once the new generation is committed.
     Open {
-        /// Chosen by the client at random.
+        /// Chosen by the client at random. Never zero, which stands for no session.
         session: SessionId,
         /// Greater than that of any connection of the session before; zero for one above it.
         generation: u32,
         /// Make the session if it is not known. Without it, an unknown session is refused.
         create: bool,
-        /// Exclusive use of a block volume.
+        /// Exclusive use of a block volume; refused for a log.
         attachment: Option<Attachment>,
         /// Of the writer of a log: every older one, and every writer without one, appends nothing behind this. Zero for none.
         token: u64,
@@ -168,7 +168,8 @@ pub enum ClientOp {
     Close,
     /// Append one entry: a record, a write, a trim or zeroes.
     Mutate {
-        /// Number among the session's mutations, rising on every connection. One that was refused is never used again.
+        /// Number among the session's mutations, rising on every connection, below `u64::MAX`. One that was refused is never used
+        /// again.
         seq: u64,
         /// Refuse unless the entry would get this LSN.
         expected: Option<Lsn>,
@@ -307,6 +308,9 @@ pub enum Refusal {
         /// In which epoch.
         epoch: Epoch,
     },
+    /// It makes no sense, whatever the state is. Says why.
+    #[error("{0}")]
+    BadRequest(&'static str),
     /// A later connection of the session has taken over.
     #[error("generation {asked} of the session was superseded by {present}")]
     Superseded {

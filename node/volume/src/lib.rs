@@ -31,6 +31,7 @@ pub mod tree;
 mod trims;
 mod volume;
 
+pub use attach::{ATTACHMENT_NAME_BYTES_MAX, check_opening};
 pub use batch::{BATCH_RECORDS_MAX, FLAG_MORE, Voids};
 pub use event::{
     Action, Attachment, ClientOp, ConnId, Event, Now, OpResult, Outcome, Refusal, Token, WalJob,

@@ -71,10 +71,11 @@ impl Volume {
         }
         let lsn = self.next_lsn();
         if let Some(expected) = mutation.expected.filter(|expected| *expected != lsn) {
-            return Err(Refusal::UnexpectedLsn {
+            let refusal = Refusal::UnexpectedLsn {
                 expected,
                 next: lsn,
-            });
+            };
+            return self.refuse_behind(conn, token, lsn.prev(), refusal);
         }
         if retains {
             self.clients.policy = lsn;
@@ -137,6 +138,11 @@ impl Volume {
     }
 
     fn check_mutation(&self, mutation: &Mutation) -> Result<(), Refusal> {
+        if mutation.seq == u64::MAX {
+            return Err(Refusal::BadRequest(
+                "a sequence number above which there is no other",
+            ));
+        }
         self.check_entry(&mutation.entry)?;
         if mutation.more.is_empty() {
             return Ok(());

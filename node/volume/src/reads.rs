@@ -10,7 +10,25 @@ use crate::pages::{Direction, PageLimits, Stretch};
 use crate::tree::TreeQuestion;
 use crate::volume::{Read, Volume};
 
+impl Read {
+    fn asked_by(&self) -> (ConnId, Token) {
+        match *self {
+            Self::Block { conn, token, .. }
+            | Self::Extents { conn, token, .. }
+            | Self::Log { conn, token, .. }
+            | Self::Find { conn, token, .. }
+            | Self::Tree { conn, token, .. }
+            | Self::Position { conn, token } => (conn, token),
+        }
+    }
+}
+
 impl Volume {
+    /// A connection is gone: what it asked for is read for nobody.
+    pub(crate) fn forget_reads(&mut self, conn: ConnId) {
+        self.reads.retain(|_, read| read.asked_by().0 != conn);
+    }
+
     pub(crate) fn serve_read(&mut self, id: u64, at: Lsn) {
         let Some(read) = self.reads.remove(&id) else {
             return;
@@ -88,12 +106,7 @@ impl Volume {
         let Some(read) = self.reads.remove(&id) else {
             return;
         };
-        let (Read::Block { conn, token, .. }
-        | Read::Extents { conn, token, .. }
-        | Read::Log { conn, token, .. }
-        | Read::Find { conn, token, .. }
-        | Read::Tree { conn, token, .. }
-        | Read::Position { conn, token }) = read;
+        let (conn, token) = read.asked_by();
         let refusal = self.not_primary();
         self.reply(conn, token, OpResult::Refused(refusal));
     }

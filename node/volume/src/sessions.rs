@@ -279,6 +279,9 @@ impl Sessions {
 
     fn note_done(&mut self, header: &EntryHeader, done: Done) {
         let session = self.touch(header.session, header.point.lsn);
+        // Never opened, as far as this table knows: it was forgotten with all results, and is made anew by an entry that was on its way.
+        let made_anew = session.generation == 0 && session.last_seq == 0;
+        session.forgot |= made_anew && header.seq > 1;
         session.last_seq = header.seq;
         session.results.push_back(done);
         let full = session.results.len() > RESULTS_KEPT;
@@ -465,6 +468,8 @@ pub(crate) fn u64_of(rest: &mut Bytes) -> Result<u64, BlobError> {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::RangeInclusive;
+
     use super::*;
     use crate::tests::epoch_start;
 
@@ -473,8 +478,12 @@ mod tests {
 
     /// `session` commits `count` mutations from number 1 on, and whoever looks at it next stands behind them.
     fn write(table: &mut Sessions, at: &mut Lsn, session: u64, count: u64) {
+        write_all(table, at, session, 1..=count);
+    }
+
+    fn write_all(table: &mut Sessions, at: &mut Lsn, session: u64, seqs: RangeInclusive<u64>) {
         let mut header = epoch_start(1, mainstay_storage::LogEnd::ZERO).header;
-        for seq in 1..=count {
+        for seq in seqs {
             *at = at.next();
             (header.session, header.seq) = (SessionId(session), seq);
             header.point.lsn = *at;
@@ -486,6 +495,25 @@ mod tests {
             };
             table.note_done(&header, done);
         }
+    }
+
+    /// A session is forgotten because of others while its next entry is on its way: what it had committed before is not told to have
+    /// been refused.
+    #[test]
+    fn a_session_that_an_entry_makes_anew_knows_that_it_forgot() {
+        let (mut table, mut at) = (Sessions::default(), Lsn::ZERO);
+        for session in 0..=SESSIONS_KEPT as u64 {
+            write(&mut table, &mut at, session, 4);
+        }
+        assert_eq!(table.get(SessionId(0)), None);
+        write_all(&mut table, &mut at, 0, 5..=5);
+        let anew = table.get(SessionId(0)).expect("made anew");
+        assert_eq!((anew.oldest_result(), anew.last_seq), (Some(5), 5));
+        assert!(anew.result(5).is_some());
+        // One that begins has forgotten nothing.
+        let first = table.get(SessionId(9)).expect("kept");
+        assert_eq!(first.oldest_result(), None);
+        assert_eq!(Sessions::decode(&table.encode()).expect("a table"), table);
     }
 
     /// Clients that write much and are killed never close their sessions.

@@ -16,7 +16,7 @@
 use mainstay_replication::Mistake;
 use mainstay_types::{Lsn, SessionId, VolumeKind};
 
-use crate::clients::{Clients, Waiter, Wanted};
+use crate::clients::Clients;
 use crate::event::{ConnId, OpResult, Refusal, Token};
 use crate::volume::Volume;
 
@@ -69,17 +69,12 @@ impl Volume {
         token: Token,
         fence: Fence,
     ) -> Result<Option<OpResult>, Refusal> {
-        let current = fence.token;
-        let early = self.config.member.mistakes.has(Mistake::TokenToldEarly);
-        if fence.lsn <= self.applied || early {
-            return Err(Refusal::FencedToken { current });
-        }
-        let waiter = Waiter {
-            conn,
-            token,
-            wanted: Wanted::Refused { current },
+        let refusal = Refusal::FencedToken {
+            current: fence.token,
         };
-        self.clients.wait_among(fence.lsn, waiter);
-        Ok(None)
+        if self.config.member.mistakes.has(Mistake::TokenToldEarly) {
+            return Err(refusal);
+        }
+        self.refuse_behind(conn, token, fence.lsn, refusal)
     }
 }

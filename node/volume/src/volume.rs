@@ -38,7 +38,7 @@ pub struct VolumeConfig {
     pub checkpoint_bytes: u64,
     /// Log kept behind the checkpoint for members that are behind.
     pub log_keep_bytes: u64,
-    /// Operations that wait while there is no primary that accepts.
+    /// Operations that wait while it is not decided whether this node is primary. Whoever comes behind them is to come again.
     pub parked_max: usize,
 }
 
@@ -220,7 +220,10 @@ impl Volume {
         }
         match event {
             Event::Client { conn, token, op } => self.handle_client(now, conn, token, op),
-            Event::ConnClosed { conn } => self.clients.closed(conn),
+            Event::ConnClosed { conn } => {
+                self.clients.closed(conn);
+                self.forget_reads(conn);
+            }
             Event::Peer { envelope, batch } => self.handle_peer(now, envelope, batch),
             Event::Register { from, body } => self.core(now, Input::Register { from, body }),
             Event::Stored { op } => self.core(now, Input::Persisted(op)),

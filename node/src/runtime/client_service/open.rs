@@ -1,19 +1,19 @@
 //! The first request of a client's stream: which volume it opens, how, and what it is told.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use mainstay_proto::v1 as pb;
 use mainstay_proto::v1::client_reply::Body as Reply;
 use mainstay_types::{SessionId, VolumeName};
-use mainstay_volume::{Attachment, ClientOp, Event, OpResult};
+use mainstay_volume::{Attachment, ClientOp, Event, OpResult, Refusal, check_opening};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tonic::Status;
 
+use super::under_way::UnderWay;
 use super::{Opened, Stream};
 use crate::runtime::handle::{ConnAnswer, ToVolume};
-use crate::runtime::places::Places;
 use crate::runtime::silence::Silence;
 use crate::runtime::{client_replies as replies, clock, rounds};
 
@@ -47,6 +47,13 @@ impl Stream {
                 "a stream to any copy is for reading, without a session",
             ));
         }
+        let op = match op_of(&open, generation) {
+            Ok(op) => op,
+            Err(refusal) => {
+                self.send(tag, replies::refused(&refusal)).await?;
+                return Ok(None);
+            }
+        };
         let (sender, answers) = mpsc::unbounded_channel();
         let conn = self.node.new_conn();
         let mut opened = Opened {
@@ -57,11 +64,7 @@ impl Stream {
             read_only: open.read_only,
             tails: BTreeMap::new(),
             late: JoinSet::new(),
-            pending: BTreeMap::new(),
-            places: Places::default(),
-            pending_bytes: 0,
-            flushes: VecDeque::new(),
-            in_flight: 0,
+            under_way: UnderWay::default(),
             silence: None,
         };
         let _stopped = opened.handle.to.send(ToVolume::Connect {
@@ -77,21 +80,6 @@ impl Stream {
             self.send(tag, body).await?;
             return Ok(Some(opened));
         }
-        // A stream without a session leaves nothing in the log; a read proves that this is the primary.
-        let op = if open.read_only && open.session == 0 {
-            ClientOp::Position
-        } else {
-            ClientOp::Open {
-                session: SessionId(open.session),
-                generation,
-                create: open.create,
-                attachment: open.attachment.map(|a| Attachment {
-                    name: a.name,
-                    takeover: a.takeover,
-                }),
-                token: open.token,
-            }
-        };
         opened.handle.tell(Event::Client {
             conn,
             token: tag,
@@ -154,4 +142,25 @@ impl Stream {
             Err(_) => replies::not_primary(&self.node, None, mainstay_types::Epoch::ZERO),
         }
     }
+}
+
+/// What the volume is asked for. It checks the same again, but may keep for a while what it is told before it does.
+fn op_of(open: &pb::Open, generation: u32) -> Result<ClientOp, Refusal> {
+    // A stream without a session leaves nothing in the log; a read proves that this is the primary.
+    if open.read_only && open.session == 0 {
+        return Ok(ClientOp::Position);
+    }
+    let session = SessionId(open.session);
+    let attachment = open.attachment.as_ref().map(|wanted| Attachment {
+        name: wanted.name.clone(),
+        takeover: wanted.takeover,
+    });
+    check_opening(session, attachment.as_ref())?;
+    Ok(ClientOp::Open {
+        session,
+        generation,
+        create: open.create,
+        attachment,
+        token: open.token,
+    })
 }

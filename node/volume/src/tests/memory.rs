@@ -2,6 +2,7 @@
 
 use mainstay_storage::format::{FLAG_ALLOCATED, encode_range, set_flags};
 
+use super::handovers::with_replica;
 use super::*;
 use crate::{Outcome, Refusal};
 
@@ -138,6 +139,38 @@ fn what_waits_for_memory_goes_with_its_connection_and_with_the_role() {
     rig.checkpointed();
     assert_eq!(rig.records(), []);
     assert_eq!((rig.reply(1, 1), rig.reply(2, 2)), (None, None));
+}
+
+/// A switchover begins while an append waits for memory, another one and a question about the first come behind it, and there is
+/// memory again before the switchover is called off.
+#[test]
+fn what_waits_for_memory_keeps_its_place_through_a_switchover() {
+    let mut rig = with_replica();
+    rig.volume.set_checkpoint_bytes(SHARE);
+    rig.slow_checkpoints = true;
+    rig.hold_memory(SHARE);
+    rig.hold_memory(2 * SHARE);
+    rig.ask(1, 1, append_of(1, &["a"]));
+    rig.hand_over();
+    rig.ask(1, 2, ClientOp::Outcome { seq: 1 });
+    rig.ask(1, 3, append_of(2, &["b"]));
+    rig.hold_memory(0);
+    rig.call_off();
+    let first = rig.reply(1, 1);
+    assert!(
+        matches!(first, Some(OpResult::Committed { .. })),
+        "{first:?}"
+    );
+    let never = OpResult::Outcome(Outcome::Never);
+    let outcome = rig.reply(1, 2);
+    assert!(outcome.is_some_and(|outcome| outcome != never), "it is in");
+    let second = rig.reply(1, 3);
+    assert!(
+        matches!(second, Some(OpResult::Committed { .. })),
+        "{second:?}"
+    );
+    let texts = rig.records().into_iter().map(|(_, text)| text);
+    assert_eq!(texts.collect::<Vec<_>>(), ["a", "b"]);
 }
 
 /// A replica of node 2 with a checkpoint under way and as much memory held again; and what its primary sends next.

@@ -1,10 +1,13 @@
 //! Tests of a whole volume, and the rig that drives one without disk, network or clock.
 
 mod batches;
+mod conditions;
 mod copies;
+mod handovers;
 mod memory;
 mod reads;
 mod retention;
+mod sessions;
 mod tokens;
 mod trims;
 

@@ -1,7 +1,8 @@
 //! Reads of a log: bounds, both directions, and the search by time.
 
 use super::{Rig, append_of, epoch_start};
-use crate::{ClientOp, Direction, OpResult, PageLimits};
+use crate::volume::Read;
+use crate::{ClientOp, Direction, Event, OpResult, PageLimits, Refusal};
 
 const CONN: u64 = 1;
 
@@ -165,4 +166,21 @@ fn what_a_cut_is_to_take_away_is_never_shown() {
     assert_eq!((page.next, page.end), (4, false), "the rest is in memory");
     let page = rig.read_page(page.next, Direction::Forwards, limits(9));
     assert_eq!((page.records.len(), page.next, page.end), (0, 6, true));
+}
+
+/// Without a lease a read waits until other copies have answered.
+#[test]
+fn a_read_that_waits_goes_with_its_connection() {
+    let mut rig = Rig::primary();
+    for conn in [CONN, 2] {
+        let read = Read::Position { conn, token: 9 };
+        rig.volume.reads.insert(1_000 + conn, read);
+    }
+    rig.event(Event::ConnClosed { conn: 2 });
+    rig.depose(2);
+    assert!(matches!(
+        rig.reply(CONN, 9),
+        Some(OpResult::Refused(Refusal::NotPrimary { .. }))
+    ));
+    assert_eq!(rig.reply(2, 9), None);
 }
