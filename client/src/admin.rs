@@ -27,11 +27,23 @@ use types::{ClusterStatus, CreateVolume, Created, Event, EventFilter, NodeHealth
 #[derive(Debug, Clone)]
 pub struct Admin {
     cluster: Arc<Cluster>,
+    /// Each request goes over a connection of its own, because its answers may lie unread.
+    apart: bool,
 }
 
 impl Admin {
     pub(crate) fn new(cluster: Arc<Cluster>) -> Self {
-        Self { cluster }
+        Self {
+            cluster,
+            apart: false,
+        }
+    }
+
+    fn apart(&self) -> Self {
+        Self {
+            cluster: Arc::clone(&self.cluster),
+            apart: true,
+        }
     }
 
     /// Creates a volume and waits until it serves. Creating the same volume again changes nothing and says so. Cancelling may
@@ -223,6 +235,7 @@ impl Admin {
     pub async fn events(&self, filter: EventFilter) -> Result<EventStream, AdminError> {
         let request = convert::events_request(&filter);
         let stream = self
+            .apart()
             .repeat(move |mut client| {
                 let request = request.clone();
                 async move { client.events(request).await }
@@ -263,7 +276,9 @@ impl Admin {
             let request = request.clone();
             async move { client.events(request).await }
         };
-        let asked = tokio::time::timeout(self.cluster.config.ask_timeout, self.ask(address, &call));
+        let apart = self.apart();
+        let asked =
+            tokio::time::timeout(self.cluster.config.ask_timeout, apart.ask(address, &call));
         match asked.await {
             Ok(Ok(stream)) => Ok(EventStream { stream }),
             Ok(Err(status)) => Err(error(&status)),
@@ -327,7 +342,7 @@ impl Admin {
 
     /// What the server is told: it answers before the client gives up.
     fn patience(&self) -> Duration {
-        self.cluster.config.admin_deadline * 4 / 5
+        self.cluster.config.admin_deadline / 5 * 4
     }
 
     /// Asks node after node until one answers, or refuses for good.
@@ -399,10 +414,12 @@ impl Admin {
     where
         F: Future<Output = Result<tonic::Response<R>, Status>>,
     {
-        let channel = self
-            .cluster
-            .channel(address)
-            .ok_or_else(|| Status::unavailable("not an address"))?;
+        let channel = if self.apart {
+            Cluster::own_channel(address)
+        } else {
+            self.cluster.channel(address)
+        };
+        let channel = channel.ok_or_else(|| Status::unavailable("not an address"))?;
         let client = AdminClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let result = call(client).await.map(tonic::Response::into_inner);
         if result.as_ref().is_err_and(may_differ_elsewhere) {

@@ -12,12 +12,11 @@ use mainstay_proto::v1 as pb;
 use mainstay_proto::v1::client_reply::Body;
 use mainstay_proto::v1::client_request;
 use mainstay_types::{Lineage, Lsn, SessionId};
-use tokio::time::Instant;
 
 pub use builder::{AttachOptions, BlockBuilder};
 
 use crate::inflight::Mutation;
-use crate::session::{Ended, Sent, Session};
+use crate::session::{Ended, Sent, Session, deadline_after};
 use crate::{Committed, OpId, Outcome, OutcomeError, ReadError, Refusal, WriteError};
 
 /// A part of a range in which everything is stored, or nothing.
@@ -363,10 +362,11 @@ impl BlockVolume {
         self.session.id
     }
 
-    /// Detaches, for all clones, once everything put in line before is settled.
+    /// Detaches, for all clones, once everything put in line before is settled. Nothing new is taken from the call on,
+    /// also if it is cancelled or the deadline passes. Waits for at most the deadline.
     ///
     /// # Errors
-    /// No primary answered until the deadline.
+    /// Something is not settled, or no primary answered, until the deadline.
     ///
     /// # Example
     /// ```
@@ -415,7 +415,7 @@ impl BlockVolume {
         let Some(permit) = self.session.room.try_acquire(mutation.payload_bytes()) else {
             return PendingWrite::refused(self.session.op(0), Refusal::Overloaded);
         };
-        let deadline = Instant::now() + self.session.patience();
+        let deadline = deadline_after(self.session.patience());
         let sent = self.session.submit(mutation, permit, deadline);
         PendingWrite {
             op: sent.op,

@@ -109,9 +109,15 @@ impl Cluster {
         if let Some(channel) = channels.get(address) {
             return Some(channel.clone());
         }
-        let channel = tuning::client_endpoint(address).ok()?.connect_lazy();
+        let channel = Self::own_channel(address)?;
         channels.insert(address.to_owned(), channel.clone());
         Some(channel)
+    }
+
+    /// A channel to `address` for one stream whose replies may lie unread. All streams of a connection share its window, and what a few
+    /// of them leave unread would fill it, so that nothing was answered on any. The connection ends with the stream.
+    pub(crate) fn own_channel(address: &str) -> Option<Channel> {
+        Some(tuning::client_endpoint(address).ok()?.connect_lazy())
     }
 
     /// The next request to `address` makes a new connection. Streams on the old one go on.
@@ -143,15 +149,20 @@ impl Cluster {
         self.ask_all(volume).newest(floor).await
     }
 
-    /// Waits until a node names a primary in an epoch above `epoch`.
-    pub(crate) async fn newer_than(&self, volume: &str, epoch: Epoch) -> Candidate {
+    /// Waits until a node names a primary in an epoch above `epoch`; asks as often as `every`.
+    pub(crate) async fn newer_than(
+        &self,
+        volume: &str,
+        epoch: Epoch,
+        every: Duration,
+    ) -> Candidate {
         loop {
             if let Located::At(candidate) = self.locate(volume, epoch.next()).await
                 && candidate.epoch > epoch
             {
                 return candidate;
             }
-            tokio::time::sleep(self.config.stall_check / 3).await;
+            tokio::time::sleep(every).await;
         }
     }
 

@@ -23,8 +23,9 @@ use crate::{AttachOptions, Refusal};
 const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Told to the server, which answers before the client gives up.
 const PATIENCE_MS: u32 = 1500;
-/// Searches in which every node denies the volume before that is believed: a new volume's register travels for a while.
-const DENIALS_MAX: u32 = 8;
+/// Searches in which every node denies the volume before that is believed: a new volume's register travels for a while. A volume that
+/// was open is not given up for that: after as many searches, a node has to ask the witnesses.
+const DENIALS_MAX: usize = 8;
 
 /// What to open.
 #[derive(Debug, Clone)]
@@ -45,6 +46,8 @@ pub(crate) struct Opening {
     pub(crate) token: u64,
     /// For reading what is committed, at whatever node.
     pub(crate) any_copy: bool,
+    /// On a connection of its own, because nobody knows when its replies are read; see `Cluster::own_channel`.
+    pub(crate) apart: bool,
 }
 
 impl Opening {
@@ -62,6 +65,23 @@ impl Opening {
             silence_ms: 0,
             token: 0,
             any_copy: false,
+            apart: false,
+        }
+    }
+
+    /// A stream whose replies are read when the application comes to it.
+    pub(crate) fn tail(volume: String) -> Self {
+        Self {
+            apart: true,
+            ..Self::reader(volume)
+        }
+    }
+
+    /// A stream for reading what is committed, to whatever node holds a copy.
+    pub(crate) fn any_copy(volume: String) -> Self {
+        Self {
+            any_copy: true,
+            ..Self::reader(volume)
         }
     }
 
@@ -145,7 +165,10 @@ pub(crate) async fn connect(
             Located::Nowhere => last("no node names a primary".to_owned()),
             Located::NoSuchVolume => {
                 denials += 1;
-                if denials >= DENIALS_MAX && opening.epoch_floor == Epoch::ZERO {
+                if denials % DENIALS_MAX == 0
+                    && (opening.epoch_floor == Epoch::ZERO
+                        || is_deleted(&cluster, &opening.volume, denials / DENIALS_MAX).await)
+                {
                     return Err(Refusal::NoSuchVolume);
                 }
                 last("no node knows the volume".to_owned());
@@ -153,6 +176,19 @@ pub(crate) async fn connect(
         }
         pause.wait().await;
     }
+}
+
+/// Whether the witnesses know of no such volume. A node that holds no copy asks them before it refuses to open one; each time another
+/// node is asked.
+async fn is_deleted(cluster: &Cluster, volume: &str, asked_before: usize) -> bool {
+    let opening = Opening::any_copy(volume.to_owned());
+    let addresses = cluster.addresses();
+    let address = &addresses[asked_before % addresses.len()];
+    let opened = open_at(cluster, address, &opening);
+    matches!(
+        tokio::time::timeout(OPEN_TIMEOUT, opened).await,
+        Ok(Err(Failure::Refused(Refusal::NoSuchVolume)))
+    )
 }
 
 /// Tries one node, and leaves it if a newer primary shows up meanwhile.
@@ -167,7 +203,8 @@ async fn attempt(
     let floor = opening.epoch_floor.max(candidate.epoch);
     let newer = async {
         tokio::time::sleep(cluster.config.stall_check).await;
-        cluster.newer_than(&opening.volume, floor).await
+        let every = cluster.config.stall_check / 3;
+        cluster.newer_than(&opening.volume, floor, every).await
     };
     let outcome = tokio::select! {
         outcome = tokio::time::timeout(OPEN_TIMEOUT, open_at(cluster, &candidate.address, opening)) => {
@@ -210,7 +247,7 @@ pub(crate) async fn open_at(
         .map_err(|_| Failure::Lost("stream closed".to_owned()))?;
     let mut replies = match cluster.local(address) {
         Some(node) => Replies::Local(node.volume(outgoing)),
-        None => dial(cluster, address, outgoing).await?,
+        None => dial(cluster, address, opening.apart, outgoing).await?,
     };
     let first = replies.message().await.map_err(lost_stream)?;
     match first.and_then(|reply| reply.body) {
@@ -237,11 +274,15 @@ pub(crate) async fn open_at(
 async fn dial(
     cluster: &Cluster,
     address: &str,
+    apart: bool,
     outgoing: mpsc::UnboundedReceiver<pb::ClientRequest>,
 ) -> Result<Replies, Failure> {
-    let channel = cluster
-        .channel(address)
-        .ok_or_else(|| Failure::Lost("not an address".to_owned()))?;
+    let channel = if apart {
+        Cluster::own_channel(address)
+    } else {
+        cluster.channel(address)
+    };
+    let channel = channel.ok_or_else(|| Failure::Lost("not an address".to_owned()))?;
     let mut client = ClientClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);

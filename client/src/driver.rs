@@ -97,6 +97,8 @@ pub(crate) struct Driver {
     next_query: u64,
     /// When something was last heard of a primary.
     last_reply: Instant,
+    /// Callers of `close`. While there are any, the handle takes no more mutations; see `maybe_close`.
+    closers: Vec<oneshot::Sender<Result<Body, Refusal>>>,
     close_tag: Option<u64>,
     /// Of a handle that forwards, with the age beyond which it sends no mutation.
     forwarding: Option<(Forwarding, Duration)>,
@@ -119,6 +121,7 @@ impl Driver {
             queries: BTreeMap::new(),
             next_query: 1,
             last_reply: Instant::now(),
+            closers: Vec::new(),
             close_tag: None,
             forwarding: None,
             over,
@@ -140,13 +143,13 @@ impl Driver {
         });
         let over = loop {
             match self.serve(&mut stream).await {
-                Exit::Abandoned => return,
+                Exit::Abandoned => return self.let_go(),
                 Exit::Closed => break Refusal::Closed,
                 Exit::Over(refusal) => break refusal,
                 Exit::Lost { reason, hint } => match self.reconnect(&stream, reason, hint).await {
                     Some(Ok(next)) => stream = next,
                     Some(Err(refusal)) => break refusal,
-                    None => return,
+                    None => return self.let_go(),
                 },
             }
         };
@@ -162,13 +165,17 @@ impl Driver {
         let stall = cluster.config.stall_check;
         let mut tick = tokio::time::interval(self.look_every());
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let search = cluster.newer_than(&volume, epoch);
+        let search = cluster.newer_than(&volume, epoch, stall / 3);
         tokio::pin!(search);
         let mut stalled = false;
         loop {
             let exit = tokio::select! {
                 reply = stream.replies.message() => match reply {
-                    Ok(Some(reply)) => self.handle_reply(reply, stream),
+                    Ok(Some(reply)) => {
+                        let exit = self.handle_reply(reply, stream);
+                        self.maybe_close(stream);
+                        exit
+                    }
                     Ok(None) => Some(lost("the server ended the stream")),
                     Err(status) => Some(lost(status.message())),
                 },
@@ -253,11 +260,14 @@ impl Driver {
             replayed += 1;
             send(stream, request);
         }
-        self.queries.retain(|_, query| !query.reply.is_closed());
+        let close_tag = self.close_tag;
+        self.queries
+            .retain(|tag, query| Some(*tag) == close_tag || !query.reply.is_closed());
         for (tag, query) in &mut self.queries {
             query.sent = Some(now);
             send(stream, query_request(*tag, &query.body));
         }
+        self.maybe_close(stream);
         self.last_reply = now;
         if before.node != stream.node {
             self.publish(|volume| ClientEvent::PrimaryChanged {
@@ -294,6 +304,7 @@ impl Driver {
             exit = self.handle_command(command, Some(stream));
         }
         self.send_mutations(stream);
+        self.maybe_close(stream);
         exit
     }
 
@@ -312,8 +323,12 @@ impl Driver {
                 permit,
                 reply,
             } => {
-                // Sent by `send_mutations`, with what else is queued.
-                self.inflight.push(seq, mutation, permit, reply);
+                if self.closers.is_empty() {
+                    // Sent by `send_mutations`, with what else is queued.
+                    self.inflight.push(seq, mutation, permit, reply);
+                } else {
+                    let _gone = reply.send(Err(Failed::Refused(Refusal::Closed)));
+                }
             }
             Command::Query {
                 body,
@@ -331,17 +346,20 @@ impl Driver {
                 };
                 let _gone = reply.send(answer);
             }
-            Command::Close { reply } => {
-                let tag = self.query(
-                    client_request::Body::Close(pb::Close {}),
-                    None,
-                    reply,
-                    stream,
-                );
-                self.close_tag = Some(tag);
-            }
+            Command::Close { reply } => self.closers.push(reply),
         }
         None
+    }
+
+    /// Ends the session once every mutation has its answer. Not earlier: if the stream breaks behind a `Close` that was carried out, the
+    /// session is gone, and with it the results that were not heard.
+    fn maybe_close(&mut self, stream: &VolumeStream) {
+        if self.closers.is_empty() || self.close_tag.is_some() || self.inflight.unanswered() > 0 {
+            return;
+        }
+        let body = client_request::Body::Close(pb::Close {});
+        let (reply, _told_by_answered) = oneshot::channel();
+        self.close_tag = Some(self.query(body, None, reply, Some(stream)));
     }
 
     fn query(
@@ -400,6 +418,10 @@ impl Driver {
                 None
             }
             Body::Refused(refused) => match refusal(refused) {
+                // Its numbers have gone on without the queue: it takes no more mutations all the same.
+                Verdict::Refused(refusal) if self.close_tag == Some(reply.tag) => {
+                    Some(Exit::Over(refusal))
+                }
                 Verdict::Refused(refusal) => {
                     self.refused(reply.tag, refusal);
                     None
@@ -434,10 +456,16 @@ impl Driver {
     }
 
     fn answered(&mut self, tag: u64, body: Body) -> Option<Exit> {
+        let closed = self.close_tag == Some(tag);
+        if closed {
+            for closer in self.closers.drain(..) {
+                let _gone = closer.send(Ok(body.clone()));
+            }
+        }
         if let Some(query) = self.queries.remove(&tag) {
             let _gone = query.reply.send(Ok(body));
         }
-        (self.close_tag == Some(tag)).then_some(Exit::Closed)
+        closed.then_some(Exit::Closed)
     }
 
     /// When the oldest request without an answer was sent.
@@ -483,17 +511,26 @@ impl Driver {
     /// A handle that forwards ended by itself. What was sent may be under way for as long as the primary takes it; only then it is
     /// told how it ended.
     async fn give_up(&mut self, refusal: &Refusal) {
-        let Some((silence, waited)) = self.forwarding.as_ref().map(|(f, max)| (f.silence, *max))
-        else {
+        let Some((forwarding, _)) = &self.forwarding else {
             return;
         };
         match (refusal, self.inflight.last_sent()) {
-            (Refusal::NotServed, Some(sent)) => tokio::time::sleep_until(sent + silence).await,
+            (Refusal::NotServed, Some(sent)) => {
+                tokio::time::sleep_until(sent + forwarding.silence).await;
+            }
             (Refusal::NotServed | Refusal::StoodStill, _) => {}
             _ => return,
         }
-        let (cluster, opening) = (Arc::clone(&self.cluster), self.opening.clone());
-        tokio::spawn(let_go(cluster, opening, waited));
+        self.let_go();
+    }
+
+    /// Nobody is left who would close the session of a handle that forwards: its peer has other ways to the volume, and must not find it
+    /// held.
+    fn let_go(&self) {
+        if let Some((_, waited)) = self.forwarding {
+            let (cluster, opening) = (Arc::clone(&self.cluster), self.opening.clone());
+            tokio::spawn(let_go(cluster, opening, waited));
+        }
     }
 
     /// The session is over: answers everything with that until no handle is left.
@@ -508,6 +545,9 @@ impl Driver {
         self.inflight.end(&refusal);
         for (_, query) in std::mem::take(&mut self.queries) {
             let _gone = query.reply.send(Err(refusal.clone()));
+        }
+        for closer in std::mem::take(&mut self.closers) {
+            let _gone = closer.send(Err(refusal.clone()));
         }
         while let Some(command) = self.commands.recv().await {
             match command {

@@ -277,8 +277,9 @@ impl Client {
     /// Settles a mutation of a session that no longer has a handle, for instance one of an earlier process.
     ///
     /// The session is fenced first: whatever of it is still on its way can no longer commit, so the answer is final. Do
-    /// not call it for a session with a live handle; use that handle's `outcome`. Waits for at most `deadline`; dropping
-    /// the future cancels nothing but the wait.
+    /// not call it for a session with a live handle; use that handle's `outcome`. A handle that lives all the same, cut off or
+    /// in a process that stood still, ends with [`Refusal::Fenced`] when it reaches the cluster again. Waits for at most
+    /// `deadline`; dropping the future cancels nothing but the wait.
     ///
     /// # Errors
     /// The session has expired, the volume cannot be opened, or the deadline passed.

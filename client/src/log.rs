@@ -17,7 +17,7 @@ pub use builder::LogBuilder;
 use crate::replicas::Replicas;
 use crate::session::Session;
 use crate::tail::Tail;
-use crate::{OpId, Outcome, OutcomeError, ReadError};
+use crate::{OpId, Outcome, OutcomeError, ReadError, Refusal};
 
 /// A record of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub enum Consistency {
     Linearizable,
     /// What the node that is asked knows to be committed: any node with a copy serves it, also while there is no primary. Never beyond
     /// the commit point; perhaps behind it. A handle and its clones never go back: what one of them has read, or has been told is
-    /// committed, is included in every later read.
+    /// committed, is included in every later read; and what one of them was told is trimmed is not shown again.
     Committed,
 }
 
@@ -170,12 +170,22 @@ impl LogVolume {
             backwards,
             committed: self.committed(),
         });
-        match self.ask(request).await? {
-            Body::Records(records) => {
-                self.replicas.seen.note(Lsn(records.commit));
-                Ok(page(records))
+        let seen = &self.replicas.seen;
+        let answer = self.ask(request).await;
+        if let Err(ReadError::Refused(Refusal::Trimmed { first })) = &answer {
+            seen.note_first(*first);
+        }
+        let Body::Records(records) = answer? else {
+            return Err(ReadError::Misfit);
+        };
+        seen.note(Lsn(records.commit));
+        let page = page(records);
+        match self.first_shown() {
+            first if backwards => Ok(above(first, page)),
+            first if from.max(Lsn(1)) < first => {
+                Err(ReadError::Refused(Refusal::Trimmed { first }))
             }
-            _ => Err(ReadError::Misfit),
+            _ => Ok(page),
         }
     }
 
@@ -249,6 +259,14 @@ impl LogVolume {
         }
     }
 
+    /// Below this, a copy is not believed that has not heard of the trim. What the primary says holds.
+    fn first_shown(&self) -> Lsn {
+        match self.consistency {
+            Consistency::Linearizable => Lsn::ZERO,
+            Consistency::Committed => self.replicas.seen.first(),
+        }
+    }
+
     pub(crate) async fn ask(&self, request: client_request::Body) -> Result<Body, ReadError> {
         match self.consistency {
             Consistency::Linearizable => self.session.query(request).await,
@@ -258,7 +276,7 @@ impl LogVolume {
 
     /// Every committed record from `from` on, now and as they come, across failovers, with neither gap nor repeat.
     ///
-    /// Runs on a stream of its own: a slow reader holds back nothing but itself.
+    /// Runs on a connection of its own, which ends with it: a slow reader holds back nothing but itself.
     ///
     /// # Example
     /// ```
@@ -305,9 +323,11 @@ impl LogVolume {
         });
         match self.ask(request).await? {
             Body::Position(position) => {
-                self.replicas.seen.note(Lsn(position.commit));
+                let seen = &self.replicas.seen;
+                seen.note(Lsn(position.commit));
+                seen.note_first(Lsn(position.first_lsn));
                 Ok(LogPosition {
-                    first: Lsn(position.first_lsn),
+                    first: self.first_shown().max(Lsn(position.first_lsn)),
                     next: Lsn(position.next_lsn),
                     epoch: Epoch(position.epoch),
                 })
@@ -417,10 +437,11 @@ impl LogVolume {
         self.session.id
     }
 
-    /// Ends the session, for all clones, once everything submitted before is settled.
+    /// Ends the session, for all clones, once everything submitted before is settled. Nothing new is taken from the call on,
+    /// also if it is cancelled or the deadline passes. Waits for at most the deadline.
     ///
     /// # Errors
-    /// No primary answered until the deadline.
+    /// Something is not settled, or no primary answered, until the deadline.
     ///
     /// # Example
     /// ```
@@ -436,6 +457,13 @@ impl LogVolume {
     pub async fn close(self) -> Result<(), ReadError> {
         self.session.close().await
     }
+}
+
+/// A page of a backward read, as a copy would give it that has given up what is below `first`.
+fn above(first: Lsn, mut page: LogPage) -> LogPage {
+    page.records.retain(|record| record.lsn >= first);
+    page.end |= page.next <= first;
+    page
 }
 
 pub(crate) fn page(records: pb::Records) -> LogPage {

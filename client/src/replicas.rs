@@ -22,17 +22,30 @@ const NODE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Streams kept for later reads.
 const IDLE_MAX: usize = 8;
 
-/// The greatest position that a handle knows to be committed. Only rises.
+/// What a handle knows of a log. Only rises.
 #[derive(Debug, Default)]
-pub(crate) struct Seen(AtomicU64);
+pub(crate) struct Seen {
+    /// The greatest position that is committed.
+    commit: AtomicU64,
+    /// Everything below was given up. A copy may know enough and not that: the trim is an entry further on.
+    first: AtomicU64,
+}
 
 impl Seen {
     pub(crate) fn note(&self, lsn: Lsn) {
-        self.0.fetch_max(lsn.0, Ordering::AcqRel);
+        self.commit.fetch_max(lsn.0, Ordering::AcqRel);
     }
 
-    pub(crate) fn get(&self) -> Lsn {
-        Lsn(self.0.load(Ordering::Acquire))
+    pub(crate) fn note_first(&self, first: Lsn) {
+        self.first.fetch_max(first.0, Ordering::AcqRel);
+    }
+
+    pub(crate) fn commit(&self) -> Lsn {
+        Lsn(self.commit.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn first(&self) -> Lsn {
+        Lsn(self.first.load(Ordering::Acquire))
     }
 }
 
@@ -63,10 +76,7 @@ impl Replicas {
     pub(crate) fn new(cluster: Arc<Cluster>, volume: String, first: usize) -> Self {
         Self {
             cluster,
-            opening: Opening {
-                any_copy: true,
-                ..Opening::reader(volume)
-            },
+            opening: Opening::any_copy(volume),
             seen: Arc::default(),
             idle: Mutex::default(),
             next: AtomicUsize::new(first),
@@ -76,7 +86,7 @@ impl Replicas {
     /// What a read must include.
     pub(crate) fn at_least(&self) -> pb::AnyCommitted {
         pb::AnyCommitted {
-            at_least: self.seen.get().0,
+            at_least: self.seen.commit().0,
         }
     }
 

@@ -23,6 +23,10 @@ use crate::{
     UnknownCause, volume_name,
 };
 
+/// The generation with which a session is settled from outside. Its writer may live: it counts a generation for each attempt, also for
+/// those that reach nobody, so that its next one may be above any that the server would choose. It never gets as far as this.
+const SETTLING_GENERATION: u64 = 1 << 31;
+
 /// One opened session. Its driver ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -107,13 +111,23 @@ impl Session {
                 silence_ms: wanted.silence.map_or(0, silence_ms),
                 token: wanted.token,
                 any_copy: false,
+                apart: false,
             }
         };
-        // From before the first request: a process that stands still while it opens has held nothing yet.
+        let waited = cluster.config.open_deadline;
+        let (opening, stream) = match open_within(&cluster, opening.clone(), waited).await {
+            Ok(found) => found,
+            Err(error) => {
+                if matches!(error, OpenError::NoPrimary { .. }) && opening.attachment.is_some() {
+                    // An attempt without an answer may have attached it, or do so yet.
+                    tokio::spawn(let_go(cluster, opening, wanted.deadline));
+                }
+                return Err(error);
+            }
+        };
+        // Not before: nobody looks at the clock during the search, and nothing can be held for anybody before there is a handle.
         let silence = wanted.silence.filter(|_| !wanted.read_only);
         let forwarding = silence.map(Forwarding::new);
-        let waited = cluster.config.open_deadline;
-        let (opening, stream) = open_within(&cluster, opening, waited).await?;
         let (commands, received) = mpsc::unbounded_channel();
         let (over, ended) = watch::channel(None);
         let session = Self {
@@ -142,7 +156,10 @@ impl Session {
     /// How long a caller waits for a mutation. The driver of a handle that forwards says itself when it gave up, so its callers wait
     /// for that.
     pub(crate) fn patience(&self) -> Duration {
-        self.deadline + self.silence.map_or(Duration::ZERO, |silence| 2 * silence)
+        let silences = self
+            .silence
+            .map_or(Duration::ZERO, |silence| silence.saturating_mul(2));
+        self.deadline.saturating_add(silences)
     }
 
     pub(crate) async fn ended(&self) -> Refusal {
@@ -289,8 +306,10 @@ pub(crate) async fn settle(
     deadline: Duration,
 ) -> Result<Outcome, OutcomeError> {
     volume_name(&volume)?;
-    let opening = Opening {
+    let mut opening = Opening {
         session: op.session,
+        // An attempt raises it first.
+        generation: Some(SETTLING_GENERATION - 1),
         read_only: false,
         first_unanswered: op.seq.max(1),
         ..Opening::reader(volume)
@@ -298,9 +317,18 @@ pub(crate) async fn settle(
     let search = async {
         let mut pause = Backoff::new(&cluster.config);
         loop {
-            let (_, mut stream) = open_within(&cluster, opening.clone(), deadline).await?;
-            if let Some(outcome) = ask_outcome(&mut stream, op.seq).await? {
-                return Ok(outcome);
+            match open_within(&cluster, opening.clone(), deadline).await {
+                Ok((opened, mut stream)) => {
+                    if let Some(outcome) = ask_outcome(&mut stream, op.seq).await? {
+                        return Ok(outcome);
+                    }
+                    opening = opened;
+                }
+                // It was settled before.
+                Err(OpenError::Refused(Refusal::Fenced { current })) => {
+                    opening.generation = opening.generation.max(Some(current));
+                }
+                Err(error) => return Err(error.into()),
             }
             pause.wait().await;
         }
@@ -331,12 +359,23 @@ async fn ask_outcome(stream: &mut VolumeStream, seq: u64) -> Result<Option<Outco
     }
 }
 
+/// The end of a wait; that of an endless one is far off.
+pub(crate) fn deadline_after(waited: Duration) -> Instant {
+    const FAR_OFF: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+    let now = Instant::now();
+    now.checked_add(waited.min(FAR_OFF)).unwrap_or(now)
+}
+
 fn silence_ms(silence: Duration) -> u32 {
     u32::try_from(silence.as_millis()).unwrap_or(u32::MAX)
 }
 
-/// Ends a session whose handle ended by itself, so that it does not hold the volume for ever. Nothing else of it is sent.
-pub(crate) async fn let_go(cluster: Arc<Cluster>, opening: Opening, waited: Duration) {
+/// Ends a session that has no handle, or none that does anything, so that it does not hold the volume for ever. Nothing else of it is
+/// sent.
+pub(crate) async fn let_go(cluster: Arc<Cluster>, mut opening: Opening, waited: Duration) {
+    if let Some(attachment) = &mut opening.attachment {
+        attachment.takeover = false;
+    }
     let opening = Opening {
         create: false,
         // Above whatever the last search reached.

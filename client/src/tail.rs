@@ -1,7 +1,8 @@
 //! Every committed record from a position on, across failovers.
 //!
-//! A tail has a stream of its own, so that HTTP/2 flow control holds back the server when the reader is slow. A background
-//! task reopens it at the position after the last record handed over: neither gap nor repeat.
+//! A tail has a stream of its own, so that HTTP/2 flow control holds back the server when the reader is slow; and a connection of its
+//! own, so that what it leaves unread holds back nothing else. A background task reopens it at the position after the last record handed
+//! over: neither gap nor repeat.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,12 +20,15 @@ use tokio_stream::{Stream, StreamExt};
 use crate::cluster::{Candidate, Cluster};
 use crate::connect::{Opening, Verdict, VolumeStream, connect, redirect, refusal};
 use crate::log::{LogRecord, page};
-use crate::{ReadError, Refusal};
+use crate::replicas::Replicas;
+use crate::{ReadError, ReadLimits, Refusal};
 
 /// Pages read ahead of the reader.
 const PAGES_AHEAD: usize = 4;
-/// Silence after which other nodes are asked for a newer primary.
+/// Silence after which other nodes are asked for a newer primary, and how often while it lasts: most tails are idle most of the time.
 const SILENCE: Duration = Duration::from_secs(1);
+/// How long all copies are asked for what the primary's does not read back.
+const UNREADABLE_MAX: Duration = Duration::from_secs(10);
 
 /// A stream of records. Its background task ends when it is dropped.
 #[derive(Debug)]
@@ -38,7 +42,7 @@ impl Tail {
         let (pages_out, pages) = mpsc::channel(PAGES_AHEAD);
         let follower = Follower {
             cluster,
-            opening: Opening::reader(volume),
+            opening: Opening::tail(volume),
             next: from.max(Lsn(1)),
             pages: pages_out,
         };
@@ -52,7 +56,8 @@ impl Tail {
     /// The next record; waits for as long as it takes to be committed. `None` after an error. Cancelling loses nothing.
     ///
     /// # Errors
-    /// The position was trimmed, or the volume is gone; the tail has ended.
+    /// The position was trimmed, the volume is gone, or no copy that answered within ten seconds reads back what comes next; the tail
+    /// has ended.
     ///
     /// # Example
     /// ```
@@ -104,6 +109,8 @@ struct Follower {
 enum Left {
     /// Go on elsewhere, there first.
     Lost(Option<Candidate>),
+    /// The primary's copy does not read back what comes next.
+    Unreadable,
     Refused(Refusal),
     ReaderGone,
 }
@@ -122,17 +129,24 @@ impl Follower {
                 found = search => found,
                 () = self.pages.closed() => return,
             };
-            let left = match found {
+            let mut left = match found {
                 Ok((opening, stream)) => {
                     self.opening = opening;
                     self.follow(stream).await
                 }
                 Err(refusal) => Left::Refused(refusal),
             };
+            if matches!(left, Left::Unreadable) {
+                left = self.read_elsewhere().await;
+            }
             match left {
                 Left::Lost(next) => hint = next,
+                Left::Unreadable => {
+                    self.end(Refusal::Unreadable).await;
+                    return;
+                }
                 Left::Refused(refusal) => {
-                    let _gone = self.pages.send(Err(ReadError::Refused(refusal))).await;
+                    self.end(refusal).await;
                     return;
                 }
                 Left::ReaderGone => return,
@@ -153,7 +167,7 @@ impl Follower {
             body: Some(client_request::Body::Tail(tail)),
         };
         let _ended = stream.requests.send(request);
-        let newer = cluster.newer_than(&volume, stream.epoch);
+        let newer = cluster.newer_than(&volume, stream.epoch, SILENCE);
         tokio::pin!(newer);
         let mut heard = Instant::now();
         let mut tick = tokio::time::interval(SILENCE / 2);
@@ -177,33 +191,68 @@ impl Follower {
 
     async fn handle(&mut self, reply: pb::ClientReply) -> Option<Left> {
         match reply.body {
-            Some(Body::Records(records)) => {
-                let mut page = page(records);
-                // What was handed over before is not handed over again, whatever the server sends.
-                page.records.retain(|record| {
-                    let new = record.lsn >= self.next;
-                    if new {
-                        self.next = Lsn(record.lsn.0.saturating_add(1));
-                    }
-                    new
-                });
-                self.next = self.next.max(page.next);
-                if page.records.is_empty() {
-                    return None;
-                }
-                let handed_over = self.pages.send(Ok(page.records)).await;
-                handed_over.is_err().then_some(Left::ReaderGone)
-            }
+            Some(Body::Records(records)) => self.hand_over(records).await,
             Some(Body::NotPrimary(not)) => Some(Left::Lost(redirect(&not))),
             Some(Body::Refused(refused)) => match refusal(refused) {
                 Verdict::Refused(Refusal::Overloaded) | Verdict::GoElsewhere => {
                     Some(Left::Lost(None))
                 }
+                Verdict::Refused(Refusal::Unreadable) => Some(Left::Unreadable),
                 Verdict::Refused(refusal) | Verdict::SessionOver(refusal) => {
                     Some(Left::Refused(refusal))
                 }
             },
             _ => Some(Left::Lost(None)),
         }
+    }
+
+    async fn hand_over(&mut self, records: pb::Records) -> Option<Left> {
+        let mut page = page(records);
+        // What was handed over before is not handed over again, whatever the server sends.
+        page.records.retain(|record| {
+            let new = record.lsn >= self.next;
+            if new {
+                self.next = Lsn(record.lsn.0.saturating_add(1));
+            }
+            new
+        });
+        self.next = self.next.max(page.next);
+        if page.records.is_empty() {
+            return None;
+        }
+        let handed_over = self.pages.send(Ok(page.records)).await;
+        handed_over.is_err().then_some(Left::ReaderGone)
+    }
+
+    /// Gets past what one copy does not read back with a page from another. What the primary tried to read is committed.
+    async fn read_elsewhere(&mut self) -> Left {
+        let volume = self.opening.volume.clone();
+        let copies = Replicas::new(Arc::clone(&self.cluster), volume, 0);
+        copies.seen.note(self.next);
+        let limits = ReadLimits::default();
+        let request = client_request::Body::ReadLog(pb::ReadLog {
+            from_lsn: self.next.0,
+            max_records: limits.records_max,
+            max_bytes: limits.bytes_max,
+            backwards: false,
+            committed: Some(copies.at_least()),
+        });
+        let answer = tokio::select! {
+            answer = copies.query(request, UNREADABLE_MAX) => answer,
+            () = self.pages.closed() => return Left::ReaderGone,
+        };
+        match answer {
+            Ok(Body::Records(records)) => {
+                let left = self.hand_over(records).await;
+                left.unwrap_or(Left::Lost(None))
+            }
+            Ok(_) => Left::Lost(None),
+            Err(ReadError::Refused(refusal)) => Left::Refused(refusal),
+            Err(_) => Left::Unreadable,
+        }
+    }
+
+    async fn end(&self, refusal: Refusal) {
+        let _gone = self.pages.send(Err(ReadError::Refused(refusal))).await;
     }
 }

@@ -5,7 +5,13 @@
     reason = "the scripted cluster is small and checks nothing"
 )]
 
+#[path = "failover/copies.rs"]
+mod copies;
+#[path = "failover/sessions.rs"]
+mod sessions;
 mod support;
+#[path = "failover/tails.rs"]
+mod tails;
 
 use std::time::Duration;
 

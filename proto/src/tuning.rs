@@ -2,7 +2,8 @@
 //! notices a frozen peer.
 //!
 //! * Windows are promises of memory: a receiver that stops reading holds at most one connection window. Between nodes they
-//!   are large; towards clients, of which there may be many, small.
+//!   are large; towards clients, of which there may be many, small. Two streams that nobody reads fill it and stop all others of
+//!   the connection: a stream that is read at the leisure of an application has a connection to itself.
 //! * Keepalive pings are answered by the transport of a peer whose disk hangs. They find frozen machines and dead
 //!   networks, nothing else; liveness of a volume is decided by its own messages. They are sent while a stream is open:
 //!   a connection that carries nothing costs nothing, and its next request finds out as quickly.

@@ -7,12 +7,11 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use mainstay_types::{Lsn, SessionId};
-use tokio::time::Instant;
 
 use super::LogVolume;
 use crate::inflight::Mutation;
 use crate::replicas::Seen;
-use crate::session::{Ended, Sent};
+use crate::session::{Ended, Sent, deadline_after};
 use crate::{AppendError, Committed, OpId, Refusal};
 
 impl LogVolume {
@@ -236,7 +235,7 @@ impl LogVolume {
             return Err(AppendError::Refused(Refusal::ReadOnly));
         }
         let waited = self.session.deadline;
-        let deadline = Instant::now() + waited;
+        let deadline = deadline_after(waited);
         let room = self.session.room.acquire(mutation.payload_bytes());
         let permit = tokio::time::timeout_at(deadline, room)
             .await

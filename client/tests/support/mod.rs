@@ -32,6 +32,8 @@ pub(crate) enum Mood {
     DropsAfter,
     /// Answers every three mutations in reverse.
     Reverses,
+    /// Carries out every `Open`, and answers none.
+    OpensUnheard,
 }
 
 #[derive(Debug, Default)]
@@ -59,6 +61,12 @@ pub(crate) struct World {
     pub(crate) opens: Vec<pb::Open>,
     /// Streams opened without a socket.
     pub(crate) local_streams: usize,
+    /// What a node's copy does not read back.
+    pub(crate) unreadable: Option<(usize, u64)>,
+    /// Everything below is trimmed, as far as the nodes know.
+    pub(crate) first: u64,
+    /// How often any node was asked who is primary.
+    pub(crate) questions: usize,
 }
 
 pub(crate) struct Cluster {
@@ -84,6 +92,9 @@ impl Cluster {
             mutations_seen: 0,
             opens: Vec::new(),
             local_streams: 0,
+            unreadable: None,
+            first: 1,
+            questions: 0,
         };
         let world = Arc::new(Mutex::new(world));
         let changed = watch::Sender::new(0);
@@ -181,6 +192,21 @@ impl Cluster {
                 .for_each(|held| *held = (epoch, None));
         }
         self.touch();
+    }
+
+    /// Every node takes `node` for the primary, and it takes nothing in: it has not heard of the newest epoch. Returns how many streams
+    /// were opened before.
+    pub(crate) fn mislead(&self, node: usize) -> usize {
+        let opens_before = {
+            let mut world = self.lock();
+            let belief = (world.epoch + 1, Some(node));
+            world.epoch += 2;
+            world.primary = None;
+            world.beliefs.iter_mut().for_each(|held| *held = belief);
+            world.opens.len()
+        };
+        self.touch();
+        opens_before
     }
 
     pub(crate) fn mood(&self, node: usize, mood: Mood) {

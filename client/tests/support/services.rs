@@ -13,8 +13,8 @@ use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Node;
 use super::stream::Serving;
+use super::{Mood, Node};
 
 type Replies = UnboundedReceiverStream<Result<pb::ClientReply, Status>>;
 
@@ -79,13 +79,16 @@ impl Node {
             let mut serving = Serving {
                 node,
                 epoch,
+                any_copy: open.any_copy,
                 session: open.session,
                 generation,
                 out,
                 held_back: Vec::new(),
                 tails: Vec::new(),
             };
-            serving.reply(tag, Reply::Opened(opened));
+            if serving.node.lock().moods[serving.node.me] != Mood::OpensUnheard {
+                serving.reply(tag, Reply::Opened(opened));
+            }
             loop {
                 tokio::select! {
                     request = asked.next() => match request {
@@ -124,6 +127,7 @@ impl Admin for Node {
     ) -> Result<Response<pb::WhereReply>, Status> {
         let (epoch, primary) = self.lock().beliefs[self.me];
         let asked = request.into_inner();
+        self.lock().questions += 1;
         let node = |(node, address): (usize, &SocketAddr)| pb::NodeAddress {
             node: node as u32,
             address: address.to_string(),

@@ -10,10 +10,14 @@ use tonic::Status;
 
 use super::{Mood, Node, World};
 
+/// Records of one page of a tail.
+const TAIL_RECORDS: usize = 16;
+
 /// One stream.
 pub(super) struct Serving {
     pub(super) node: Node,
     pub(super) epoch: u64,
+    pub(super) any_copy: bool,
     pub(super) session: u64,
     pub(super) generation: u64,
     pub(super) out: mpsc::UnboundedSender<Result<pb::ClientReply, Status>>,
@@ -33,7 +37,13 @@ impl Node {
     pub(super) fn open(&self, open: &pb::Open) -> Result<(pb::Opened, u64, u64), Reply> {
         let mut world = self.lock();
         world.opens.push(open.clone());
+        if !world.exists {
+            return Err(refused(Reason::NoSuchVolume(pb::NoSuchVolume {})));
+        }
         let (epoch, primary) = world.beliefs[self.me];
+        if open.any_copy {
+            return Ok((opened(&world, self.me, 0, 1), epoch, 0));
+        }
         if primary != Some(self.me) || world.epoch != epoch {
             drop(world);
             return Err(self.not_primary());
@@ -70,25 +80,28 @@ impl Node {
             .results
             .last_key_value()
             .map_or(1, |(seq, _)| seq + 1);
-        let kind = if world.block {
-            pb::volume_kind::Kind::Block(pb::BlockKind {
-                size_bytes: 1 << 20,
-            })
-        } else {
-            pb::volume_kind::Kind::Log(pb::LogKind {})
-        };
-        let opened = pb::Opened {
-            kind: Some(pb::VolumeKind { kind: Some(kind) }),
-            epoch,
-            node: self.me as u32,
-            generation: wanted,
-            next_seq,
-            payload_bytes_max: 1 << 16,
-            commit: world.log.len() as u64,
-            first_lsn: 1,
-            batch_records_max: 4,
-        };
-        Ok((opened, epoch, wanted))
+        Ok((opened(&world, self.me, wanted, next_seq), epoch, wanted))
+    }
+}
+
+fn opened(world: &World, node: usize, generation: u64, next_seq: u64) -> pb::Opened {
+    let kind = if world.block {
+        pb::volume_kind::Kind::Block(pb::BlockKind {
+            size_bytes: 1 << 20,
+        })
+    } else {
+        pb::volume_kind::Kind::Log(pb::LogKind {})
+    };
+    pb::Opened {
+        kind: Some(pb::VolumeKind { kind: Some(kind) }),
+        epoch: world.beliefs[node].0,
+        node: node as u32,
+        generation,
+        next_seq,
+        payload_bytes_max: 1 << 16,
+        commit: world.log.len() as u64,
+        first_lsn: 1,
+        batch_records_max: 4,
     }
 }
 
@@ -100,7 +113,7 @@ impl Serving {
 
     /// Another primary, and this node knows.
     pub(super) fn deposed(&self) -> bool {
-        self.node.lock().beliefs[self.node.me] != (self.epoch, Some(self.node.me))
+        !self.any_copy && self.node.lock().beliefs[self.node.me] != (self.epoch, Some(self.node.me))
     }
 
     /// Answers one request; false ends the stream.
@@ -249,7 +262,21 @@ impl Serving {
                 let data = Bytes::copy_from_slice(&world.image[at..at + m.len as usize]);
                 Reply::Data(pb::Data { data })
             }
-            Ask::ReadLog(m) => Reply::Records(records(&world, m.from_lsn, m.max_records as usize)),
+            Ask::ReadLog(m) if m.from_lsn < world.first => {
+                let first_lsn = world.first;
+                refused(Reason::Trimmed(pb::Trimmed { first_lsn }))
+            }
+            Ask::ReadLog(m) if m.backwards => {
+                let mut page = records(&world, world.first, m.from_lsn as usize);
+                page.records.retain(|record| record.lsn < m.from_lsn);
+                page.records.reverse();
+                (page.next_lsn, page.end) = (world.first, true);
+                Reply::Records(page)
+            }
+            Ask::ReadLog(m) => {
+                let page = records(&world, m.from_lsn, m.max_records as usize);
+                readable(&world, self.node.me, page)
+            }
             Ask::Tail(m) => {
                 drop(world);
                 self.tails.push((tag, m.from_lsn));
@@ -279,30 +306,63 @@ impl Serving {
                 lineage: 0,
                 retention: None,
             }),
-            Ask::Close(_) => Reply::Closed(pb::Closed {}),
+            Ask::Close(_) => {
+                drop(world);
+                self.close();
+                Reply::Closed(pb::Closed {})
+            }
             _ => return false,
         };
-        drop(world);
         self.reply(tag, answer);
         true
     }
 
+    fn close(&self) {
+        let mut world = self.node.lock();
+        world.sessions.remove(&self.session);
+        if world
+            .holder
+            .as_ref()
+            .is_some_and(|(session, _)| *session == self.session)
+        {
+            world.holder = None;
+        }
+        drop(world);
+        self.node.changed.send_modify(|count| *count += 1);
+    }
+
     pub(super) fn feed_tails(&mut self) {
         let mut out = Vec::new();
-        {
-            let world = self.node.lock();
-            for (tag, next) in &mut self.tails {
-                let page = records(&world, *next, usize::MAX);
+        let world = self.node.lock();
+        self.tails.retain_mut(|(tag, next)| {
+            loop {
+                let page = records(&world, *next, TAIL_RECORDS);
                 *next = page.next_lsn;
-                if !page.records.is_empty() {
-                    out.push((*tag, page));
+                if page.records.is_empty() {
+                    return true;
+                }
+                let page = readable(&world, self.node.me, page);
+                let goes_on = matches!(page, Reply::Records(_));
+                out.push((*tag, page));
+                if !goes_on {
+                    return false;
                 }
             }
-        }
+        });
+        drop(world);
         for (tag, page) in out {
-            self.reply(tag, Reply::Records(page));
+            self.reply(tag, page);
         }
     }
+}
+
+/// `page`, as `node` reads it.
+fn readable(world: &World, node: usize, page: pb::Records) -> Reply {
+    let lost = world.unreadable.filter(|(at, _)| *at == node);
+    if lost.is_some_and(|(_, lsn)| page.records.iter().any(|record| record.lsn == lsn)) {
+        return refused(Reason::Unreadable(pb::Unreadable {}));
+    }
+    Reply::Records(page)
 }
 
 /// The result of the mutation that begins at `lsn`.
