@@ -110,6 +110,10 @@ impl Claim {
         self.held().any(|held| held.source == Source::Server)
     }
 
+    pub(crate) fn holds_bytes(&self) -> bool {
+        self.held().next().is_some()
+    }
+
     fn held(&self) -> impl Iterator<Item = &HeldBytes> {
         self.bytes.iter().chain(&self.more)
     }

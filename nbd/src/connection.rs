@@ -4,7 +4,7 @@
 //!   [`Replies`], which runs beside the reading.
 //! - Reading stops where a budget is used up, and goes on when replies have been taken.
 //! - A goodbye, an end of input between two requests and a stop of the server let requests in flight finish and
-//!   send their replies. Lost framing does not: nothing the peer sent afterwards can be trusted.
+//!   send their replies. Lost framing does not: nothing the peer sent afterwards can be trusted. See [`Ending`].
 
 use std::future::ready;
 use std::io;
@@ -21,13 +21,14 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::budget::{Claim, ConnectionBudget, ServerBudget};
 use crate::codec::{CodecError, ReplyStyle, ReplyTo, Request};
+use crate::ending::Ending;
 use crate::export::{BlockDevice, BlockError, Ended, Exports, Extent};
 use crate::extents::{EXTENT_BYTES, flagged};
 use crate::handshake::{Chosen, Negotiated, Negotiation, Upgrade};
 use crate::input::Input;
 use crate::limits::Limits;
 use crate::meta::MetaContext;
-use crate::replies::{Call, Replies, Work};
+use crate::replies::{Call, Patience, Replies, Work};
 use crate::requests::{Operation, Refusal, Speed, StatusQuery, Terms};
 use crate::tls::Tls;
 use crate::transport::Transport;
@@ -82,10 +83,11 @@ pub enum ConnectionError {
         /// Its announced length.
         bytes: u64,
     },
-    /// The client did not take its replies while others waited for the memory they used.
-    #[error("replies were not taken while others waited for memory")]
+    /// The client took too little of its replies while others waited for the memory they used.
+    #[error("replies were taken too slowly while others waited for memory")]
     Stalled,
-    /// Requests in flight did not finish, or their replies were not taken, before the time to drain was over.
+    /// Requests in flight did not finish, or their replies were not taken, before the time to drain was over or, behind a goodbye,
+    /// for so long that nothing advanced.
     #[error("requests in flight did not finish in time")]
     DrainTimeout,
     /// The device ended, and nothing was to be answered ([`Ended::Cut`]).
@@ -186,7 +188,7 @@ impl Context {
         tracing::debug!(%peer, export = %terms.info.name, "transmission begins");
         let (input, writer) = input.map(S::divide);
         let (calls, received) = unbounded_channel();
-        let patience = self.limits.transfer_timeout;
+        let patience = Patience::new(&self.limits);
         let budget = Arc::new(ConnectionBudget::new(
             &self.limits,
             Arc::clone(&self.budget),
@@ -200,27 +202,27 @@ impl Context {
             limits: Arc::clone(&self.limits),
             calls,
         };
+        tokio::pin!(stop);
         // Not biased: a task may do so much at a time, and a peer that always has another request would leave
         // nothing of it to the replies.
         let end = tokio::select! {
-            () = stop => ConnectionEnd::Stopped,
+            () = stop.as_mut() => Ok(ConnectionEnd::Stopped),
             ended = device.ended() => match ended {
-                Ended::Finished => ConnectionEnd::DeviceEnded,
+                Ended::Finished => Ok(ConnectionEnd::DeviceEnded),
                 Ended::Cut => return Err(ConnectionError::DeviceEnded),
             },
-            end = requests.read() => end?,
-            failed = replies.run() => {
-                // Replies only end by themselves when no call can come, and `requests` still lives.
-                failed?;
-                ConnectionEnd::Closed
-            }
+            end = requests.read() => end,
+            // Replies only end by themselves when no call can come, and `requests` still lives.
+            ended = replies.run() => ended.map(|()| ConnectionEnd::Closed),
         };
-        timeout(self.limits.drain_timeout, replies.run())
-            .await
-            .map_err(|_| ConnectionError::DrainTimeout)??;
-        // The device lives until its last reply is out: closing it may end a session.
-        drop(device);
-        Ok(self.close(end, replies.into_writer()).await)
+        let ending = Ending {
+            device,
+            replies,
+            limits: &self.limits,
+        };
+        // Boxed, so that idle connections are none the larger for it.
+        let (end, writer) = Box::pin(ending.run(end, stop)).await?;
+        Ok(self.close(end, writer).await)
     }
 }
 

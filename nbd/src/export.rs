@@ -91,6 +91,16 @@ pub trait BlockDevice: Send + Sync + 'static {
         Box::pin(std::future::pending())
     }
 
+    /// The peer is gone without a goodbye, and may have sent to another server what it sent here. No call follows; changes that have
+    /// not begun may be refused, and are never to begin later. May be called more than once. By default nothing is done.
+    fn peer_gone(&self) {}
+
+    /// A number that changes whenever a part of a request in flight is done. Requests that have many parts are waited for behind a
+    /// goodbye for as long as it changes ([`Limits::goodbye_timeout`](crate::Limits::goodbye_timeout)). Zero by default.
+    fn progress(&self) -> u64 {
+        0
+    }
+
     /// Makes every write that was answered before this call durable, on whichever connection it arrived.
     fn flush(&self) -> BoxFuture<'static, Result<(), BlockError>>;
 }

@@ -249,6 +249,9 @@ impl<'a, S: Transport> Negotiation<'a, S> {
         header: OptionHeader,
     ) -> Result<Option<Negotiated>, ConnectionError> {
         let OptionHeader { option, length } = header;
+        if option == option::ABORT {
+            return self.abort(length).await.map(Some);
+        }
         if length > self.limits.option_bytes_max {
             return self.refuse_oversized(header).await;
         }
@@ -258,10 +261,6 @@ impl<'a, S: Transport> Negotiation<'a, S> {
             .map_err(|_| ConnectionError::HandshakeTimeout)??;
         match option {
             option::EXPORT_NAME => return self.export_name(&data).await.map(Some),
-            option::ABORT => {
-                self.reply(option, reply::ACK, "");
-                return Ok(Some(Negotiated::Ended(ConnectionEnd::Aborted)));
-            }
             option::STARTTLS => return self.start_tls(&data),
             option::LIST if data.is_empty() => self.list().await,
             option::STRUCTURED_REPLY if data.is_empty() => self.structured_reply(),
@@ -282,6 +281,15 @@ impl<'a, S: Transport> Negotiation<'a, S> {
             _ => self.reply(option, reply::ERR_UNSUP, "unknown option"),
         }
         Ok(None)
+    }
+
+    /// Its data is ignored, however much there is. It is read all the same: a socket that is closed with bytes unread takes the
+    /// answer back. A peer that closes before all of it was sent has ended, too.
+    async fn abort(&mut self, length: u32) -> Result<Negotiated, ConnectionError> {
+        self.reply(option::ABORT, reply::ACK, "");
+        self.send().await?;
+        let _ignored = self.skip(length).await;
+        Ok(Negotiated::Ended(ConnectionEnd::Aborted))
     }
 
     /// Bytes that were read ahead came before TLS. Nothing may take them for what TLS protects, so the connection ends there;

@@ -16,6 +16,7 @@ mod admission;
 mod budget;
 pub mod codec;
 mod connection;
+mod ending;
 mod export;
 mod extents;
 mod handshake;

@@ -37,14 +37,18 @@ pub struct Limits {
     pub options_max: u32,
     /// Data of one option, inclusive. At least 4102 is needed for the longest legal name.
     pub option_bytes_max: u32,
-    /// Time in which a peer must send the payload of one write, and must take one reply *while other connections
-    /// wait for memory*. Nobody is cut off for slowness that costs nobody else.
+    /// Time in which a peer must send the payload of one write. Also the span over which `reply_rate_min` is measured.
     pub transfer_timeout: Duration,
+    /// Bytes a second that a peer must take of its replies *while other connections wait for the memory they hold*. Nobody is cut off
+    /// for slowness that costs nobody else.
+    pub reply_rate_min: u32,
     /// Time in which peers that are still in their handshake are told that the server stops.
     pub farewell_timeout: Duration,
-    /// Time for requests in flight to finish, and for their replies to be taken, after the peer said goodbye or
-    /// the server was told to stop.
+    /// Time for requests in flight to finish, and for their replies to be taken, after the server was told to stop.
     pub drain_timeout: Duration,
+    /// After the peer said goodbye or closed: time in which one more of the requests in flight must be answered, or advance
+    /// ([`BlockDevice::progress`](crate::BlockDevice::progress)). To be longer than the device may take.
+    pub goodbye_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -64,8 +68,10 @@ impl Default for Limits {
             options_max: 256,
             option_bytes_max: 64 << 10,
             transfer_timeout: Duration::from_secs(30),
+            reply_rate_min: 32 << 10,
             farewell_timeout: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(30),
+            goodbye_timeout: Duration::from_secs(90),
         }
     }
 }

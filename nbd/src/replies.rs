@@ -29,6 +29,7 @@ use crate::budget::{Claim, ConnectionBudget};
 use crate::codec::{ReplyTo, Request};
 use crate::connection::ConnectionError;
 use crate::export::{BlockError, Extent};
+use crate::limits::Limits;
 use crate::protocol::command;
 use crate::requests::{Refusal, StatusQuery};
 use crate::sparse::Fragments;
@@ -39,7 +40,7 @@ use parts::{Parts, Reply};
 const BATCH_REPLIES: usize = 64;
 /// Slices of one vectored write: head and body of so many simple replies.
 const BATCH_SLICES: usize = 2 * BATCH_REPLIES;
-/// How often a stalled peer is judged again once its time is over.
+/// How often a peer that takes too little is judged again while that costs nobody anything.
 const RECHECK: Duration = Duration::from_secs(1);
 
 /// A request that was read, in whatever state it is.
@@ -84,34 +85,60 @@ impl Work {
 
 /// Drives the calls of one connection and writes their replies.
 pub(crate) struct Replies<W> {
-    writer: W,
+    /// `None`: nobody hears the replies, and they are dropped.
+    writer: Option<W>,
     calls: UnboundedReceiver<Call>,
     all_calls_seen: bool,
     in_flight: FuturesUnordered<InFlight>,
     ready: VecDeque<Reply>,
     unflushed: bool,
-    /// Set while the peer takes nothing of the first ready reply.
-    stalled: Option<Pin<Box<Sleep>>>,
-    transfer_timeout: Duration,
+    /// Set once the peer did not take all that was ready, until it has.
+    backlog: Option<Backlog>,
+    patience: Patience,
     budget: Arc<ConnectionBudget>,
+}
+
+/// How little a peer may take of its replies in which time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    pub(crate) span: Duration,
+    pub(crate) bytes_min: u64,
+}
+
+impl Patience {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        let span = limits.transfer_timeout;
+        let bytes_min = u128::from(limits.reply_rate_min) * span.as_millis() / 1000;
+        Self {
+            span,
+            bytes_min: u64::try_from(bytes_min).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+/// Replies that the peer has not taken yet, judged over one span after the other.
+struct Backlog {
+    judged: Pin<Box<Sleep>>,
+    /// Bytes taken in this span.
+    taken: u64,
 }
 
 impl<W: AsyncWrite + Unpin> Replies<W> {
     pub(crate) fn new(
         writer: W,
         calls: UnboundedReceiver<Call>,
-        transfer_timeout: Duration,
+        patience: Patience,
         budget: Arc<ConnectionBudget>,
     ) -> Self {
         Self {
-            writer,
+            writer: Some(writer),
             calls,
             all_calls_seen: false,
             in_flight: FuturesUnordered::new(),
             ready: VecDeque::new(),
             unflushed: false,
-            stalled: None,
-            transfer_timeout,
+            backlog: None,
+            patience,
             budget,
         }
     }
@@ -121,14 +148,38 @@ impl<W: AsyncWrite + Unpin> Replies<W> {
         poll_fn(|cx| self.poll(cx)).await
     }
 
-    pub(crate) fn into_writer(self) -> W {
+    /// `None` if nobody hears the replies.
+    pub(crate) fn into_writer(self) -> Option<W> {
         self.writer
+    }
+
+    /// Requests that the device has not answered.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Lets the peer go: replies are dropped from now on.
+    pub(crate) fn mute(&mut self) {
+        self.writer = None;
+    }
+
+    /// Waits for nothing more but changes whose payload the device has.
+    pub(crate) fn forget_all_but_payloads(&mut self) {
+        while let Ok(call) = self.calls.try_recv() {
+            self.in_flight.push(InFlight { call: Some(call) });
+        }
+        let all = std::mem::take(&mut self.in_flight).into_iter();
+        self.in_flight = all.filter(InFlight::holds_payload).collect();
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
         loop {
             self.collect(cx);
+            if self.writer.is_none() {
+                self.ready.clear();
+            }
             if self.ready.is_empty() {
+                self.backlog = None;
                 ready!(self.poll_flush(cx))?;
                 let finished = self.all_calls_seen && self.in_flight.is_empty();
                 return if finished {
@@ -138,7 +189,7 @@ impl<W: AsyncWrite + Unpin> Replies<W> {
                 };
             }
             if self.poll_write(cx)?.is_pending() {
-                ready!(self.poll_stalled(cx))?;
+                ready!(self.poll_backlog(cx))?;
             }
         }
     }
@@ -165,38 +216,52 @@ impl<W: AsyncWrite + Unpin> Replies<W> {
             slices[count] = IoSlice::new(part);
             count += 1;
         }
-        let mut written =
-            ready!(Pin::new(&mut self.writer).poll_write_vectored(cx, &slices[..count]))?;
+        let Some(writer) = &mut self.writer else {
+            return Poll::Ready(Ok(()));
+        };
+        let mut written = ready!(Pin::new(writer).poll_write_vectored(cx, &slices[..count]))?;
         if written == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
         self.unflushed = true;
+        if let Some(backlog) = &mut self.backlog {
+            backlog.taken += written as u64;
+        }
         while let Some(first) = self.ready.front_mut() {
             written -= first.advance(written);
             if !first.is_written() {
                 break;
             }
             self.ready.pop_front();
-            self.stalled = None;
         }
         Poll::Ready(Ok(()))
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.unflushed {
-            ready!(Pin::new(&mut self.writer).poll_flush(cx))?;
+        if self.unflushed
+            && let Some(writer) = &mut self.writer
+        {
+            ready!(Pin::new(writer).poll_flush(cx))?;
             self.unflushed = false;
         }
         Poll::Ready(Ok(()))
     }
 
-    /// Fails when the peer has left the first reply for too long *and* another connection waits for the memory it holds.
-    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
-        let patience = self.transfer_timeout;
-        let stalled = self
-            .stalled
-            .get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + patience)));
-        while stalled.as_mut().poll(cx).is_ready() {
+    /// Fails when the peer takes too little of what is ready *and* another connection waits for the memory it holds. What counts are
+    /// bytes, not replies: a slow line may take minutes for a large one, and a peer that takes a small one now and then holds up
+    /// others all the same.
+    fn poll_backlog(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
+        let Patience { span, bytes_min } = self.patience;
+        let backlog = self.backlog.get_or_insert_with(|| Backlog {
+            judged: Box::pin(sleep_until(Instant::now() + span)),
+            taken: 0,
+        });
+        while backlog.judged.as_mut().poll(cx).is_ready() {
+            if backlog.taken >= bytes_min {
+                backlog.taken = 0;
+                backlog.judged.as_mut().reset(Instant::now() + span);
+                continue;
+            }
             let holds = self
                 .ready
                 .iter()
@@ -204,7 +269,7 @@ impl<W: AsyncWrite + Unpin> Replies<W> {
             if holds && self.budget.others_wait() {
                 return Poll::Ready(Err(ConnectionError::Stalled));
             }
-            stalled.as_mut().reset(Instant::now() + RECHECK);
+            backlog.judged.as_mut().reset(Instant::now() + RECHECK);
         }
         Poll::Pending
     }
@@ -214,6 +279,13 @@ impl<W: AsyncWrite + Unpin> Replies<W> {
 struct InFlight {
     /// Invariant: `Some` until the future has answered.
     call: Option<Call>,
+}
+
+impl InFlight {
+    fn holds_payload(&self) -> bool {
+        let holds = |call: &Call| matches!(call.work, Work::Change(_)) && call.claim.holds_bytes();
+        self.call.as_ref().is_some_and(holds)
+    }
 }
 
 impl Future for InFlight {

@@ -194,7 +194,7 @@ async fn an_option_of_4_gib_is_refused_before_it_is_sent() {
 
 #[tokio::test]
 async fn abort_is_acknowledged() {
-    for data in [&b""[..], b"to be ignored"] {
+    for data in [&b""[..], b"to be ignored", &[7; 70_000]] {
         let (mut client, served) = connect(&one(), 4096);
         client.greet().await;
         let aborted = client.option(option::ABORT, data).await;

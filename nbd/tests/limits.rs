@@ -8,8 +8,8 @@ use std::time::Duration;
 use mainstay_nbd::memory::{FixedExports, MemoryDevice};
 use mainstay_nbd::protocol::command;
 use mainstay_nbd::{ConnectionEnd, ConnectionError, Limits, Server};
-use support::{Client, HeldDevice, connect, ready, server, until};
-use tokio::io::AsyncReadExt;
+use support::{Client, HeldDevice, Served, connect, ready, server, until};
+use tokio::io::{AsyncReadExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
@@ -103,6 +103,78 @@ async fn a_slow_reader_costs_bounded_memory_and_harms_nobody() {
         slow_served.await.expect("task"),
         Err(ConnectionError::Stalled)
     ));
+}
+
+/// Has `slow` hold all memory with replies of `len` bytes, and another connection ask for half of it.
+async fn crowded(
+    server: &Server,
+    len: u32,
+) -> (Client<DuplexStream>, Served, Client<DuplexStream>, Served) {
+    let (mut slow, slow_served) = ready(server, false).await;
+    for cookie in 0..u64::from(2 * MIB / len) {
+        slow.request(command::READ, 0, cookie, 0, len.into()).await;
+    }
+    until("the budget is used up", || {
+        server.stats().bytes_held == 2 * MIB as usize
+    })
+    .await;
+    let (mut other, other_served) = ready(server, false).await;
+    other.request(command::READ, 0, 1, 0, MIB.into()).await;
+    (slow, slow_served, other, other_served)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_of_one_reply_now_and_then_does_not_hold_up_others() {
+    const LEN: u32 = 128 << 10;
+    let limits = Limits {
+        connection_requests_max: 16,
+        ..small()
+    };
+    let patience = limits.transfer_timeout;
+    let server = server(device(), limits);
+    let (mut slow, slow_served, mut other, _served) = crowded(&server, LEN).await;
+    let trickle = async {
+        loop {
+            tokio::time::sleep(patience.mul_f64(0.9)).await;
+            let mut reply = vec![0; 16 + LEN as usize];
+            if slow.stream.read_exact(&mut reply).await.is_err() {
+                break;
+            }
+        }
+    };
+    let answer = async {
+        assert_eq!(other.simple().await, (1, 0));
+        other.receive_vec(MIB as usize).await;
+    };
+    let begun = tokio::time::Instant::now();
+    tokio::select! {
+        () = answer => {}
+        () = trickle => panic!("cut, and the other was not helped"),
+    }
+    assert!(begun.elapsed() <= 2 * patience, "{:?}", begun.elapsed());
+    assert!(matches!(
+        slow_served.await.expect("task"),
+        Err(ConnectionError::Stalled)
+    ));
+}
+
+/// A megabit a second: one large reply takes longer than the patience that others have, and is taken all the same.
+#[tokio::test(start_paused = true)]
+async fn a_slow_line_is_not_cut() {
+    let limits = Limits {
+        transfer_timeout: Duration::from_secs(2),
+        ..small()
+    };
+    let server = server(device(), limits);
+    let (mut slow, slow_served, mut other, _served) = crowded(&server, MIB).await;
+    let whole = 2 * (16 + MIB as usize);
+    let mut taken = 0;
+    while taken < whole {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        taken += slow.receive_vec(12_500.min(whole - taken)).await.len();
+    }
+    assert!(!slow_served.is_finished());
+    assert_eq!(other.simple().await, (1, 0));
 }
 
 /// Two hundred peers announce more than thirteen times what the server may hold, and send nothing of it.

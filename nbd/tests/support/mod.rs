@@ -7,6 +7,7 @@
 )]
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::{Bytes, BytesMut};
@@ -226,6 +227,9 @@ pub(crate) struct HeldDevice {
     pub(crate) memory: MemoryDevice,
     pub(crate) calls: Arc<Mutex<Vec<String>>>,
     pub(crate) answers: Arc<Semaphore>,
+    /// How often it was told that its peer is gone.
+    pub(crate) gone: Arc<AtomicUsize>,
+    pub(crate) progress: Arc<AtomicU64>,
 }
 
 impl HeldDevice {
@@ -234,6 +238,8 @@ impl HeldDevice {
             memory: MemoryDevice::new("held", size_bytes),
             calls: Arc::default(),
             answers: Arc::new(Semaphore::new(0)),
+            gone: Arc::default(),
+            progress: Arc::default(),
         }
     }
 
@@ -292,6 +298,14 @@ impl BlockDevice for HeldDevice {
 
     fn flush(&self) -> BoxFuture<'static, Result<(), BlockError>> {
         self.hold("flush".to_owned(), self.memory.flush())
+    }
+
+    fn peer_gone(&self) {
+        self.gone.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn progress(&self) -> u64 {
+        self.progress.load(Ordering::Relaxed)
     }
 }
 

@@ -1,18 +1,11 @@
 //! One NBD connection's hold on a volume.
 //!
-//! The order of changes is the order of the calls. A change for which the client library has room is put in line by the call
-//! itself. When there is no room, it goes to a queue, and so does every change after it until the queue is empty; a task
-//! puts them in line as room comes. What waits there is bounded by the connection's own limits.
-//!
-//! A change larger than one request goes in pieces, made one after the other: a zeroing of terabytes holds no more memory
-//! than one of a gigabyte.
+//! Changes go through a [`Line`], which keeps their order and their age.
 
-use std::collections::VecDeque;
-use std::iter::Peekable;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use mainstay_client::{
     BlockChange, BlockExtent, BlockVolume, PendingWrite, ReadError, Refusal, WriteError,
@@ -22,113 +15,24 @@ use mainstay_nbd::{
     Holes,
 };
 use mainstay_types::{Lineage, Lsn};
-use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use super::Counted;
-use super::errors::{self, Errors, Failure};
+use super::change::Change;
+use super::errors::{self, Errors};
+use super::line::{Line, Target};
 
-/// Longest range of one trim or zeroing; more goes in pieces.
-const RANGE_BYTES_MAX: u64 = 64 << 20;
 /// Questions to the primary for one answer about a range; each covers as much as it looks at in one go. A client asks
 /// on from where the answer ends.
 const EXTENT_ROUNDS: usize = 64;
-/// Pieces of one change between being put in line and their commit.
-const PIECES_IN_LINE_MAX: usize = 64;
-
-/// A change of the volume.
-#[derive(Debug, Clone)]
-enum Change {
-    Write { offset: u64, data: Bytes },
-    Trim { offset: u64, len: u64 },
-    Zeroes { offset: u64, len: u64, keep: bool },
-}
-
-impl Change {
-    /// Puts it in line. A change that finds no room is refused as overloaded, under number zero.
-    fn put(&self, volume: &BlockVolume) -> PendingWrite {
-        match self {
-            Self::Write { offset, data } => volume.write(*offset, data.clone()),
-            Self::Trim { offset, len } => volume.trim(*offset, *len),
-            Self::Zeroes { offset, len, keep } => volume.write_zeroes(*offset, *len, *keep),
-        }
-    }
-
-    fn payload_bytes(&self) -> usize {
-        match self {
-            Self::Write { data, .. } => data.len(),
-            Self::Trim { .. } | Self::Zeroes { .. } => 0,
-        }
-    }
-
-    /// The same change in pieces that each fit one request.
-    fn pieces(self, payload_bytes_max: u32) -> Pieces {
-        Pieces {
-            rest: Some(self),
-            payload_bytes_max,
-        }
-    }
-
-    /// Splits off what fits one request, and leaves the rest.
-    fn split(self, payload_bytes_max: u32) -> (Self, Option<Self>) {
-        match self {
-            Self::Write { offset, mut data } if data.len() > payload_bytes_max as usize => {
-                let first = data.split_to(payload_bytes_max as usize);
-                let rest = Self::Write {
-                    offset: offset + u64::from(payload_bytes_max),
-                    data,
-                };
-                let data = first;
-                (Self::Write { offset, data }, Some(rest))
-            }
-            Self::Trim { offset, len } if len > RANGE_BYTES_MAX => {
-                let part = |offset, len| Self::Trim { offset, len };
-                let rest = part(offset + RANGE_BYTES_MAX, len - RANGE_BYTES_MAX);
-                (part(offset, RANGE_BYTES_MAX), Some(rest))
-            }
-            Self::Zeroes { offset, len, keep } if len > RANGE_BYTES_MAX => {
-                let part = |offset, len| Self::Zeroes { offset, len, keep };
-                let rest = part(offset + RANGE_BYTES_MAX, len - RANGE_BYTES_MAX);
-                (part(offset, RANGE_BYTES_MAX), Some(rest))
-            }
-            whole => (whole, None),
-        }
-    }
-}
-
-/// What is left of a change, piece by piece.
-#[derive(Debug)]
-struct Pieces {
-    rest: Option<Change>,
-    payload_bytes_max: u32,
-}
-
-impl Iterator for Pieces {
-    type Item = Change;
-
-    fn next(&mut self) -> Option<Change> {
-        let (piece, rest) = self.rest.take()?.split(self.payload_bytes_max);
-        self.rest = rest;
-        Some(piece)
-    }
-}
-
-/// A change whose room is not there yet.
-#[derive(Debug)]
-struct Waiting {
-    pieces: Peekable<Pieces>,
-    in_line: oneshot::Sender<Result<Vec<PendingWrite>, Failure>>,
-}
-
 /// A volume, attached for one NBD connection. Its session is closed when this is dropped.
 #[derive(Debug)]
 pub(super) struct Device {
     info: ExportInfo,
     volume: BlockVolume,
     errors: Errors,
-    queue: mpsc::UnboundedSender<Waiting>,
-    /// Changes handed to the queue and not in line yet. While there is one, every later change has to follow it; the lock is
-    /// held while a change is put in line or queued, so that both orders are one.
-    queued: Arc<Mutex<usize>>,
+    park_timeout: Duration,
+    line: Line<BlockVolume>,
 }
 
 impl Device {
@@ -139,167 +43,86 @@ impl Device {
         park_timeout: Duration,
         counted: Counted,
     ) -> Self {
-        let (queue, waiting) = mpsc::unbounded_channel();
-        let queued = Arc::new(Mutex::new(0));
-        let line = Line {
-            volume: volume.clone(),
-            park_timeout,
-        };
-        let runner = run_queue(line, waiting, Arc::clone(&queued));
+        let payload_bytes_max = volume.info().payload_bytes_max;
+        let (line, runner) = Line::new(volume.clone(), payload_bytes_max, park_timeout);
+        let closing = volume.clone();
         tokio::spawn(async move {
             runner.await;
+            if let Err(error) = closing.close().await {
+                tracing::debug!(%error, "attachment not let go");
+            }
             drop(counted);
         });
         Self {
             info,
             volume,
             errors,
-            queue,
-            queued,
+            park_timeout,
+            line,
         }
     }
 
     fn change(&self, change: Change) -> BoxFuture<'static, Result<(), BlockError>> {
-        let payload_bytes_max = self.volume.info().payload_bytes_max;
-        let mut pieces = change.pieces(payload_bytes_max).peekable();
-        let mut sent = Vec::new();
-        let mut queued = self.queued.lock().unwrap_or_else(PoisonError::into_inner);
-        if *queued == 0 {
-            // Those that find room are in line; the first that does not takes the rest along into the queue.
-            while sent.len() < PIECES_IN_LINE_MAX
-                && let Some(piece) = pieces.peek()
-            {
-                let pending = piece.put(&self.volume);
-                if pending.op().seq == 0 {
-                    break;
-                }
-                sent.push(pending);
-                pieces.next();
-            }
-        }
-        if pieces.peek().is_none() {
-            drop(queued);
-            let errors = self.errors.clone();
-            return Box::pin(async move { told(committed(sent).await, &errors).await });
-        }
-        let (in_line, later) = oneshot::channel();
-        *queued += 1;
-        // The task lives as long as this device.
-        let _sent = self.queue.send(Waiting { pieces, in_line });
-        drop(queued);
+        let done = self.line.change(change);
         let errors = self.errors.clone();
         Box::pin(async move {
-            let done = async {
-                sent.extend(later.await.map_err(|_| Failure::Gone)??);
-                committed(sent).await
-            };
-            told(done.await, &errors).await
+            match done.await {
+                Ok(()) => Ok(()),
+                Err(failure) => Err(errors.failed(failure).await),
+            }
         })
     }
 }
 
-/// What puts changes in line.
-struct Line {
-    volume: BlockVolume,
-    park_timeout: Duration,
-}
+impl Target for BlockVolume {
+    type Pending = PendingWrite;
 
-/// Puts queued changes in line as room comes. When the device is gone, drops what nobody waits for and lets the volume go.
-async fn run_queue(
-    line: Line,
-    mut waiting: mpsc::UnboundedReceiver<Waiting>,
-    queued: Arc<Mutex<usize>>,
-) {
-    while let Some(Waiting { pieces, in_line }) = waiting.recv().await {
-        let put = line.put(pieces, || !in_line.is_closed()).await;
-        let _gone = in_line.send(put);
-        *queued.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-    }
-    if let Err(error) = line.volume.close().await {
-        tracing::debug!(%error, "attachment not let go");
-    }
-}
-
-impl Line {
-    /// Puts all pieces in line and answers with those whose commit is still to be waited for, which are few.
-    async fn put(
-        &self,
-        pieces: Peekable<Pieces>,
-        wanted: impl Fn() -> bool,
-    ) -> Result<Vec<PendingWrite>, Failure> {
-        let mut sent = VecDeque::new();
-        for piece in pieces.take_while(|_| wanted()) {
-            if sent.len() == PIECES_IN_LINE_MAX
-                && let Some(oldest) = sent.pop_front()
-            {
-                committed(vec![oldest]).await?;
-            }
-            let put = tokio::time::timeout(self.park_timeout, self.put_one(&piece));
-            let put = put.await.map_err(|_| Failure::NoRoom)?;
-            sent.push_back(put.map_err(Failure::Ended)?);
+    fn put(&self, change: &Change) -> Result<PendingWrite, WriteError> {
+        let pending = match change {
+            Change::Write { offset, data } => self.write(*offset, data.clone()),
+            Change::Trim { offset, len } => self.trim(*offset, *len),
+            Change::Zeroes { offset, len, keep } => self.write_zeroes(*offset, *len, *keep),
+        };
+        if pending.op().seq != 0 {
+            return Ok(pending);
         }
-        Ok(sent.into())
-    }
-
-    async fn put_one(&self, piece: &Change) -> Result<PendingWrite, WriteError> {
-        loop {
-            let pending = piece.put(&self.volume);
-            if pending.op().seq != 0 {
-                return Ok(pending);
-            }
-            // Refused at once: answered without a wait.
-            match pending.await {
-                Err(WriteError::Refused(Refusal::Overloaded)) => {
-                    self.volume.ready(piece.payload_bytes()).await;
-                }
-                Err(error) => return Err(error),
-                // A change without a number was never sent.
-                Ok(_) => return Err(WriteError::Refused(Refusal::Closed)),
-            }
+        // Refused at once: answered without a wait.
+        match pending.now_or_never() {
+            Some(Err(error)) => Err(error),
+            // A change without a number was never sent.
+            Some(Ok(_)) | None => Err(WriteError::Refused(Refusal::Closed)),
         }
     }
-}
 
-async fn committed(sent: Vec<PendingWrite>) -> Result<(), Failure> {
-    for pending in sent {
-        pending.await.map_err(Failure::Ended)?;
-    }
-    Ok(())
-}
-
-async fn told(done: Result<(), Failure>, errors: &Errors) -> Result<(), BlockError> {
-    match done {
-        Ok(()) => Ok(()),
-        Err(failure) => Err(errors.failed(failure).await),
+    async fn ready(&self, payload_bytes: usize) {
+        self.ready(payload_bytes).await;
     }
 }
 
-async fn read(
-    volume: BlockVolume,
-    errors: Errors,
+/// Reads in parts of `most` bytes; all of them together have the time of one request.
+async fn read<F: Future<Output = Result<Bytes, ReadError>>>(
+    patience: Duration,
     offset: u64,
     len: u32,
-) -> Result<Bytes, BlockError> {
-    let most = volume.info().payload_bytes_max;
-    let (volume, errors) = (&volume, &errors);
-    let get = |offset, len| async move {
-        match volume.read(offset, len).await {
-            Ok(data) => Ok(data),
-            Err(error) => Err(errors.read(&error).await),
-        }
-    };
+    most: u32,
+    get: impl Fn(u64, u32) -> F,
+) -> Result<Bytes, ReadError> {
     if len <= most {
         return get(offset, len).await;
     }
-    let mut data = BytesMut::with_capacity(len as usize);
-    let (mut at, mut left) = (offset, len);
-    while left > 0 {
-        let part = get(at, left.min(most)).await?;
-        data.extend_from_slice(&part);
-        at += u64::from(left.min(most));
-        left -= left.min(most);
-    }
-    Ok(data.freeze())
+    let whole = async {
+        let mut data = BytesMut::with_capacity(len as usize);
+        let (mut at, mut left) = (offset, len);
+        while left > 0 {
+            let part = left.min(most);
+            data.extend_from_slice(&get(at, part).await?);
+            at += u64::from(part);
+            left -= part;
+        }
+        Ok(data.freeze())
+    };
+    let late = ReadError::Deadline { waited: patience };
+    timeout(patience, whole).await.unwrap_or(Err(late))
 }
 
 /// Asks about `len` bytes, as far as `EXTENT_ROUNDS` and `extents_max` reach. `ask` gets a place in them, what is left from
@@ -374,7 +197,19 @@ impl BlockDevice for Device {
     }
 
     fn read(&self, offset: u64, len: u32) -> BoxFuture<'static, Result<Bytes, BlockError>> {
-        Box::pin(read(self.volume.clone(), self.errors.clone(), offset, len))
+        let (volume, errors) = (self.volume.clone(), self.errors.clone());
+        let patience = self.park_timeout;
+        Box::pin(async move {
+            let most = volume.info().payload_bytes_max;
+            let get = |offset, len| {
+                let volume = volume.clone();
+                async move { volume.read(offset, len).await }
+            };
+            match read(patience, offset, len, most, get).await {
+                Ok(data) => Ok(data),
+                Err(error) => Err(errors.read(&error).await),
+            }
+        })
     }
 
     fn write(&self, offset: u64, data: Bytes) -> BoxFuture<'static, Result<(), BlockError>> {
@@ -441,6 +276,14 @@ impl BlockDevice for Device {
         })
     }
 
+    fn peer_gone(&self) {
+        self.line.abandon();
+    }
+
+    fn progress(&self) -> u64 {
+        self.line.pieces_done()
+    }
+
     /// What was answered is committed. The round trip proves that this connection still has the volume.
     fn flush(&self) -> BoxFuture<'static, Result<(), BlockError>> {
         let (volume, errors) = (self.volume.clone(), self.errors.clone());
@@ -457,44 +300,21 @@ impl BlockDevice for Device {
 mod tests {
     use super::*;
 
-    fn shape(pieces: Pieces) -> Vec<(u64, u64)> {
-        let one = |piece| match piece {
-            Change::Write { offset, data } => (offset, data.len() as u64),
-            Change::Trim { offset, len } | Change::Zeroes { offset, len, .. } => (offset, len),
-        };
-        pieces.map(one).collect()
-    }
-
-    #[test]
-    fn writes_are_split_at_the_payload_limit() {
-        let pieces = |len: usize| {
-            let data = Bytes::from(vec![0; len]);
-            shape(Change::Write { offset: 7, data }.pieces(4))
-        };
-        assert_eq!(pieces(4), [(7, 4)]);
-        assert_eq!(pieces(5), [(7, 4), (11, 1)]);
-        assert_eq!(pieces(8), [(7, 4), (11, 4)]);
-    }
-
-    #[test]
-    fn ranges_are_split_and_cover_everything_once() {
-        for len in [1, RANGE_BYTES_MAX, RANGE_BYTES_MAX + 1, u64::from(u32::MAX)] {
-            let keep = true;
-            let zeroes = Change::Zeroes {
-                offset: 512,
-                len,
-                keep,
-            };
-            for change in [Change::Trim { offset: 512, len }, zeroes] {
-                let mut at = 512;
-                for (offset, piece) in shape(change.pieces(1)) {
-                    assert_eq!(offset, at);
-                    assert!(piece > 0 && piece <= RANGE_BYTES_MAX);
-                    at += piece;
-                }
-                assert_eq!(at, 512 + len);
+    #[tokio::test(start_paused = true)]
+    async fn a_read_in_parts_has_the_time_of_one() {
+        let patience = Duration::from_secs(60);
+        let get = |each| {
+            move |_, len: u32| async move {
+                tokio::time::sleep(each).await;
+                Ok(Bytes::from(vec![7; len as usize]))
             }
-        }
+        };
+        let begun = tokio::time::Instant::now();
+        let late = read(patience, 0, 5, 4, get(patience * 9 / 10)).await;
+        assert_eq!(late, Err(ReadError::Deadline { waited: patience }));
+        assert_eq!(begun.elapsed(), patience);
+        let whole = read(patience, 0, 5, 4, get(patience * 4 / 10)).await;
+        assert_eq!(whole, Ok(Bytes::from(vec![7; 5])));
     }
 
     #[test]

@@ -13,12 +13,15 @@
 //!   it is served whoever holds the volume, and sees what that one's writes were answered.
 //! * **What is too old goes nowhere (H11).** A client with connections to several nodes may give one up, repeat its write through
 //!   another, and write newer data. Sessions are therefore opened as forwarding ([`FORWARDER_SILENCE`]): where one ends, its
-//!   connection ends, and what was read from it is dropped.
+//!   connection ends, and what was read from it is dropped. What waited for room too long, or had none yet when its peer left
+//!   without a goodbye, is refused (`line`).
 //! * **Answered means committed**, so flush and FUA on one connection cover writes answered on another: multi-conn holds.
 
+mod change;
 mod device;
 mod errors;
 mod holder;
+mod line;
 mod overdue;
 mod renewal;
 
@@ -50,8 +53,11 @@ pub use renewal::{Renewal, WatchedTls};
 pub const PARK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// T of H11: what the primary has not heard of for so long it does not take from here, and what a client sent before this process
-/// stood still for half as long goes nowhere. A change of a client takes effect within the park timeout and twice this, or never.
+/// stood still for half as long goes nowhere. `docs/nbd.md` says within which time a change of a client takes effect, or never.
 pub const FORWARDER_SILENCE: Duration = Duration::from_secs(5);
+
+/// How much longer than its device may take for it a request before a goodbye is waited for.
+const GOODBYE_MARGIN: Duration = Duration::from_secs(5);
 
 /// How long a stop waits for the sessions of ended connections to be closed.
 const CLOSING_MAX: Duration = Duration::from_secs(5);
@@ -310,7 +316,11 @@ pub async fn serve(
 ) {
     let exports = Arc::new(exports);
     let shared = Arc::new(Shared(Arc::clone(&exports)));
-    let server = Server::new(shared, terms.limits).with_tls(terms.tls);
+    let Terms { mut limits, tls } = terms;
+    // Longer than a request may be parked, and than it takes to be sure that nothing of it is on its way.
+    let answered = exports.park_timeout + 2 * FORWARDER_SILENCE + GOODBYE_MARGIN;
+    limits.goodbye_timeout = limits.goodbye_timeout.max(answered);
+    let server = Server::new(shared, limits).with_tls(tls);
     server.serve(listener, shutdown).await;
     if tokio::time::timeout(CLOSING_MAX, exports.closed())
         .await

@@ -1,0 +1,126 @@
+//! How connections end: what is waited for, for how long, and who is told.
+
+mod support;
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use mainstay_nbd::protocol::command;
+use mainstay_nbd::{ConnectionEnd, ConnectionError, Limits};
+use support::{HeldDevice, ready, server, until};
+use tokio::io::AsyncWriteExt;
+
+const MIB: usize = 1 << 20;
+
+fn small() -> Limits {
+    Limits {
+        request_bytes_max: 1 << 20,
+        connection_bytes_max: 2 * MIB,
+        server_bytes_max: 2 * MIB,
+        connection_reserve_bytes: 4096,
+        ..Limits::default()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_goodbye_waits_for_as_long_as_requests_may_be_parked() {
+    let device = HeldDevice::new(4096);
+    let (mut client, served) = ready(&server(device.clone(), Limits::default()), false).await;
+    client.request(command::WRITE_ZEROES, 0, 1, 0, 4096).await;
+    client.request(command::DISC, 0, 2, 0, 0).await;
+    tokio::time::sleep(Duration::from_secs(80)).await;
+    device.answers.add_permits(1);
+    assert_eq!(client.simple().await, (1, 0));
+    let end = served.await.expect("task").expect("end");
+    assert_eq!(end, ConnectionEnd::Disconnected);
+    assert_eq!(device.gone.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_goodbye_waits_for_whatever_advances() {
+    let device = HeldDevice::new(4096);
+    let (mut client, served) = ready(&server(device.clone(), Limits::default()), false).await;
+    client.request(command::WRITE_ZEROES, 0, 1, 0, 4096).await;
+    client.request(command::DISC, 0, 2, 0, 0).await;
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_secs(80)).await;
+        device.progress.fetch_add(1, Ordering::Relaxed);
+    }
+    assert!(!served.is_finished());
+    device.answers.add_permits(1);
+    assert_eq!(client.simple().await, (1, 0));
+    served.await.expect("task").expect("end");
+}
+
+/// Most clients close behind their goodbye without waiting.
+#[tokio::test(start_paused = true)]
+async fn what_was_sent_before_a_goodbye_is_done_also_when_nobody_hears_of_it() {
+    let device = HeldDevice::new(4096);
+    let (mut client, served) = ready(&server(device.clone(), Limits::default()), false).await;
+    for cookie in 0..2 {
+        client
+            .request(command::WRITE_ZEROES, 0, cookie, 0, 4096)
+            .await;
+    }
+    client.request(command::DISC, 0, 2, 0, 0).await;
+    until("two calls", || device.calls().len() == 2).await;
+    drop(client);
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        assert!(!served.is_finished());
+        device.answers.add_permits(1);
+    }
+    // There was nobody to take the first reply.
+    let error = served.await.expect("task").expect_err("cut");
+    assert!(matches!(error, ConnectionError::Io(_)), "{error:?}");
+    assert_eq!(device.gone.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn a_device_is_told_that_its_peer_left_without_a_goodbye() {
+    for framing_is_lost in [false, true] {
+        let device = HeldDevice::new(4096);
+        let (mut client, served) = ready(&server(device.clone(), Limits::default()), false).await;
+        client.request(command::WRITE, 0, 1, 0, 4).await;
+        client.send(b"data").await;
+        if framing_is_lost {
+            client.send(&[0x55; 28]).await;
+        } else {
+            client.stream.shutdown().await.expect("shutdown");
+        }
+        until("told", || device.gone.load(Ordering::Relaxed) > 0).await;
+        assert!(!served.is_finished());
+        device.answers.add_permits(1);
+        assert_eq!(served.await.expect("task").is_err(), framing_is_lost);
+    }
+}
+
+/// A peer that is cut and comes back must not leave payloads behind that nobody counts.
+#[tokio::test(start_paused = true)]
+async fn what_a_device_holds_of_a_cut_connection_counts_until_it_answers() {
+    let device = HeldDevice::new(MIB);
+    let server = server(device.clone(), small());
+    let (mut client, served) = ready(&server, false).await;
+    for cookie in 0..2 {
+        client
+            .request(command::WRITE, 0, cookie, 0, MIB as u64)
+            .await;
+        client.send(&vec![5; MIB]).await;
+    }
+    // What only asks is not waited for.
+    client.request(command::FLUSH, 0, 2, 0, 0).await;
+    until("three calls", || device.calls().len() == 3).await;
+    let held = 2 * MIB - small().connection_reserve_bytes;
+    assert_eq!(server.stats().bytes_held, held);
+    client.send(&[0x55; 28]).await;
+    assert_eq!(client.rest().await, b"", "the peer is let go at once");
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let stats = server.stats();
+    assert_eq!((stats.bytes_held, stats.connections), (held, 1));
+
+    device.answers.add_permits(2);
+    let error = served.await.expect("task").expect_err("cut");
+    assert!(matches!(error, ConnectionError::Misbehaved(_)), "{error:?}");
+    let stats = server.stats();
+    assert_eq!((stats.bytes_held, stats.connections), (0, 0));
+}
