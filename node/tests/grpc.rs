@@ -242,26 +242,3 @@ async fn what_asks_for_too_much_memory_or_names_no_session_is_refused() {
     assert!(matches!(&said[1], Said::Data(data) if data.data.len() == MOST as usize));
     cluster.shut_down().await;
 }
-
-/// Each stream is a task: one connection holds no more than so many.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_streams_of_one_connection_are_bounded() {
-    let cluster = Cluster::of(1, 1).await;
-    let channel = channel(&cluster).await;
-    let stream = || async {
-        let mut client = ClientClient::new(channel.clone());
-        let patience = std::time::Duration::from_secs(2);
-        let asked = client.volume(tokio_stream::pending::<pb::ClientRequest>());
-        tokio::time::timeout(patience, asked).await
-    };
-    let mut streams = Vec::new();
-    for number in 0..4096 {
-        let stream = stream().await.expect("at once").expect("a stream");
-        streams.push((number, stream));
-    }
-    assert!(stream().await.is_err(), "waits until another has ended");
-    drop(streams.split_off(4000));
-    let again = stream().await.expect("at once");
-    again.expect("a stream");
-    cluster.shut_down().await;
-}

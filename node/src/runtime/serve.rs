@@ -135,10 +135,6 @@ pub async fn start(
     })
 }
 
-/// Streams of one connection. A client has all its handles on one connection to a node, so that these are several for each volume
-/// that a node may hold; a stream beyond them waits at the client until another has ended.
-const STREAMS_MAX: u32 = 4096;
-
 async fn serve_grpc(node: Arc<Node>, listener: TcpListener) {
     let links = LinkService(node.clone());
     let limit = MESSAGE_BYTES_MAX;
@@ -149,7 +145,6 @@ async fn serve_grpc(node: Arc<Node>, listener: TcpListener) {
     };
     let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
     let serve = node_server()
-        .max_concurrent_streams(STREAMS_MAX)
         .add_service(
             ReplicationServer::new(links.clone())
                 .max_decoding_message_size(limit)

@@ -148,8 +148,10 @@ fn what_waits_for_memory_keeps_its_place_through_a_switchover() {
     let mut rig = with_replica();
     rig.volume.set_checkpoint_bytes(SHARE);
     rig.slow_checkpoints = true;
+    rig.open(2, 6); // There is something to write down.
     rig.hold_memory(SHARE);
     rig.hold_memory(2 * SHARE);
+    assert!(rig.volume.memory_is_full());
     rig.ask(1, 1, append_of(1, &["a"]));
     rig.hand_over();
     rig.ask(1, 2, ClientOp::Outcome { seq: 1 });
