@@ -100,7 +100,8 @@ pub struct LogVolume {
 }
 
 impl LogVolume {
-    /// Reads committed records from `from` on. Cancelling is safe; failover only delays it.
+    /// Reads committed records from `from` on. A page may hold less than its limits allow, or nothing, although more is committed: go on
+    /// from [`LogPage::next`] until [`LogPage::end`]. Cancelling is safe; failover only delays it.
     ///
     /// # Errors
     /// The position was trimmed, or no primary answered until the deadline.

@@ -36,9 +36,17 @@ async fn promote(admin: &Admin, node: u32) {
 }
 
 async fn records(log: &LogVolume) -> Vec<String> {
-    let page = log.read(Lsn(1), ReadLimits::default()).await.expect("read");
     let text = |data: &[u8]| String::from_utf8_lossy(data).into_owned();
-    page.records.iter().map(|r| text(&r.data)).collect()
+    let (mut from, mut records) = (Lsn(1), Vec::new());
+    loop {
+        let page = log.read(from, ReadLimits::default()).await.expect("read");
+        records.extend(page.records.iter().map(|record| text(&record.data)));
+        if page.end {
+            return records;
+        }
+        assert!(page.next > from, "stands still at {from}");
+        from = page.next;
+    }
 }
 
 async fn append_with(cluster: &Cluster, token: u64, text: &str) -> anyhow::Result<()> {
