@@ -5,6 +5,17 @@ use bytes::Bytes;
 /// Longest range of one trim or zeroing; more goes in pieces.
 pub(super) const RANGE_BYTES_MAX: u64 = 64 << 20;
 
+/// The same for zeroes that are to be written: whoever else writes waits behind those in line, for as long as the disk takes.
+const WRITTEN_BYTES_MAX: u64 = 4 << 20;
+
+fn range_bytes_max(keep: bool) -> u64 {
+    if keep {
+        WRITTEN_BYTES_MAX
+    } else {
+        RANGE_BYTES_MAX
+    }
+}
+
 /// A change of the volume.
 #[derive(Debug, Clone)]
 pub(super) enum Change {
@@ -25,7 +36,8 @@ impl Change {
     pub(super) fn is_long_range(&self) -> bool {
         match self {
             Self::Write { .. } => false,
-            Self::Trim { len, .. } | Self::Zeroes { len, .. } => *len > RANGE_BYTES_MAX,
+            Self::Trim { len, .. } => *len > RANGE_BYTES_MAX,
+            Self::Zeroes { len, keep, .. } => *len > range_bytes_max(*keep),
         }
     }
 
@@ -54,10 +66,10 @@ impl Change {
                 let rest = part(offset + RANGE_BYTES_MAX, len - RANGE_BYTES_MAX);
                 (part(offset, RANGE_BYTES_MAX), Some(rest))
             }
-            Self::Zeroes { offset, len, keep } if len > RANGE_BYTES_MAX => {
+            Self::Zeroes { offset, len, keep } if len > range_bytes_max(keep) => {
                 let part = |offset, len| Self::Zeroes { offset, len, keep };
-                let rest = part(offset + RANGE_BYTES_MAX, len - RANGE_BYTES_MAX);
-                (part(offset, RANGE_BYTES_MAX), Some(rest))
+                let most = range_bytes_max(keep);
+                (part(offset, most), Some(part(offset + most, len - most)))
             }
             whole => (whole, None),
         }
@@ -107,17 +119,18 @@ mod tests {
     #[test]
     fn ranges_are_split_and_cover_everything_once() {
         for len in [1, RANGE_BYTES_MAX, RANGE_BYTES_MAX + 1, u64::from(u32::MAX)] {
-            let keep = true;
-            let zeroes = Change::Zeroes {
-                offset: 512,
-                len,
-                keep,
-            };
-            for change in [Change::Trim { offset: 512, len }, zeroes] {
+            let offset = 512;
+            let zeroes = |keep| Change::Zeroes { offset, len, keep };
+            let trim = Change::Trim { offset, len };
+            for (change, most) in [
+                (trim, RANGE_BYTES_MAX),
+                (zeroes(false), RANGE_BYTES_MAX),
+                (zeroes(true), WRITTEN_BYTES_MAX),
+            ] {
                 let mut at = 512;
                 for (offset, piece) in shape(change.pieces(1)) {
                     assert_eq!(offset, at);
-                    assert!(piece > 0 && piece <= RANGE_BYTES_MAX);
+                    assert!(piece > 0 && piece <= most);
                     at += piece;
                 }
                 assert_eq!(at, 512 + len);
