@@ -31,7 +31,7 @@ pub(super) struct UnderWay {
 }
 
 impl UnderWay {
-    /// Whether no more is taken from the stream for now. One operation is, however large.
+    /// Whether nothing more is taken from the stream until some of it is done. One operation is, however large.
     pub(super) fn is_full(&self, bytes_max: u64) -> bool {
         let bytes = self.mutation_bytes + self.read_bytes;
         self.operations + self.flushes.len() >= OPERATIONS_MAX
