@@ -40,6 +40,8 @@ pub struct Stretch {
     /// From here on entries were in memory when the stretch was asked for. What the disk holds there may be something else: of an ended
     /// epoch, until a cut that is on its way is carried out.
     pub in_memory: Lsn,
+    /// Entries from memory that follow what a forward page takes from the disk, if the page may reach them.
+    pub behind: Vec<EntryRef>,
     /// What may not be shown among them.
     pub voids: Voids,
     /// How much.
@@ -60,10 +62,14 @@ pub struct Page {
 }
 
 impl Page {
-    /// As [`Page::of`], of entries that were read from the disk.
+    /// As [`Page::of`], of entries that were read from the disk, and those of memory where they follow.
     #[must_use]
     pub fn of_disk(mut entries: Vec<EntryRef>, stretch: &Stretch) -> Self {
         entries.retain(|entry| entry.header.point.lsn < stretch.in_memory);
+        let last = entries.last().map(|entry| entry.header.point.lsn);
+        if last.is_some_and(|last| last.next() == stretch.in_memory) {
+            entries.extend_from_slice(&stretch.behind);
+        }
         Self::of(entries, stretch)
     }
 

@@ -2,6 +2,7 @@
 
 use mainstay_replication::Mistake;
 use mainstay_storage::EntryKind;
+use mainstay_storage::format::{ENTRY_HEADER_BYTES, EntryRef};
 use mainstay_types::{Lsn, VolumeKind};
 
 use crate::batch::Voids;
@@ -140,6 +141,10 @@ impl Volume {
             Direction::Forwards => self.hidden(from, through),
             Direction::Backwards => self.hidden(first, from),
         };
+        let behind = match (&cached, direction) {
+            (None, Direction::Forwards) => self.behind_disk(from, through, limits),
+            _ => Vec::new(),
+        };
         self.out.push_back(Action::ReadLog {
             conn,
             token,
@@ -149,11 +154,23 @@ impl Volume {
                 first,
                 through,
                 in_memory: self.tail.first(),
+                behind,
                 voids,
                 limits,
             },
             cached,
         });
+    }
+
+    /// Entries in memory that a page of the disk from `from` on may reach: not those behind more entries than fit a page.
+    fn behind_disk(&self, from: Lsn, through: Lsn, limits: PageLimits) -> Vec<EntryRef> {
+        let held = self.tail.first();
+        let between = held.0.saturating_sub(from.0);
+        if between.saturating_mul(ENTRY_HEADER_BYTES as u64) > limits.bytes_max as u64 {
+            return Vec::new();
+        }
+        let entries = self.tail.entries(held, through, limits.bytes_max);
+        entries.unwrap_or_default()
     }
 
     /// Finds the first record that is not older than `at_ns`: in memory, if one in memory is older, else on the disk.
