@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::Router;
 use axum::extract::State;
@@ -42,7 +43,13 @@ async fn healthz(State(node): State<Arc<Node>>) -> (StatusCode, String) {
 async fn metrics(State(node): State<Arc<Node>>) -> String {
     let mut out = String::new();
     for (name, help) in METRICS {
-        let _infallible = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge");
+        // Prometheus' convention for what only rises.
+        let kind = if name.ends_with("_total") {
+            "counter"
+        } else {
+            "gauge"
+        };
+        let _infallible = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
         for handle in node.volumes() {
             let report = handle.report();
             let value = match *name {
@@ -58,6 +65,13 @@ async fn metrics(State(node): State<Arc<Node>>) -> String {
                     .map_or(0, |r| r.members.len() as u64),
                 "mainstay_volume_sync_age_ms" => {
                     u64::try_from(report.sync_age.as_millis()).unwrap_or(u64::MAX)
+                }
+                "mainstay_volume_repaired_blocks_total" => {
+                    handle.repairs.repaired.load(Ordering::Relaxed)
+                }
+                "mainstay_volume_unrepaired_total" => handle.repairs.failed.load(Ordering::Relaxed),
+                "mainstay_volume_scrubbed_bytes_total" => {
+                    handle.repairs.scrubbed_bytes.load(Ordering::Relaxed)
                 }
                 _ => u64::try_from(report.lease_until.since(clock::mono()).as_millis())
                     .unwrap_or(u64::MAX),
@@ -88,6 +102,18 @@ const METRICS: &[(&str, &str)] = &[
     (
         "mainstay_volume_sync_age_ms",
         "Age of the oldest log write that has not completed.",
+    ),
+    (
+        "mainstay_volume_repaired_blocks_total",
+        "Blocks of this copy that did not read back and were taken from another one.",
+    ),
+    (
+        "mainstay_volume_unrepaired_total",
+        "Times that a block of this copy was needed and no copy had it.",
+    ),
+    (
+        "mainstay_volume_scrubbed_bytes_total",
+        "Bytes of this copy that the scrub has looked at.",
     ),
     (
         "mainstay_volume_lease_ms",

@@ -170,6 +170,8 @@ fn settings(config: &Config, port: u16) -> Settings {
         engine,
         segment_bytes: storage.segment_mib * MIB,
         unwritten_bytes_max: storage.unwritten_mib_max * MIB,
+        scrub_period: (storage.scrub_period_s > 0)
+            .then(|| Duration::from_secs(storage.scrub_period_s)),
         volume,
         lease: config.lease_config(),
         fence: config.fence_command(),

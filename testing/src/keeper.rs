@@ -294,6 +294,7 @@ fn settings(dir: &Path, own: &PeerSettings, all: &[PeerSettings]) -> Settings {
         engine: Engine::probe(),
         segment_bytes: 2 * MIB,
         unwritten_bytes_max: 256 * MIB,
+        scrub_period: None,
         volume: VolumeConfig::default(),
         lease: LeaseConfig::default(),
         fence: None,

@@ -472,6 +472,8 @@ impl Checker<'_> {
         );
         let unwritten = storage.unwritten_mib_max;
         self.at_most("storage", "unwritten_mib_max", unwritten, 1 << 20);
+        let scrub = self.config.storage.scrub_period_s;
+        self.at_most("storage", "scrub_period_s", scrub, 10 * 366 * 24 * 3_600);
         self.positive(
             "limits",
             zero,

@@ -222,6 +222,8 @@ pub struct StorageSection {
     pub checkpoint_wal_mib: u64,
     /// Changes of all block volumes together that are held in memory until a checkpoint writes them to the images.
     pub unwritten_mib_max: u64,
+    /// In what time the scrub reads all of a block volume once, to find what no longer reads back while other copies have it; zero for never.
+    pub scrub_period_s: u64,
 }
 
 impl Default for StorageSection {
@@ -232,6 +234,7 @@ impl Default for StorageSection {
             // The longer between two, the more changes of one block become one write, and the more neighbours are written together.
             checkpoint_wal_mib: 256,
             unwritten_mib_max: 1_024,
+            scrub_period_s: 14 * 24 * 3_600,
         }
     }
 }

@@ -49,6 +49,7 @@ pub async fn open(node: &Arc<Node>, dir: PathBuf) -> Result<VolumeHandle, CopyEr
         to: to.clone(),
         report: report.clone(),
         disk_awake: disk.awake.clone(),
+        repairs: disk.repairs.clone(),
         commit: commit_seen,
     };
     let tree = disk.tree.clone().map(TreeFeed::new);
@@ -197,6 +198,7 @@ impl Actor {
                 self.conns.insert(conn, replies);
             }
             ToVolume::Export { parts, to } => self.export(parts, to),
+            ToVolume::Donate { blocks, answer } => self.work.push(Work::Donate { blocks, answer }),
             ToVolume::Stop { done, hand_over } => {
                 self.stopping = Some(done);
                 if hand_over {

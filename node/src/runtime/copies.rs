@@ -152,17 +152,9 @@ fn encode(part: ExportPart, cluster: u64, register: &Register) -> anyhow::Result
             base_crc: base.crc,
             sessions,
         }),
-        ExportPart::Blocks(blocks) => {
-            let block = |b: ExportedBlock| pb::CopyBlock {
-                block: b.block,
-                data: b.data.unwrap_or_default(),
-                crc: b.crc,
-                lsn: b.lsn.0,
-            };
-            Body::Blocks(pb::CopyBlocks {
-                blocks: blocks.into_iter().map(block).collect(),
-            })
-        }
+        ExportPart::Blocks(blocks) => Body::Blocks(pb::CopyBlocks {
+            blocks: blocks.into_iter().map(encode_block).collect(),
+        }),
         ExportPart::Tree(nodes) => Body::Tree(pb::CopyTree { nodes }),
         ExportPart::End { consistent_from } => Body::End(pb::CopyEnd {
             consistent_from: consistent_from.0,
@@ -303,7 +295,16 @@ fn check_replaceable(node: &Node, register: &Register) -> Result<(), Status> {
     Ok(())
 }
 
-fn decode_block(block: pb::CopyBlock) -> ExportedBlock {
+pub(super) fn encode_block(block: ExportedBlock) -> pb::CopyBlock {
+    pb::CopyBlock {
+        block: block.block,
+        data: block.data.unwrap_or_default(),
+        crc: block.crc,
+        lsn: block.lsn.0,
+    }
+}
+
+pub(super) fn decode_block(block: pb::CopyBlock) -> ExportedBlock {
     ExportedBlock {
         block: block.block,
         data: (!block.data.is_empty()).then_some(block.data),

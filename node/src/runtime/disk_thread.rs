@@ -1,6 +1,8 @@
 //! The thread of one volume's disk: its log is written here (see [`super::wal_thread`]), and what else touches its files is
 //! carried out in the order in which the volume's task asks for it. No decision is taken here.
 
+mod donor;
+
 use std::future::{Future, poll_fn};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -13,10 +15,10 @@ use bytes::Bytes;
 use mainstay_replication::AppendPlan;
 use mainstay_storage::engine::{RealDisk, run_on};
 use mainstay_storage::format::EntryRef;
-use mainstay_storage::image::{CheckpointError, Extent};
+use mainstay_storage::image::{CheckpointError, Donation, Extent};
 use mainstay_storage::wal::{ReadError, ReadPath};
-use mainstay_storage::{Checkpoint, EntryKind, Image, LogEnd, WalReader};
-use mainstay_types::{BLOCK_BYTES, Lineage, Lsn, VolumeName};
+use mainstay_storage::{Checkpoint, EntryKind, LogEnd, WalReader};
+use mainstay_types::{Lineage, Lsn, VolumeName};
 use mainstay_volume::disk_reads::{find_record, read_page};
 use mainstay_volume::store::{CopyError, State, open_state};
 use mainstay_volume::{Event, OpResult, Page, Stretch, Token, Voids, Volume, VolumeConfig};
@@ -24,8 +26,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::checkpoint_pace::{Held, Pacing, Told};
-use super::copies::{BLOCKS_AT_ONCE, ExportPart};
+use super::copies::ExportPart;
 use super::handle::{Answers, ConnAnswer, ConnReply, DiskAwake, RecordOut, ToVolume};
+use super::repair::{RepairCounts, Repairer};
 use super::tree_thread::{self, ToTree, TreeThread};
 use super::wal_thread::{self, LogTask, ToLog};
 use super::{Node, clock};
@@ -77,6 +80,11 @@ pub(super) enum Work {
         sessions: Bytes,
         size_bytes: u64,
     },
+    /// Read blocks for another member's repair.
+    Donate {
+        blocks: Vec<u64>,
+        answer: oneshot::Sender<Result<Donation, String>>,
+    },
     /// Begin a full copy of a log: the feed brings the rest.
     ExportLog {
         parts: mpsc::Sender<ExportPart>,
@@ -119,6 +127,8 @@ pub(super) struct DiskThread {
     pub(super) held: Arc<Held>,
     /// The Merkle tree of a log.
     pub(super) tree: Option<TreeThread>,
+    /// What was repaired of the image.
+    pub(super) repairs: Arc<RepairCounts>,
 }
 
 /// Opens the copy in `dir` on a thread of its own. What the thread has to say goes to `to`.
@@ -180,6 +190,7 @@ struct Worker {
     /// The newest checkpoint, under way or done.
     checkpointing: Option<JoinHandle<()>>,
     pacing: Pacing,
+    repairer: Rc<Repairer>,
     /// An entry could not be applied: the image shows nothing any more.
     failed: bool,
 }
@@ -230,14 +241,18 @@ impl Worker {
                 })?)
             }
         };
+        let (name, lineage) = (volume.spec().name.clone(), log.facts.lineage);
+        let held = Arc::<Held>::default();
+        let repairer = Repairer::new(node, name, lineage, to.clone(), held.clone());
         let (work_to, work) = mpsc::unbounded_channel();
         let awake = Arc::new(DiskAwake::new(clock::mono()));
         let thread = DiskThread {
             work: work_to,
             log: log_task.jobs.clone(),
             awake: awake.clone(),
-            held: Arc::default(),
+            held: held.clone(),
             tree: tree.clone(),
+            repairs: repairer.counts.clone(),
         };
         let worker = Self {
             node: node.clone(),
@@ -249,12 +264,13 @@ impl Worker {
             to,
             log: log_task,
             awake,
-            held: thread.held.clone(),
+            held,
             stalled_after,
             tree,
             rebuilt_at,
             checkpointing: None,
             pacing: Pacing::new(),
+            repairer: Rc::new(repairer),
             failed: false,
         };
         Ok((worker, thread, volume))
@@ -262,6 +278,7 @@ impl Worker {
 
     async fn run(mut self) {
         self.maybe_rebuilt();
+        self.begin_scrub();
         loop {
             let next = tokio::time::timeout(AWAKE_EVERY, self.work.recv()).await;
             let now = clock::mono();
@@ -331,6 +348,7 @@ impl Worker {
                 sessions,
                 size_bytes,
             } if !self.failed => self.export(parts, base, sessions, size_bytes),
+            Work::Donate { blocks, answer } => self.donate(blocks, answer),
             Work::ExportLog {
                 parts,
                 applied,
@@ -376,11 +394,20 @@ impl Worker {
     }
 
     fn read_block(&self, asked: Asked, offset: u64, len: u32) {
-        let state = self.state.clone();
+        let (state, repairer) = (self.state.clone(), self.repairer.clone());
         tokio::task::spawn_local(async move {
             let State::Block(image) = &*state else { return };
-            asked.answer(ConnAnswer::Block(image.read(offset, len as usize).await));
+            let read = async || image.read(offset, len as usize).await;
+            asked.answer(ConnAnswer::Block(repairer.mending(image, read).await));
         });
+    }
+
+    fn begin_scrub(&self) {
+        let period = self.node.settings.scrub_period;
+        if let (State::Block(_), Some(period)) = (&*self.state, period) {
+            let (state, repairer) = (self.state.clone(), self.repairer.clone());
+            tokio::task::spawn_local(async move { repairer.scrub(state, period).await });
+        }
     }
 
     fn read_extents(
@@ -390,12 +417,13 @@ impl Worker {
         extents_max: usize,
         since: Option<Lsn>,
     ) {
-        let state = self.state.clone();
+        let (state, repairer) = (self.state.clone(), self.repairer.clone());
         tokio::task::spawn_local(async move {
             let State::Block(image) = &*state else { return };
             let end = range.end.min(range.start.saturating_add(EXTENTS_BYTES));
             let range = range.start..end;
-            let found = image.extents(range.clone(), extents_max, since).await;
+            let look = async || image.extents(range.clone(), extents_max, since).await;
+            let found = repairer.mending(image, look).await;
             asked.answer(ConnAnswer::Extents(found.map(|runs| clip(runs, &range))));
         });
     }
@@ -441,6 +469,7 @@ impl Worker {
     async fn checkpoint(&mut self, blob: Bytes, at: LogEnd) {
         let (state, to) = (self.state.clone(), self.to.clone());
         let (name, held) = (self.name.clone(), self.held.clone());
+        let repairer = self.repairer.clone();
         let pace = self.pacing.begin(self.node.checkpoint_bytes());
         let mut work = Box::pin(async move {
             let result = match &*state {
@@ -454,6 +483,10 @@ impl Worker {
                         let failed = Event::StorageFailed { reason };
                         let _stopped = to.send(ToVolume::Event(failed));
                         return;
+                    }
+                    if let Err(CheckpointError::Corrupt { block }) = checkpointed {
+                        // The volume is told by whoever repairs it, and asks for the next one.
+                        repairer.repair(image, block).await;
                     }
                     checkpointed.map_err(|error| error.to_string())
                 }
@@ -481,74 +514,6 @@ impl Worker {
         if !done {
             self.checkpointing = Some(tokio::task::spawn_local(work));
         }
-    }
-
-    /// A log's copy begins where the log begins; the session table is ahead of that, and says so, and the tree reaches back to the
-    /// first position of all.
-    fn export_log(&self, parts: mpsc::Sender<ExportPart>, applied: Lsn, sessions: Bytes) {
-        let (reader, tree) = (self.reader.clone(), self.tree.clone());
-        tokio::task::spawn_local(async move {
-            let first = reader.index().first_lsn();
-            let begin = match reader.end_at(first.prev()).await {
-                Ok(base) => ExportPart::Begin { base, sessions },
-                Err(error) => ExportPart::Failed(error.to_string()),
-            };
-            let begun = parts.send(begin).await;
-            if let (Some(tree), Ok(())) = (tree, &begun) {
-                let (done, sent) = oneshot::channel();
-                let (base, parts) = (first.prev(), parts.clone());
-                let _stopped = tree.to.send(ToTree::Export { base, parts, done });
-                let _dropped_when_sent = sent.await;
-            }
-            if begun.is_ok() {
-                let consistent_from = applied;
-                let _gone = parts.send(ExportPart::End { consistent_from }).await;
-            }
-        });
-    }
-
-    /// Reads the image from its first block to its last, beside everything else.
-    fn export(
-        &self,
-        parts: mpsc::Sender<ExportPart>,
-        base: LogEnd,
-        sessions: Bytes,
-        size_bytes: u64,
-    ) {
-        let state = self.state.clone();
-        tokio::task::spawn_local(async move {
-            if let State::Block(image) = &*state {
-                export_image(image, &parts, base, sessions, size_bytes).await;
-            }
-        });
-    }
-}
-
-async fn export_image(
-    image: &Image<RealDisk>,
-    parts: &mpsc::Sender<ExportPart>,
-    base: LogEnd,
-    sessions: Bytes,
-    size_bytes: u64,
-) {
-    let mut sent = parts.send(ExportPart::Begin { base, sessions }).await;
-    let count = size_bytes / u64::from(BLOCK_BYTES);
-    let mut first = 0;
-    while sent.is_ok() && first < count {
-        let blocks = BLOCKS_AT_ONCE.min(count - first);
-        let part = match image.export_block_range(first, blocks).await {
-            Ok(blocks) => ExportPart::Blocks(blocks),
-            Err(error) => {
-                let _gone = parts.send(ExportPart::Failed(error.to_string())).await;
-                return;
-            }
-        };
-        first += BLOCKS_AT_ONCE;
-        sent = parts.send(part).await;
-    }
-    if sent.is_ok() {
-        let consistent_from = image.applied().point.lsn;
-        let _gone = parts.send(ExportPart::End { consistent_from }).await;
     }
 }
 

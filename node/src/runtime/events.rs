@@ -58,6 +58,8 @@ pub enum EventKind {
     MemberRemoved,
     /// A copy does not open, or is damaged.
     DamageFound,
+    /// Damage was made good from another copy.
+    Repaired,
     /// This process began.
     NodeStarted,
     /// This process ends cleanly.
@@ -417,6 +419,7 @@ fn encode(node: NodeId, number: u64, event: Event) -> pb::Event {
         EventKind::MemberAdded => pb::EventKind::MemberAdded,
         EventKind::MemberRemoved => pb::EventKind::MemberRemoved,
         EventKind::DamageFound => pb::EventKind::DamageFound,
+        EventKind::Repaired => pb::EventKind::Repaired,
         EventKind::NodeStarted => pb::EventKind::NodeStarted,
         EventKind::NodeStopped => pb::EventKind::NodeStopped,
     });

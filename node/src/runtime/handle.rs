@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use mainstay_storage::image::{Extent, ImageReadError};
+use mainstay_storage::image::{Donation, Extent, ImageReadError};
 use mainstay_types::{Incarnation, Lineage, Lsn, MonoTime, NodeId, VolumeSpec};
 use mainstay_volume::tree::{TreeAnswer, TreeError};
 use mainstay_volume::{ClientOp, ConnId, Event, OpResult, Token};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::copies::ExportPart;
+use super::repair::RepairCounts;
 use super::report::VolumeReport;
 
 /// What a volume is told.
@@ -40,6 +41,13 @@ pub enum ToVolume {
         parts: mpsc::Sender<ExportPart>,
         /// Whose copy it is to be.
         to: NodeId,
+    },
+    /// Read blocks for another member's repair.
+    Donate {
+        /// Their numbers.
+        blocks: Vec<u64>,
+        /// What was read, or why nothing is.
+        answer: oneshot::Sender<Result<Donation, String>>,
     },
     /// Hand over if primary, write a checkpoint, close the files. Answered when all of it is done.
     Stop {
@@ -118,6 +126,8 @@ pub struct VolumeHandle {
     pub report: Arc<Mutex<VolumeReport>>,
     /// When the thread of its disk was last awake.
     pub disk_awake: Arc<DiskAwake>,
+    /// What was repaired of its image.
+    pub repairs: Arc<RepairCounts>,
     /// The last entry that may be shown, as it moves: the commit point, or the last entry before a batch that is not whole.
     pub commit: watch::Receiver<Lsn>,
 }

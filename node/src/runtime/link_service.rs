@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Node, copies};
+use super::{Node, copies, repair};
 use crate::wire;
 
 /// Serves `Replication.Link` and `Witness.Link` alike: the frames are the same.
@@ -97,6 +97,14 @@ impl Replication for LinkService {
         Ok(Response::new(pb::CopyReply {
             incarnation: incarnation.0,
         }))
+    }
+
+    async fn blocks(
+        &self,
+        request: Request<pb::BlocksRequest>,
+    ) -> Result<Response<pb::BlocksReply>, Status> {
+        let reply = repair::donate(&self.0, request.into_inner()).await?;
+        Ok(Response::new(reply))
     }
 }
 

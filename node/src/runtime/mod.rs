@@ -32,6 +32,7 @@ pub mod operator_command;
 pub mod peers;
 pub mod places;
 mod precise;
+pub mod repair;
 pub mod report;
 pub mod rounds;
 pub mod serve;
@@ -131,6 +132,8 @@ pub struct Settings {
     pub segment_bytes: u64,
     /// Changes of all block volumes together that may be held in memory until a checkpoint writes them to the images.
     pub unwritten_bytes_max: u64,
+    /// In what time the scrub looks at all of a block volume once; none for never.
+    pub scrub_period: Option<Duration>,
     /// Bounds of volumes.
     pub volume: VolumeConfig,
     /// Leases.

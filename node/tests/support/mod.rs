@@ -14,7 +14,7 @@ use mainstay_client::Admin;
 use mainstay_client::report::VolumeHealth;
 use mainstay_node::runtime::hooks::HookCommands;
 use mainstay_node::runtime::serve::{Running, start};
-use mainstay_node::runtime::{PeerSettings, Settings};
+use mainstay_node::runtime::{Node, PeerSettings, Settings};
 use mainstay_replication::LeaseConfig;
 use mainstay_storage::engine::Engine;
 use mainstay_types::{ClusterId, Instance, NodeId};
@@ -44,15 +44,20 @@ impl Cluster {
 
     /// With other bounds of volumes.
     pub(crate) async fn with(data: u32, witnesses: u32, volume: VolumeConfig) -> Self {
-        Self::shaped(data, witnesses, 0, volume).await
+        Self::tuned(data, witnesses, |settings| settings.volume = volume.clone()).await
+    }
+
+    /// With other settings of every node.
+    pub(crate) async fn tuned(data: u32, witnesses: u32, tune: impl Fn(&mut Settings)) -> Self {
+        Self::shaped(data, witnesses, 0, tune).await
     }
 
     /// With witnesses that wait to become some, behind the others.
     pub(crate) async fn with_standby(data: u32, witnesses: u32, standby: u32) -> Self {
-        Self::shaped(data, witnesses, standby, VolumeConfig::default()).await
+        Self::shaped(data, witnesses, standby, |_| {}).await
     }
 
-    async fn shaped(data: u32, witnesses: u32, standby: u32, volume: VolumeConfig) -> Self {
+    async fn shaped(data: u32, witnesses: u32, standby: u32, tune: impl Fn(&mut Settings)) -> Self {
         // `RUST_LOG=debug` shows what every node does.
         let _earlier = tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
@@ -80,10 +85,9 @@ impl Cluster {
             settings: peers
                 .iter()
                 .map(|peer| {
-                    (
-                        peer.node,
-                        settings(&dir.path().join("nodes"), peer, &peers, &volume),
-                    )
+                    let mut settings = settings(&dir.path().join("nodes"), peer, &peers);
+                    tune(&mut settings);
+                    (peer.node, settings)
                 })
                 .collect(),
             dir,
@@ -94,6 +98,11 @@ impl Cluster {
             cluster.run(node, listener).await;
         }
         cluster
+    }
+
+    /// A node that runs.
+    pub(crate) fn node(&self, node: NodeId) -> &Node {
+        &self.nodes[&node].node
     }
 
     /// gRPC addresses of the data nodes.
@@ -227,12 +236,7 @@ pub(crate) async fn healed(admin: &Admin, volume: &str, members: usize) {
     }
 }
 
-fn settings(
-    dir: &std::path::Path,
-    own: &PeerSettings,
-    all: &[PeerSettings],
-    volume: &VolumeConfig,
-) -> Settings {
+fn settings(dir: &std::path::Path, own: &PeerSettings, all: &[PeerSettings]) -> Settings {
     let data_dir = dir.join(own.node.to_string());
     std::fs::create_dir_all(&data_dir).expect("a directory");
     Settings {
@@ -252,7 +256,8 @@ fn settings(
         engine: Engine::probe(),
         segment_bytes: 2 << 20,
         unwritten_bytes_max: 1 << 30,
-        volume: volume.clone(),
+        scrub_period: None,
+        volume: VolumeConfig::default(),
         lease: LeaseConfig::default(),
         fence: None,
         hooks: HookCommands::default(),

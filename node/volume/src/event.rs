@@ -106,6 +106,9 @@ pub enum Event {
     },
     /// A checkpoint did not happen; may be tried again later.
     CheckpointFailed,
+    /// Blocks of the state that did not read back were taken from another copy, in memory: the next checkpoint, which is due now, puts them
+    /// back into the files.
+    Repaired,
     /// The log was recycled: it begins at `first` now.
     Recycled {
         /// First entry held.

@@ -147,6 +147,8 @@ pub struct Volume {
     pub(crate) pins: Pins,
     /// Something was released that this copy still holds.
     pub(crate) release_due: bool,
+    /// Memory holds blocks that no entry behind the last checkpoint made.
+    pub(crate) repaired: bool,
     /// When the primary looks at the log's retention next.
     pub(crate) retain_at: MonoTime,
     /// The log was copied whole, with a state of this position.
@@ -189,6 +191,7 @@ impl Volume {
             logged_bytes: 0,
             pins: Pins::default(),
             release_due: false,
+            repaired: false,
             retain_at: MonoTime::ZERO,
             copied_until: Lsn::ZERO,
             stopped: false,
@@ -249,6 +252,7 @@ impl Volume {
                 self.checkpoint_runs = false;
                 self.memory.checkpoint_failed(self.config.checkpoint_bytes);
             }
+            Event::Repaired => self.repaired = true,
             Event::Recycled { first } => self.core(
                 now,
                 Input::Recycled {

@@ -106,6 +106,28 @@ pub(crate) fn add(golden: &mut Golden) {
     registers(golden);
     witnesses(golden);
     witness_sets(golden);
+    blocks(golden);
+}
+
+fn blocks(golden: &mut Golden) {
+    let request = pb::BlocksRequest {
+        cluster: 0xd1,
+        volume: 0xa1,
+        lineage: 0xa2,
+        blocks: vec![7, 300],
+    };
+    golden.add("blocks_request", &request);
+    let block = |block, data: &'static [u8], crc, lsn| pb::CopyBlock {
+        block,
+        data: Bytes::from_static(data),
+        crc,
+        lsn,
+    };
+    let reply = pb::BlocksReply {
+        blocks: vec![block(7, b"bytes", 0x0102_0304, 400), block(300, b"", 0, 0)],
+        at: 401,
+    };
+    golden.add("blocks_reply", &reply);
 }
 
 fn members(golden: &mut Golden) {

@@ -42,6 +42,7 @@ async fn bytes_come_back<D: Disk>(disk: &D, dir: &Path, caching: Caching) -> io:
     file.write_out(PAGE, 2 * PAGE).await?;
     file.write_out(64 * PAGE, PAGE).await?;
     file.sync_beside().await?;
+    file.forget_cached(0, 64 * PAGE).await?;
     assert_eq!(file.len().await?, 4 * PAGE);
 
     let again = disk.open(&path, OpenMode::Read, caching).await?;

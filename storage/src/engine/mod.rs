@@ -142,6 +142,12 @@ pub trait DiskFile: 'static {
         std::future::ready(Ok(()))
     }
 
+    /// Lets go of what the page cache holds of a range and the disk has, so that the next read asks the disk. A hint: nothing is lost, and
+    /// nothing happens where an engine has no such call, or something uses the pages.
+    fn forget_cached(&self, _offset: u64, _len: u64) -> impl Future<Output = io::Result<()>> {
+        std::future::ready(Ok(()))
+    }
+
     /// Makes a range read as zeroes and gives its space back where the file system can. The length stays.
     fn punch_hole(&self, offset: u64, len: u64) -> impl Future<Output = io::Result<()>>;
 

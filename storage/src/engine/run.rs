@@ -175,6 +175,10 @@ impl DiskFile for RealFile {
         both!(Self, self, file => file.write_out(offset, len).await)
     }
 
+    async fn forget_cached(&self, offset: u64, len: u64) -> io::Result<()> {
+        both!(Self, self, file => file.forget_cached(offset, len).await)
+    }
+
     async fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
         both!(Self, self, file => file.punch_hole(offset, len).await)
     }

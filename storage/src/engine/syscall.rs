@@ -62,6 +62,18 @@ pub(super) fn write_out(fd: RawFd, offset: u64, len: u64) -> io::Result<()> {
     check(unsafe { libc::sync_file_range(fd, offset, len, WRITE_OUT) })
 }
 
+/// `posix_fadvise(2)`: the page cache lets go of a range.
+pub(super) fn forget_cached(fd: RawFd, offset: u64, len: u64) -> io::Result<()> {
+    let offset = i64::try_from(offset).map_err(io::Error::other)?;
+    let len = i64::try_from(len).map_err(io::Error::other)?;
+    // SAFETY: takes numbers only. The standard library has no call for it.
+    match unsafe { libc::posix_fadvise(fd, offset, len, libc::POSIX_FADV_DONTNEED) } {
+        0 => Ok(()),
+        // It says so itself, not by `errno`.
+        code => Err(io::Error::from_raw_os_error(code)),
+    }
+}
+
 /// What [`punch_hole`] asks for.
 pub(super) const PUNCH_HOLE: libc::c_int = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 

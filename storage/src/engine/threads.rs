@@ -106,6 +106,10 @@ impl DiskFile for ThreadsFile {
         syscall::write_out(self.0.as_raw_fd(), offset, len)
     }
 
+    async fn forget_cached(&self, offset: u64, len: u64) -> io::Result<()> {
+        syscall::forget_cached(self.0.as_raw_fd(), offset, len)
+    }
+
     async fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
         syscall::punch_hole(self.0.as_raw_fd(), offset, len)
     }

@@ -188,6 +188,10 @@ impl DiskFile for UringFile {
             .await
     }
 
+    async fn forget_cached(&self, offset: u64, len: u64) -> io::Result<()> {
+        syscall::forget_cached(self.0.as_raw_fd(), offset, len)
+    }
+
     async fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
         // Where the file system discards what it frees this takes milliseconds: others on this thread go on meanwhile.
         let entry = opcode::Fallocate::new(types::Fd(self.0.as_raw_fd()), len);

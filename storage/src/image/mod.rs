@@ -13,6 +13,7 @@ mod intent;
 mod overlay;
 mod read;
 mod rebuild;
+mod repair;
 mod sums;
 #[cfg(test)]
 mod tests;
@@ -27,15 +28,16 @@ use bytes::Bytes;
 use mainstay_types::{Lineage, Lsn};
 
 use crate::checkpoint::{Checkpoint, CheckpointFile, CheckpointFileError};
-use crate::engine::{AlignedBuf, Caching, Disk, DiskFile, OpenMode, PAGE, PAGE_BYTES};
+use crate::engine::{AlignedBuf, Caching, Disk, DiskFile, OpenMode, PAGE};
 use crate::format::{EntryKind, EntryRef, FLAG_ALLOCATED, LogEnd, range_of};
 use crate::recovery::scan::read_content;
 pub use flush::{AtOnce, Pace};
 #[cfg(test)]
 pub(crate) use intent::LAYOUT as INTENT_LAYOUT;
 use intent::{Intent, Target};
+use overlay::Overlay;
 pub use overlay::range_held;
-use overlay::{Content, Overlay};
+pub use repair::{Donation, RepairError};
 #[cfg(test)]
 pub(crate) use sums::LAYOUT as SUMS_LAYOUT;
 use sums::{BLOCKS_PER_PAGE, SumsCache, SumsPage};
@@ -409,33 +411,6 @@ impl<D: Disk> Image<D> {
         self.applied.set(entry.header.end());
         if self.fuzzy_until.get().is_some_and(|need| need <= lsn) {
             self.fuzzy_until.set(None);
-        }
-        Ok(())
-    }
-
-    /// Replaces a corrupt block by another member's content of it, in memory; the next checkpoint makes it durable.
-    /// `lsn` is the last entry that changed it there. Newer bytes of our own stay on top.
-    ///
-    /// # Errors
-    /// [`ApplyError`] for a block outside the volume or of another length.
-    pub fn repair_block(&self, block: u64, data: &[u8], lsn: Lsn) -> Result<(), ApplyError> {
-        self.check_range(block.saturating_mul(PAGE), PAGE)?;
-        if data.len() != PAGE_BYTES {
-            return Err(ApplyError::Malformed);
-        }
-        let mut overlay = self.overlay.borrow_mut();
-        let ours = overlay.get(block);
-        match ours.map(|dirty| (dirty.content, dirty.lsn)) {
-            Some((Content::Data(_) | Content::Zero, _)) => {}
-            Some((Content::Partial(partial), newer)) if newer > lsn => {
-                let mut merged = data.to_vec();
-                partial.over(&mut merged);
-                overlay.active.put_merged(block, merged.into(), newer);
-            }
-            _ => {
-                let data = Bytes::copy_from_slice(data);
-                overlay.active.put_merged(block, data, lsn);
-            }
         }
         Ok(())
     }

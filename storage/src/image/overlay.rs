@@ -111,7 +111,7 @@ impl Content {
     }
 
     /// This over `base`, which is absent where nothing is known of it.
-    fn onto(self, base: Option<&Self>) -> Self {
+    pub(super) fn onto(self, base: Option<&Self>) -> Self {
         let Self::Partial(partial) = self else {
             return self;
         };

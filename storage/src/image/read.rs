@@ -192,7 +192,7 @@ impl<D: Disk> Image<D> {
         }
     }
 
-    fn check_blocks(&self, offset: u64, len: u64) -> Result<(), ImageReadError> {
+    pub(super) fn check_blocks(&self, offset: u64, len: u64) -> Result<(), ImageReadError> {
         self.check_readable()?;
         self.check_range(offset, len)
             .map_err(|_| ImageReadError::Range { offset, len })
@@ -305,7 +305,7 @@ impl<D: Disk> Image<D> {
         }
     }
 
-    async fn sum(&self, block: u64) -> Result<Sum, ImageReadError> {
+    pub(super) async fn sum(&self, block: u64) -> Result<Sum, ImageReadError> {
         let page = self
             .sums_page(block / BLOCKS_PER_PAGE)
             .await

@@ -1,4 +1,5 @@
 mod properties;
+mod repairs;
 mod zeroes;
 
 use std::rc::Rc;
@@ -6,8 +7,8 @@ use std::rc::Rc;
 use mainstay_types::{Epoch, SessionId};
 
 use super::*;
-use crate::engine::SimDisk;
 use crate::engine::sim::{Fault, OpKind};
+use crate::engine::{PAGE_BYTES, SimDisk};
 use crate::format::{encode_range, encode_unstamped, set_flags, stamp, verify_batch};
 use crate::testing::{block_on, crash_points};
 
@@ -195,6 +196,17 @@ fn content_survives_checkpoints_and_restarts() {
     );
 }
 
+/// Block 0 as entry 1 of the samples makes it.
+fn block_of_ones() -> ExportedBlock {
+    let data = Bytes::from_static(&[1; PAGE_BYTES]);
+    ExportedBlock {
+        block: 0,
+        crc: crate::codec::crc(&data),
+        data: Some(data),
+        lsn: Lsn(1),
+    }
+}
+
 #[test]
 fn a_rotten_block_is_told_and_repaired() {
     let disk = SimDisk::immediate(2);
@@ -207,9 +219,7 @@ fn a_rotten_block_is_told_and_repaired() {
         Err(ImageReadError::Corrupt { block: 0 })
     ));
     assert_eq!(block_on(image.scrub(0, BLOCKS)).expect("scrub"), [0]);
-    image
-        .repair_block(0, &[1; PAGE_BYTES], Lsn(1))
-        .expect("a block");
+    block_on(image.repair(&block_of_ones(), Lsn(6))).expect("a block");
     assert_eq!(whole(&image), model(&sample_ops()));
     block_on(image.checkpoint(Bytes::new())).expect("checkpoint");
     let (image, _) = open(&disk);
@@ -252,9 +262,7 @@ fn a_partial_write_over_a_rotten_base_waits_for_repair() {
         block_on(image.checkpoint(Bytes::new())),
         Err(CheckpointError::Corrupt { block: 0 })
     ));
-    image
-        .repair_block(0, &[1; PAGE_BYTES], Lsn(1))
-        .expect("a block");
+    block_on(image.repair(&block_of_ones(), Lsn(1))).expect("a block");
     block_on(image.checkpoint(Bytes::new())).expect("checkpoint");
     assert_eq!(whole(&open(&disk).0), model(&ops));
 }

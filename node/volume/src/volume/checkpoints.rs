@@ -27,8 +27,8 @@ impl Volume {
 
     pub(super) fn maybe_checkpoint(&mut self) {
         let share = self.config.checkpoint_bytes;
-        let due = self.since_checkpoint >= share || self.memory.is_due(share) || self.release_due;
-        let due = due && !self.checkpoint_runs;
+        let grown = self.since_checkpoint >= share || self.memory.is_due(share);
+        let due = (grown || self.release_due || self.repaired) && !self.checkpoint_runs;
         // The image must not know entries that this copy's own log could still lose.
         if due && self.applied <= self.member.durable() {
             self.begin_checkpoint();
@@ -38,7 +38,7 @@ impl Volume {
     /// Asks for a checkpoint now, if there is anything new: for a clean stop.
     pub fn begin_checkpoint(&mut self) {
         if self.checkpoint_runs
-            || self.applied == self.checkpointed
+            || (self.applied == self.checkpointed && !self.repaired)
             || self.applied > self.member.durable()
         {
             return;
@@ -47,6 +47,7 @@ impl Volume {
             return;
         };
         self.checkpoint_runs = true;
+        self.repaired = false;
         self.since_checkpoint = 0;
         self.out.push_back(Action::Checkpoint {
             blob: self.sessions.encode(),

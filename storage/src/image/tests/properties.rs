@@ -18,7 +18,7 @@ impl Pace for Meanwhile<'_> {
     }
 }
 
-fn ops() -> impl Strategy<Value = Vec<Op>> {
+pub(super) fn ops() -> impl Strategy<Value = Vec<Op>> {
     let offset = prop_oneof![0..8 * PAGE, 253 * PAGE..257 * PAGE];
     let op = prop_oneof![
         4 => (offset.clone(), 1_usize..10_000, 1_u8..).prop_map(|(offset, len, fill)| Op::Write { offset, len, fill }),
