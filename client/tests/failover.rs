@@ -332,6 +332,12 @@ async fn refusals_are_typed_and_leave_the_session_working() {
         large,
         AppendError::Refused(Refusal::TooLarge { .. })
     ));
+    // Longer than any message may be: sent, it would end the stream, and each one after it.
+    let huge = log.append_at(Lsn(2), vec![0; 65 << 20]).await;
+    assert!(
+        matches!(huge, Err(AppendError::Refused(Refusal::TooLarge { .. }))),
+        "{huge:?}"
+    );
     let reader = client.log("ledger").read_only().open().await.expect("open");
     assert_eq!(
         reader.append("x").await.expect_err("read-only"),

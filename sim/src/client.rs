@@ -146,6 +146,7 @@ impl Ask {
                 session,
                 generation,
                 create,
+                answered: 0,
                 attachment: attachment.map(|(name, takeover)| Attachment { name, takeover }),
                 token,
             },

@@ -92,10 +92,11 @@ impl LogVolume {
     /// # Ok(()) });
     /// ```
     pub async fn submit(&self, record: impl Into<Bytes>) -> Result<PendingAppend, AppendError> {
-        let record = record.into();
-        self.check_bytes(record.len())?;
-        let expected = None;
-        self.send(Mutation::Append { record, expected }).await
+        let mutation = Mutation::Append {
+            record: record.into(),
+            expected: None,
+        };
+        self.send(mutation).await
     }
 
     /// Appends several records, all of them or none, and waits until they are committed.
@@ -191,7 +192,6 @@ impl LogVolume {
         if let Some(refusal) = refused {
             return Err(AppendError::Refused(refusal));
         }
-        self.check_bytes(records.iter().map(Bytes::len).sum())?;
         self.send(Mutation::Batch { records, expected }).await
     }
 
@@ -234,6 +234,8 @@ impl LogVolume {
         if self.session.id == SessionId(0) {
             return Err(AppendError::Refused(Refusal::ReadOnly));
         }
+        // What the cluster does not take is never sent: above what one message holds it would end every stream that it is sent on.
+        self.check_bytes(mutation.payload_bytes())?;
         let waited = self.session.deadline;
         let deadline = deadline_after(waited);
         let room = self.session.room.acquire(mutation.payload_bytes());

@@ -14,7 +14,7 @@ use crate::attach::check_opening;
 use crate::event::{Action, Attachment, ClientOp, ConnId, Now, OpResult, Refusal, Token};
 use crate::gather::Gather;
 use crate::mutations::{FLAGS, Mutation, committed};
-use crate::sessions::{Attached, Done, FLAG_ATTACHED, Sessions};
+use crate::sessions::{Attached, Done, FLAG_ATTACHED, FLAG_KNOWN, Sessions};
 use crate::tokens::Fence;
 use crate::volume::{Read, Volume};
 
@@ -56,6 +56,15 @@ impl Proposed {
             self.lsns.pop_front();
         }
     }
+}
+
+/// Which session a connection opens, and how.
+#[derive(Debug, Clone, Copy)]
+struct Opening {
+    session: SessionId,
+    generation: u32,
+    create: bool,
+    answered: u64,
 }
 
 #[derive(Debug)]
@@ -229,15 +238,18 @@ impl Volume {
                 session,
                 generation,
                 create,
+                answered,
                 attachment,
                 token: writer,
-            } => self.open(
-                conn,
-                token,
-                (session, generation, create),
-                attachment,
-                writer,
-            ),
+            } => {
+                let opening = Opening {
+                    session,
+                    generation,
+                    create,
+                    answered,
+                };
+                self.open(conn, token, opening, attachment, writer)
+            }
             ClientOp::Close => self.close_session(conn, token),
             ClientOp::Mutate {
                 seq,
@@ -347,10 +359,16 @@ impl Volume {
         &mut self,
         conn: ConnId,
         token: Token,
-        (session, generation, create): (SessionId, u32, bool),
+        opening: Opening,
         attachment: Option<Attachment>,
         writer: u64,
     ) -> Result<Option<OpResult>, Refusal> {
+        let Opening {
+            session,
+            generation,
+            create,
+            answered,
+        } = opening;
         check_opening(session, attachment.as_ref())?;
         if let Some(fence) = self.check_token(session, writer)? {
             return self.refuse_fenced(conn, token, fence);
@@ -361,16 +379,25 @@ impl Volume {
             Some(wanted) => self.take_attachment(session, wanted)?,
             None => Lsn::ZERO,
         };
-        let last_seq = self.sessions.get(session).map_or(0, |s| s.last_seq);
+        let last_seq = self.sessions.get(session).map_or(answered, |s| s.last_seq);
         let proposed = self.clients.proposed.entry(session).or_default();
         proposed.generation = generation;
         proposed.attachment = attachment;
         proposed.last_seq = proposed.last_seq.max(last_seq);
         self.raise_token(writer);
-        let mut entry =
-            encode_unstamped(EntryKind::SessionOpen, session, generation, 0, writer, &[]);
+        let mut entry = encode_unstamped(
+            EntryKind::SessionOpen,
+            session,
+            generation,
+            answered,
+            writer,
+            &[],
+        );
         if attached {
-            entry[FLAGS] = FLAG_ATTACHED;
+            entry[FLAGS] |= FLAG_ATTACHED;
+        }
+        if !create {
+            entry[FLAGS] |= FLAG_KNOWN;
         }
         self.clients.conns.insert(
             conn,
@@ -539,6 +566,18 @@ impl Volume {
                 Wanted::Committed { session, seq } => {
                     self.forget_proposed(session, seq);
                     committed(done.expect("who waits for a mutation waits for its last entry"))
+                }
+                Wanted::Opened {
+                    session,
+                    generation,
+                } if self.sessions.get(session).is_none() => {
+                    // Forgotten while its opening was on its way; see `FLAG_KNOWN`.
+                    self.clients.conns.remove(&conn);
+                    let present = self.clients.proposed.get(&session);
+                    if present.is_some_and(|proposed| proposed.generation == generation) {
+                        self.clients.proposed.remove(&session);
+                    }
+                    OpResult::Refused(Refusal::UnknownSession)
                 }
                 Wanted::Opened {
                     session,

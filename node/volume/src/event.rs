@@ -162,6 +162,8 @@ pub enum ClientOp {
         generation: u32,
         /// Make the session if it is not known. Without it, an unknown session is refused.
         create: bool,
+        /// The client has an answer to every number up to this one. Counts for a session that is not known (any more).
+        answered: u64,
         /// Exclusive use of a block volume; refused for a log.
         attachment: Option<Attachment>,
         /// Of the writer of a log: every older one, and every writer without one, appends nothing behind this. Zero for none.

@@ -33,6 +33,10 @@ const _: () = assert!(SESSIONS_KEPT * RESULTS_LEFT < RESULTS_AFTER);
 /// Flag of a `SessionOpen` entry: the session writes under the present attachment.
 pub(crate) const FLAG_ATTACHED: u8 = 1;
 
+/// Flag of a `SessionOpen` entry: it opens a session that is known. One that was forgotten before the entry was committed stays so: its
+/// client may send again what was committed, and nobody would know.
+pub(crate) const FLAG_KNOWN: u8 = 2;
+
 const BLOB_VERSION: u16 = 7;
 
 /// A committed mutation.
@@ -81,8 +85,9 @@ pub(crate) struct Session {
 impl Session {
     /// The lowest sequence number whose result is kept, once results have been forgotten; else none.
     pub(crate) fn oldest_result(&self) -> Option<u64> {
+        let next = self.last_seq.saturating_add(1);
         (self.forgot || self.results.len() >= RESULTS_KEPT)
-            .then(|| self.results.front().map_or(0, |done| done.seq))
+            .then(|| self.results.front().map_or(next, |done| done.seq))
     }
 
     pub(crate) fn result(&self, seq: u64) -> Option<Done> {
@@ -249,10 +254,19 @@ impl Sessions {
                     Some(attached) if header.flags & FLAG_ATTACHED != 0 => attached.lsn,
                     _ => Lsn::ZERO,
                 };
+                self.token = self.token.max(header.arg);
+                let known = self.sessions.contains_key(&header.session);
+                if !known && header.flags & FLAG_KNOWN != 0 {
+                    return None;
+                }
                 let session = self.touch(header.session, lsn);
                 session.generation = header.generation;
                 session.attachment = attachment;
-                self.token = self.token.max(header.arg);
+                if !known && header.seq > 0 {
+                    // It was known once: its client has had answers, whose results are forgotten.
+                    session.last_seq = header.seq;
+                    session.forgot = true;
+                }
             }
             EntryKind::SessionClose => self.close(header.session),
             EntryKind::TrimLog => {

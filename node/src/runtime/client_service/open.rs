@@ -160,6 +160,7 @@ fn op_of(open: &pb::Open, generation: u32) -> Result<ClientOp, Refusal> {
         session,
         generation,
         create: open.create,
+        answered: open.first_unanswered.saturating_sub(1),
         attachment,
         token: open.token,
     })

@@ -141,6 +141,7 @@ impl Rig {
             session: SessionId(5),
             generation: 0,
             create: true,
+            answered: 0,
             attachment: Some(attachment),
             token: 0,
         };
@@ -506,6 +507,7 @@ pub(crate) fn opening_with(session: u64, token: u64) -> ClientOp {
         session: SessionId(session),
         generation: 0,
         create: true,
+        answered: 0,
         attachment: None,
         token,
     }

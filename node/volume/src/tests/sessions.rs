@@ -1,13 +1,14 @@
 //! Sessions: how they begin, and how they end.
 
 use super::*;
-use crate::{ATTACHMENT_NAME_BYTES_MAX, Attachment, Refusal};
+use crate::{ATTACHMENT_NAME_BYTES_MAX, Attachment, Outcome, Refusal};
 
 fn attaching(session: u64, name: String) -> ClientOp {
     ClientOp::Open {
         session: SessionId(session),
         generation: 0,
         create: true,
+        answered: 0,
         attachment: Some(Attachment {
             name,
             takeover: true,
@@ -75,6 +76,7 @@ fn opening_as(session: u64, generation: u32, create: bool) -> ClientOp {
         session: SessionId(session),
         generation,
         create,
+        answered: 0,
         attachment: None,
         token: 0,
     }
@@ -171,4 +173,67 @@ fn numbers_above_which_there_is_no_other_are_refused() {
             })
         );
     }
+}
+
+/// As many other sessions as there is room for: whichever was there before is forgotten.
+fn crowd(rig: &mut Rig) {
+    for session in 0..10_000 {
+        rig.ask(1_000 + session, 1, opening_as(1_000 + session, 1, true));
+    }
+}
+
+/// A client comes back to a session that was forgotten, with nothing under way. Nobody may be told that what it had committed never was:
+/// it would be sent again under another number.
+#[test]
+fn a_session_that_is_made_anew_behind_its_answers_says_that_it_forgot_them() {
+    let mut rig = Rig::primary();
+    rig.open(1, 5);
+    rig.call(1, append_of(1, &["a"]));
+    rig.call(1, append_of(2, &["b"]));
+    crowd(&mut rig);
+    let mut again = opening_as(5, 2, true);
+    if let ClientOp::Open { answered, .. } = &mut again {
+        *answered = 2;
+    }
+    let opened = rig.call(1, again);
+    assert!(
+        matches!(opened, OpResult::Opened { next_seq: 3, .. }),
+        "{opened:?}"
+    );
+    let forgotten = OpResult::Outcome(Outcome::Forgotten);
+    assert_eq!(rig.call(1, ClientOp::Outcome { seq: 2 }), forgotten);
+    let never = OpResult::Outcome(Outcome::Never);
+    assert_eq!(rig.call(1, ClientOp::Outcome { seq: 3 }), never);
+    assert_eq!(
+        rig.call(1, append_of(2, &["b"])),
+        OpResult::Refused(Refusal::ResultForgotten { seq: 2 })
+    );
+    let next = rig.call(1, append_of(3, &["c"]));
+    assert!(matches!(next, OpResult::Committed { .. }), "{next:?}");
+    assert_eq!(rig.records().len(), 3);
+}
+
+/// The order of events: a session has an append committed and not heard of; its client opens it again, and it is known; before that is
+/// committed, others have it forgotten; then its client sends the append again.
+#[test]
+fn a_session_that_is_forgotten_while_it_is_opened_is_not_made_anew() {
+    let mut rig = Rig::primary();
+    rig.open(1, 5);
+    rig.call(1, append_of(1, &["a"]));
+    rig.hold = true;
+    crowd(&mut rig);
+    rig.ask(2, 7, opening_as(5, 2, false));
+    rig.hold = false;
+    rig.store(usize::MAX);
+    assert_eq!(
+        rig.reply(2, 7),
+        Some(OpResult::Refused(Refusal::UnknownSession))
+    );
+    assert_eq!(
+        rig.call(2, append_of(1, &["a"])),
+        OpResult::Refused(Refusal::NoSession)
+    );
+    assert_eq!(rig.records().len(), 1);
+    let anew = rig.call(2, opening_as(5, 3, true));
+    assert!(matches!(anew, OpResult::Opened { .. }), "{anew:?}");
 }
