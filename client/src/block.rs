@@ -385,6 +385,27 @@ impl BlockVolume {
         self.session.close().await
     }
 
+    /// Gives the handle up, for all clones, at once: nothing more is sent, and nothing is sent again. What is on its way may still be
+    /// answered for a second; the rest ends as unknown, or as refused if it was never sent. The session is ended at whoever is or becomes
+    /// primary within the deadline, so that nothing of it takes effect afterwards.
+    ///
+    /// For whoever acts for somebody who has gone and may do the same through another node: what [`Self::close`] would still wait for
+    /// could reach the volume behind what came since.
+    ///
+    /// # Example
+    /// ```
+    /// # mainstay_testing::run(async |cluster| {
+    /// # cluster.create_block("disk", 1 << 20).await?;
+    /// # let client = cluster.client().await?;
+    /// # let disk = client.block("disk").attach(mainstay_client::AttachOptions::named("me")).open().await?;
+    /// disk.abandon();
+    /// assert!(disk.write(0, vec![7; 4096]).await.is_err());
+    /// # Ok(()) });
+    /// ```
+    pub fn abandon(&self) {
+        self.session.abandon();
+    }
+
     /// Waits until the handle is over, and says why. A handle that reads only is over when it is dropped.
     ///
     /// # Example

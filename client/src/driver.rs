@@ -23,6 +23,9 @@ use crate::room::Permit;
 use crate::session::let_go;
 use crate::{Committed, Outcome, Refusal};
 
+/// How long what an abandoned handle has sent may still be answered.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
 /// Commands taken in before replies are looked at again.
 const COMMANDS_AT_ONCE: usize = 256;
 
@@ -49,6 +52,8 @@ pub(crate) enum Command {
     Close {
         reply: oneshot::Sender<Result<Body, Refusal>>,
     },
+    /// Nothing more is to be sent; `waited` bounds the end of the session.
+    Abandon { waited: Duration },
 }
 
 /// What the driver says about one mutation.
@@ -102,6 +107,8 @@ pub(crate) struct Driver {
     close_tag: Option<u64>,
     /// Of a handle that forwards, with the age beyond which it sends no mutation.
     forwarding: Option<(Forwarding, Duration)>,
+    /// Since when nothing more is sent, and how long the end of the session may take.
+    abandoned: Option<(Instant, Duration)>,
     /// Why the session is over.
     over: watch::Sender<Option<Refusal>>,
 }
@@ -124,6 +131,7 @@ impl Driver {
             closers: Vec::new(),
             close_tag: None,
             forwarding: None,
+            abandoned: None,
             over,
         }
     }
@@ -146,6 +154,7 @@ impl Driver {
                 Exit::Abandoned => return self.let_go(),
                 Exit::Closed => break Refusal::Closed,
                 Exit::Over(refusal) => break refusal,
+                Exit::Lost { .. } if self.abandoned.is_some() => break Refusal::Closed,
                 Exit::Lost { reason, hint } => match self.reconnect(&stream, reason, hint).await {
                     Some(Ok(next)) => stream = next,
                     Some(Err(refusal)) => break refusal,
@@ -154,6 +163,9 @@ impl Driver {
             }
         };
         drop(stream);
+        if let Some((_, waited)) = self.abandoned {
+            self.let_go_within(waited);
+        }
         self.give_up(&over).await;
         self.refuse_all(over).await;
     }
@@ -174,7 +186,7 @@ impl Driver {
                     Ok(Some(reply)) => {
                         let exit = self.handle_reply(reply, stream);
                         self.maybe_close(stream);
-                        exit
+                        exit.or_else(|| self.given_up())
                     }
                     Ok(None) => Some(lost("the server ended the stream")),
                     Err(status) => Some(lost(status.message())),
@@ -185,7 +197,7 @@ impl Driver {
                 },
                 _ = tick.tick() => {
                     stalled = self.oldest_sent().is_some_and(|sent| sent.elapsed() >= stall);
-                    self.too_old().or_else(|| self.silent())
+                    self.given_up().or_else(|| self.too_old()).or_else(|| self.silent())
                 }
                 newer = &mut search, if stalled => {
                     Some(Exit::Lost { reason: format!("epoch {} began", newer.epoch), hint: Some(newer) })
@@ -238,7 +250,9 @@ impl Driver {
                     }
                 }
                 command = self.commands.recv() => {
-                    let _never = self.handle_command(command?, None);
+                    if let Some(Exit::Over(refusal)) = self.handle_command(command?, None) {
+                        return Some(Err(refusal));
+                    }
                 }
             }
         };
@@ -309,6 +323,9 @@ impl Driver {
     }
 
     fn send_mutations(&mut self, stream: &VolumeStream) {
+        if self.abandoned.is_some() {
+            return;
+        }
         for request in self.inflight.send_new(Instant::now()) {
             send(stream, request);
         }
@@ -323,7 +340,7 @@ impl Driver {
                 permit,
                 reply,
             } => {
-                if self.closers.is_empty() {
+                if self.closers.is_empty() && self.abandoned.is_none() {
                     // Sent by `send_mutations`, with what else is queued.
                     self.inflight.push(seq, mutation, permit, reply);
                 } else {
@@ -347,8 +364,23 @@ impl Driver {
                 let _gone = reply.send(answer);
             }
             Command::Close { reply } => self.closers.push(reply),
+            Command::Abandon { waited } => {
+                self.abandoned.get_or_insert((Instant::now(), waited));
+                // Without a stream there is nobody who would still answer.
+                return match stream {
+                    Some(_) => self.given_up(),
+                    None => Some(Exit::Over(Refusal::Closed)),
+                };
+            }
         }
         None
+    }
+
+    /// Whether a handle that was abandoned has heard all that it may still hear.
+    fn given_up(&self) -> Option<Exit> {
+        let (since, _) = self.abandoned?;
+        let settled = self.inflight.unanswered() == 0 && self.queries.is_empty();
+        (settled || since.elapsed() >= LAST_ANSWERS).then_some(Exit::Over(Refusal::Closed))
     }
 
     /// Ends the session once every mutation has its answer. Not earlier: if the stream breaks behind a `Close` that was carried out, the
@@ -528,9 +560,13 @@ impl Driver {
     /// held.
     fn let_go(&self) {
         if let Some((_, waited)) = self.forwarding {
-            let (cluster, opening) = (Arc::clone(&self.cluster), self.opening.clone());
-            tokio::spawn(let_go(cluster, opening, waited));
+            self.let_go_within(waited);
         }
+    }
+
+    fn let_go_within(&self, waited: Duration) {
+        let (cluster, opening) = (Arc::clone(&self.cluster), self.opening.clone());
+        tokio::spawn(let_go(cluster, opening, waited));
     }
 
     /// The session is over: answers everything with that until no handle is left.
@@ -560,6 +596,7 @@ impl Driver {
                 Command::Outcome { .. } => {
                     self.handle_command(command, None);
                 }
+                Command::Abandon { .. } => {}
             }
         }
     }

@@ -248,6 +248,11 @@ impl Session {
         }
     }
 
+    pub(crate) fn abandon(&self) {
+        let waited = self.deadline;
+        let _queued = self.commands.send(Command::Abandon { waited });
+    }
+
     pub(crate) async fn outcome(&self, op: OpId) -> Result<Outcome, OutcomeError> {
         if op.session != self.id {
             return Err(OutcomeError::OtherSession { op });

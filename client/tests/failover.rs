@@ -468,6 +468,63 @@ async fn a_forwarding_handle_sends_nothing_that_is_too_old() {
     assert_eq!(cluster.records(), ["a", "d"]);
 }
 
+/// H11. Its caller has gone, and may have sent the same through another node by the time that there is a primary again.
+#[tokio::test]
+async fn an_abandoned_handle_sends_nothing_more_and_lets_the_volume_go() {
+    let cluster = Cluster::start(1, true).await;
+    let client = cluster.client(&[0]).await;
+    let attach = || client.block("disk0").attach(AttachOptions::named("host"));
+    let disk = attach().open().await.expect("attached");
+    disk.write(0, "a").await.expect("committed");
+    cluster.depose();
+    let parked = disk.write(0, "b");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    disk.abandon();
+    let error = parked.await.expect_err("nobody served it");
+    let ended = UnknownCause::SessionEnded(Refusal::Closed);
+    assert!(
+        matches!(&error, WriteError::Unknown { cause, .. } if *cause == ended),
+        "{error:?}"
+    );
+    cluster.promote(0, None);
+    cluster.until(|world| world.sessions.is_empty()).await;
+    assert_eq!(
+        disk.write(0, "c").await,
+        Err(WriteError::Refused(Refusal::Closed))
+    );
+    let next = attach().open().await.expect("attached");
+    next.write(0, "d").await.expect("committed");
+    assert_eq!(cluster.records(), ["a", "d"]);
+}
+
+/// What was sent may be answered for a moment; what was not is refused.
+#[tokio::test]
+async fn an_abandoned_handle_waits_for_what_is_on_its_way_but_not_for_long() {
+    let cluster = Cluster::start(1, true).await;
+    let client = cluster.client(&[0]).await;
+    let disk = client.block("disk0").attach(AttachOptions::named("host"));
+    let disk = disk.open().await.expect("attached");
+    // Two are answered with a third, which does not come.
+    cluster.mood(0, Mood::Reverses);
+    let on_their_way = [disk.write(0, "a"), disk.write(0, "b")];
+    cluster.until(|world| world.mutations_seen == 2).await;
+    let begun = tokio::time::Instant::now();
+    disk.abandon();
+    let late = disk.write(0, "c").await;
+    assert_eq!(late, Err(WriteError::Refused(Refusal::Closed)));
+    assert!(begun.elapsed() < Duration::from_millis(900));
+    for write in on_their_way {
+        let ended = write.await;
+        assert!(
+            matches!(ended, Err(WriteError::Unknown { .. })),
+            "{ended:?}"
+        );
+    }
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+    assert_eq!(disk.ended().await, Refusal::Closed);
+    cluster.until(|world| world.sessions.is_empty()).await;
+}
+
 #[tokio::test]
 async fn operators_get_plain_types_from_any_node_that_can_answer() {
     let cluster = Cluster::start(2, false).await;

@@ -15,16 +15,17 @@ use mainstay_nbd::{
     Holes,
 };
 use mainstay_types::{Lineage, Lsn};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Counted;
 use super::change::Change;
-use super::errors::{self, Errors};
+use super::errors::{self, Errors, RequestErrors};
 use super::line::{Line, Target};
 
 /// Questions to the primary for one answer about a range; each covers as much as it looks at in one go. A client asks
 /// on from where the answer ends.
 const EXTENT_ROUNDS: usize = 64;
+
 /// A volume, attached for one NBD connection. Its session is closed when this is dropped.
 #[derive(Debug)]
 pub(super) struct Device {
@@ -63,8 +64,8 @@ impl Device {
     }
 
     fn change(&self, change: Change) -> BoxFuture<'static, Result<(), BlockError>> {
+        let errors = self.errors.of_request();
         let done = self.line.change(change);
-        let errors = self.errors.clone();
         Box::pin(async move {
             match done.await {
                 Ok(()) => Ok(()),
@@ -126,9 +127,10 @@ async fn read<F: Future<Output = Result<Bytes, ReadError>>>(
 }
 
 /// Asks about `len` bytes, as far as `EXTENT_ROUNDS` and `extents_max` reach. `ask` gets a place in them, what is left from
-/// there, and a number of extents.
+/// there, and a number of extents. All questions together have the time of one request.
 async fn extents<State: PartialEq, Told>(
-    errors: Errors,
+    errors: RequestErrors,
+    patience: Duration,
     len: u64,
     extents_max: usize,
     ask: impl AsyncFn(u64, u64, u32) -> Result<Vec<Told>, ReadError>,
@@ -136,11 +138,16 @@ async fn extents<State: PartialEq, Told>(
 ) -> Result<Vec<Extent<State>>, BlockError> {
     let mut extents = Vec::new();
     let mut done = 0;
+    let until = Instant::now() + patience;
     for _ in 0..EXTENT_ROUNDS {
         // Whatever comes first may join the last one that is there.
         let more = u32::try_from(extents_max - extents.len() + 1).unwrap_or(u32::MAX);
-        let told = match ask(done, len - done, more).await {
+        let late = ReadError::Deadline { waited: patience };
+        let told = timeout_at(until, ask(done, len - done, more)).await;
+        let told = match told.unwrap_or(Err(late)) {
             Ok(told) => told,
+            // Its client asks on from there.
+            Err(_) if done > 0 => break,
             Err(error) => return Err(errors.read(&error).await),
         };
         for told in told {
@@ -197,7 +204,7 @@ impl BlockDevice for Device {
     }
 
     fn read(&self, offset: u64, len: u32) -> BoxFuture<'static, Result<Bytes, BlockError>> {
-        let (volume, errors) = (self.volume.clone(), self.errors.clone());
+        let (volume, errors) = (self.volume.clone(), self.errors.of_request());
         let patience = self.park_timeout;
         Box::pin(async move {
             let most = volume.info().payload_bytes_max;
@@ -245,8 +252,9 @@ impl BlockDevice for Device {
     ) -> BoxFuture<'static, Result<Vec<Extent>, BlockError>> {
         let volume = self.volume.clone();
         let ask = async move |at, len, most| volume.allocation(offset + at, len, most).await;
-        let errors = self.errors.clone();
-        Box::pin(extents(errors, len, extents_max.max(1), ask, allocation))
+        let (errors, patience) = (self.errors.of_request(), self.park_timeout);
+        let extents_max = extents_max.max(1);
+        Box::pin(extents(errors, patience, len, extents_max, ask, allocation))
     }
 
     fn changed_since(
@@ -262,22 +270,20 @@ impl BlockDevice for Device {
             lsn: Lsn(since.lsn),
         };
         let ask = async move |at, len, most| volume.changes(since, offset + at, len, most).await;
-        let errors = self.errors.clone();
-        Box::pin(extents(errors, len, extents_max.max(1), ask, change))
+        let (errors, patience) = (self.errors.of_request(), self.park_timeout);
+        let extents_max = extents_max.max(1);
+        Box::pin(extents(errors, patience, len, extents_max, ask, change))
     }
 
     fn ended(&self) -> BoxFuture<'static, Ended> {
         let volume = self.volume.clone();
-        Box::pin(async move {
-            match errors::ended(&volume.ended().await) {
-                Some(ended) => ended,
-                None => std::future::pending().await,
-            }
-        })
+        Box::pin(async move { errors::ended(&volume.ended().await).await })
     }
 
+    /// It may be back already, on another connection or through another node: nothing of what it sent here may get behind that (H11).
     fn peer_gone(&self) {
         self.line.abandon();
+        self.volume.abandon();
     }
 
     fn progress(&self) -> u64 {
@@ -286,7 +292,7 @@ impl BlockDevice for Device {
 
     /// What was answered is committed. The round trip proves that this connection still has the volume.
     fn flush(&self) -> BoxFuture<'static, Result<(), BlockError>> {
-        let (volume, errors) = (self.volume.clone(), self.errors.clone());
+        let (volume, errors) = (self.volume.clone(), self.errors.of_request());
         Box::pin(async move {
             match volume.flush().await {
                 Ok(_) => Ok(()),

@@ -1,9 +1,11 @@
 //! What a volume's errors are to an NBD client, and who else hears of them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use mainstay_client::{ReadError, Refusal, UnknownCause, WriteError};
 use mainstay_nbd::{BlockError, Ended};
+use tokio::time::Instant;
 
 use super::overdue::OverdueCount;
 
@@ -12,19 +14,39 @@ use super::overdue::OverdueCount;
 pub(super) struct Errors {
     volume: Arc<str>,
     overdue: Arc<OverdueCount>,
+    /// How long a request waits for a primary.
+    park_timeout: Duration,
+}
+
+/// Translates those of one request.
+#[derive(Debug, Clone)]
+pub(super) struct RequestErrors {
+    of: Errors,
+    since: Instant,
 }
 
 impl Errors {
-    pub(super) fn new(volume: &str, overdue: &Arc<OverdueCount>) -> Self {
+    pub(super) fn new(volume: &str, overdue: &Arc<OverdueCount>, park_timeout: Duration) -> Self {
         Self {
             volume: volume.into(),
             overdue: Arc::clone(overdue),
+            park_timeout,
         }
     }
 
+    /// For a request that came just now.
+    pub(super) fn of_request(&self) -> RequestErrors {
+        RequestErrors {
+            of: self.clone(),
+            since: Instant::now(),
+        }
+    }
+}
+
+impl RequestErrors {
     /// Nobody served the volume in time.
     fn overdue(&self) -> BlockError {
-        self.overdue.add(&self.volume);
+        self.of.overdue.add(&self.of.volume);
         BlockError::Io
     }
 
@@ -50,6 +72,11 @@ impl Errors {
                 ..
             }
             | WriteError::NoRoom { .. } => self.overdue(),
+            // The peer has gone, and nobody hears this.
+            WriteError::Unknown {
+                cause: UnknownCause::SessionEnded(Refusal::Closed),
+                ..
+            } => BlockError::ShuttingDown,
             WriteError::Unknown { .. } => {
                 tracing::warn!(%error, "an NBD write ends in EIO");
                 BlockError::Io
@@ -73,6 +100,10 @@ impl Errors {
         match refusal {
             // The connection is cut without an answer: see `ended`.
             Refusal::StoodStill => std::future::pending().await,
+            // Another request waited for so long that all of the session ended. This one has not, and may be sent again.
+            Refusal::NotServed if self.since.elapsed() < self.of.park_timeout => {
+                std::future::pending().await
+            }
             Refusal::NotServed => self.overdue(),
             other => refused(other),
         }
@@ -90,15 +121,19 @@ pub(super) enum Failure {
     Gone,
 }
 
-/// How an NBD connection ends whose session ended for `refusal`; `None`: it goes on, and every request is told why.
-pub(super) fn ended(refusal: &Refusal) -> Option<Ended> {
+/// How long the answers to those that waited too long may take to leave.
+const LAST_REPLIES: Duration = Duration::from_millis(500);
+
+/// Resolves when an NBD connection is to end because its session ended for `refusal`; never, if it goes on, and every request is told why.
+pub(super) async fn ended(refusal: &Refusal) -> Ended {
     match refusal {
         // What its client sent may have been sent to another node since. An error would be taken for a broken disk.
-        Refusal::StoodStill => Some(Ended::Cut),
-        // Its requests got `EIO`. On a new connection the client can go on when there is a primary again.
-        Refusal::NotServed => Some(Ended::Finished),
-        _ => None,
+        Refusal::StoodStill => {}
+        // What waited too long got `EIO`. With the rest the client can go on, on a new connection, when there is a primary again.
+        Refusal::NotServed => tokio::time::sleep(LAST_REPLIES).await,
+        _ => std::future::pending().await,
     }
+    Ended::Cut
 }
 
 fn refused(refusal: &Refusal) -> BlockError {
@@ -133,5 +168,22 @@ mod tests {
         let beyond = Refusal::OutOfRange { size_bytes: 1 };
         assert_eq!(refused(&beyond), BlockError::Invalid);
         assert_eq!(refused(&Refusal::Unreadable), BlockError::Io);
+    }
+
+    /// A session ends with the first request that waited too long. Those behind it have not.
+    #[tokio::test(start_paused = true)]
+    async fn only_what_waited_for_so_long_ends_in_an_error() {
+        let patience = Duration::from_secs(60);
+        let overdue = OverdueCount::new(patience, Arc::new(|_| {}));
+        let errors = Errors::new("disk", &overdue, patience);
+        let early = errors.of_request();
+        tokio::time::sleep(Duration::from_secs(59)).await;
+        let late = errors.of_request();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let over = ReadError::Refused(Refusal::NotServed);
+        assert_eq!(early.read(&over).await, BlockError::Io);
+        let told = tokio::time::timeout(Duration::from_secs(9), late.read(&over)).await;
+        assert!(told.is_err(), "cut without an answer: {told:?}");
+        assert_eq!(ended(&Refusal::NotServed).await, Ended::Cut);
     }
 }

@@ -189,7 +189,7 @@ impl VolumeExports {
             };
             let volume = opened.map_err(refusal)?;
             let info = export_info(&name, access, &volume);
-            let errors = Errors::new(self.volume_of(&name).0, &self.overdue);
+            let errors = Errors::new(self.volume_of(&name).0, &self.overdue, self.park_timeout);
             Ok(Device::start(
                 info,
                 volume,

@@ -9,7 +9,8 @@ use mainstay_node::demo::nbd_client::{Command, NbdClient, NbdError};
 use mainstay_node::devcluster::Signal;
 use mainstay_node::nbd_export::FORWARDER_SILENCE;
 use rustix::process::{Pid, kill_process};
-use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, BufReader, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Child;
 
 use crate::rig::{ONE, PATIENCE, Rig, Setup, THREE, TWO, program, wait_for};
@@ -39,7 +40,7 @@ async fn connect(rig: &Rig, node: mainstay_types::NodeId) -> NbdClient {
 
 async fn holds(client: &NbdClient, byte: u8) {
     let page = client.call(READ).await.expect("reads");
-    assert_eq!(page[..], [byte; 4096]);
+    assert!(page[..] == [byte; 4096], "{} and not {byte}", page[0]);
 }
 
 /// Two of three copies are gone, so nobody may serve. A request waits for as long as it may and no longer, and what its client is
@@ -162,6 +163,50 @@ async fn a_write_that_a_paused_gateway_had_parked_never_overwrites_a_newer_one()
     holds(&other, 3).await;
     let again = NbdClient::connect(&gateway.address, DISK).await;
     holds(&again.expect("serves anew"), 3).await;
+    rig.stop().await;
+}
+
+/// A path to a server that can be cut.
+async fn path_to(server: String) -> (String, tokio::task::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound").to_string();
+    let carry = async move {
+        let (mut client, _) = listener.accept().await.expect("a client");
+        let mut server = TcpStream::connect(server).await.expect("a server");
+        let _ended = copy_bidirectional(&mut client, &mut server).await;
+    };
+    (address, tokio::spawn(carry))
+}
+
+/// H11, and the connection ends in the middle: a client that was killed and starts again must not find later what it sent before. The
+/// gateway waits for a primary with the write, sees its client go, and then stands still for less than it would notice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_whose_client_has_gone_never_overwrites_a_newer_one() {
+    let rig = Rig::start().await;
+    let gateway = Gateway::start(&rig).await;
+    let (address, path) = path_to(gateway.address.clone()).await;
+    let gone = NbdClient::connect(&address, DISK).await;
+    let gone = gone.expect("connected");
+    let other = connect(&rig, ONE).await;
+    gone.call(write(1)).await.expect("committed");
+    // Nobody reports the death of the primary, so that nobody serves until its lease is over.
+    rig.kill(TWO).await;
+    let parked = gone.submit(write(2));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    // Without a goodbye.
+    path.abort();
+    parked.answer().await.expect_err("cut");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    gateway.signal(Signal::STOP);
+    for byte in [2, 3] {
+        other.call(write(byte)).await.expect("the next primary");
+    }
+    gateway.signal(Signal::CONT);
+    // Much longer than it takes to find the primary.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    holds(&other, 3).await;
+    let again = NbdClient::connect(&gateway.address, DISK).await;
+    holds(&again.expect("serves on"), 3).await;
     rig.stop().await;
 }
 
