@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 use mainstay_client::report::CreateVolume;
 use mainstay_client::{AdminError, Client, ClientConfig, ReadLimits};
 use mainstay_node::demo::cluster::{DISK, LEDGER};
-use mainstay_node::demo::disk::DiskLoad;
-use mainstay_types::{Lsn, NodeId, VolumeKind};
+use mainstay_types::{Lsn, VolumeKind};
 
 use crate::rig::{
     NOTHING_FOR, ONE, PATIENCE, Rig, Setup, THREE, TWO, WITNESSES, progress, wait_for,
@@ -56,7 +55,7 @@ async fn one_full_disk_stops_nobody_and_its_node_comes_back_by_itself() {
     mount_small(&at, DISK_MIB);
     let rig = setup.start().await;
     let load = rig.load().await;
-    let disk = disk_load(&rig).await;
+    let disk = rig.disk_load(TWO).await;
     let before = rig.primary().await;
     assert_eq!(before.node, ONE);
     let worker = rig.worker(ONE);
@@ -64,14 +63,14 @@ async fn one_full_disk_stops_nobody_and_its_node_comes_back_by_itself() {
     let after = rig.stage.wait_serving(LEDGER, before.epoch, PATIENCE).await;
     assert_ne!(after.expect("another primary").node, ONE);
     progress(&load).await;
-    goes_on(&disk).await;
+    Rig::goes_on(&disk).await;
     let (_, status) = rig.mainstay(&["status"]).await;
     println!("{status}");
     drop(ballast);
     rig.whole().await;
     rig.stage.wait_whole(DISK).await.expect("whole");
     assert_eq!(rig.worker(ONE), worker, "without a restart");
-    ends_equal(&rig, disk).await;
+    rig.disk_ends_equal(disk).await;
     rig.prove(load, true).await;
     rig.stop().await;
 }
@@ -91,7 +90,7 @@ async fn where_all_disks_are_full_writes_wait_and_reads_go_on() {
     }
     let rig = setup.start().await;
     let load = rig.load().await;
-    let disk = disk_load(&rig).await;
+    let disk = rig.disk_load(TWO).await;
     let workers = data.map(|node| rig.worker(node));
     // All at once: a volume that first moves to a disk with room, and finds none there, has no epoch to read in.
     let ballast = std::thread::scope(|scope| {
@@ -113,7 +112,7 @@ async fn where_all_disks_are_full_writes_wait_and_reads_go_on() {
 
     drop(ballast);
     progress(&load).await;
-    goes_on(&disk).await;
+    Rig::goes_on(&disk).await;
     rig.whole().await;
     rig.stage.wait_whole(DISK).await.expect("whole");
     assert_eq!(
@@ -121,7 +120,7 @@ async fn where_all_disks_are_full_writes_wait_and_reads_go_on() {
         workers,
         "without a restart"
     );
-    ends_equal(&rig, disk).await;
+    rig.disk_ends_equal(disk).await;
     rig.prove(load, true).await;
     rig.stop().await;
 }
@@ -199,33 +198,6 @@ async fn until_no_volume_is_created(rig: &Rig) -> AdminError {
         }
     }
     panic!("200 volumes fit into a full disk");
-}
-
-async fn disk_load(rig: &Rig) -> DiskLoad {
-    let address = rig.stage.nbd(NodeId(2)).expect("exports");
-    DiskLoad::start(&address, DISK, 29, 4)
-        .await
-        .expect("the export opens")
-}
-
-async fn goes_on(disk: &DiskLoad) {
-    let from = disk.gaps().count();
-    wait_for("writes of the disk", PATIENCE, async || {
-        assert!(!disk.has_ended(), "the disk's writer ended by itself");
-        (disk.gaps().count() > from + 20).then_some(())
-    })
-    .await;
-}
-
-async fn ends_equal(rig: &Rig, disk: DiskLoad) {
-    let model = disk.stop().await.expect("no request failed");
-    for node in [ONE, TWO, THREE] {
-        let moved = rig.stage.move_primary(DISK, node).await;
-        moved.expect("a planned switchover");
-        let address = rig.stage.nbd(node).expect("exports");
-        let found = model.compare(&address, DISK).await.expect("reads back");
-        assert_eq!(found.blocks, 0, "node {node}: {found:?}");
-    }
 }
 
 /// Waits until a count does not rise any more for a second.

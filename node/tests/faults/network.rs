@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
-use mainstay_node::demo::cluster::LEDGER;
+use mainstay_node::demo::cluster::{DISK, LEDGER};
 use mainstay_node::demo::ledger::LedgerLoad;
 use mainstay_node::devcluster::Layout;
 use mainstay_types::{Epoch, NodeId};
@@ -142,7 +142,7 @@ async fn a_primary_cut_off_in_any_way_is_replaced_and_serves_nothing() {
         return;
     }
     let (rig, networks) = start().await;
-    let load = rig.load().await;
+    let (load, disk) = (rig.load().await, rig.disk_load(THREE).await);
     for cut in [
         "alone",
         "with a witness",
@@ -151,6 +151,7 @@ async fn a_primary_cut_off_in_any_way_is_replaced_and_serves_nothing() {
     ] {
         let before = rig.primary().await;
         let alone = [before.node];
+        rig.move_disk(before.node).await;
         match cut {
             "alone" => networks.cut(&alone, &others(&alone)),
             "with a witness" => {
@@ -169,10 +170,16 @@ async fn a_primary_cut_off_in_any_way_is_replaced_and_serves_nothing() {
             at.elapsed()
         );
         assert_ne!(after.node, before.node, "{cut}");
+        if before.node != THREE {
+            Rig::goes_on(&disk).await;
+        }
         stays_away(&rig, before.node, before.epoch).await;
         networks.heal();
+        Rig::goes_on(&disk).await;
         rig.whole().await;
+        rig.stage.wait_whole(DISK).await.expect("whole again");
     }
+    rig.disk_ends_equal(disk).await;
     rig.prove(load, true).await;
     rig.stop().await;
 }
@@ -200,13 +207,15 @@ async fn a_replica_or_a_witness_cut_off_stops_nobody() {
         return;
     }
     let (rig, networks) = start().await;
-    let load = rig.load().await;
+    let (load, disk) = (rig.load().await, rig.disk_load(TWO).await);
     let before = rig.primary().await;
+    rig.move_disk(before.node).await;
 
     networks.cut(&[before.node], &[THREE]);
     let until = Instant::now() + NOTHING_FOR;
     while Instant::now() < until {
         progress(&load).await;
+        Rig::goes_on(&disk).await;
     }
     assert_eq!(rig.primary().await, before, "not for one replica");
     networks.heal();
@@ -222,6 +231,7 @@ async fn a_replica_or_a_witness_cut_off_stops_nobody() {
     rig.kill(before.node).await;
     let after = rig.served_above(before.epoch).await;
     progress(&load).await;
+    Rig::goes_on(&disk).await;
     networks.heal();
     rig.restart(before.node).await;
     rig.whole().await;
@@ -239,6 +249,7 @@ async fn a_replica_or_a_witness_cut_off_stops_nobody() {
     stays_away(&rig, after.node, after.epoch).await;
     networks.heal();
     rig.whole().await;
+    rig.disk_ends_equal(disk).await;
     rig.prove(load, true).await;
     rig.stop().await;
 }
@@ -252,8 +263,9 @@ async fn a_flapping_link_loses_nothing() {
         return;
     }
     let (rig, networks) = start().await;
-    let load = rig.load().await;
+    let (load, disk) = (rig.load().await, rig.disk_load(THREE).await);
     let first = rig.primary().await;
+    rig.move_disk(first.node).await;
     flap(&rig, &networks, &load, async || first.node).await;
     let replaced = rig.primary().await;
     // After that the flapping node is a replica, and its link is nobody's concern.
@@ -264,6 +276,7 @@ async fn a_flapping_link_loses_nothing() {
     let promotions = rig.primary().await.epoch.0 - replaced.epoch.0;
     println!("the primary's link: {promotions} promotions in {took:?}");
     rig.whole().await;
+    rig.disk_ends_equal(disk).await;
     rig.end(load).await;
 }
 

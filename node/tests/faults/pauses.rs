@@ -20,8 +20,10 @@ use crate::rig::{NOTHING_FOR, ONE, PATIENCE, Rig, THREE, WITNESSES, progress, wa
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frozen_primary_is_fenced_and_serves_nothing_when_it_runs_again() {
     let rig = Rig::start().await;
-    let load = rig.load().await;
+    let (load, disk) = (rig.load().await, rig.disk_load(THREE).await);
     let before = rig.primary().await;
+    assert_eq!(before.node, ONE);
+    rig.move_disk(ONE).await;
     let mut stream = OldStream::open(&rig.stage.node(before.node).expect("known").grpc).await;
     assert!(matches!(
         stream.ask(stream.position()).await,
@@ -35,6 +37,7 @@ async fn a_frozen_primary_is_fenced_and_serves_nothing_when_it_runs_again() {
     let after = rig.served_above(before.epoch).await;
     assert_ne!(after.node, before.node);
     progress(&load).await;
+    Rig::goes_on(&disk).await;
     rig.signal(before.node, Signal::CONT).await;
 
     while let Some(answer) = stream.next().await {
@@ -52,6 +55,7 @@ async fn a_frozen_primary_is_fenced_and_serves_nothing_when_it_runs_again() {
         );
     }
     rig.whole().await;
+    rig.disk_ends_equal(disk).await;
     // The append that it was sent is a foreign record if it was acknowledged or kept.
     rig.end(load).await;
 }

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use mainstay_client::report::VolumeStatus;
-use mainstay_node::demo::cluster::{LEDGER, Serving, Stage};
+use mainstay_node::demo::cluster::{DISK, LEDGER, Serving, Stage};
+use mainstay_node::demo::disk::DiskLoad;
 use mainstay_node::demo::ledger::{LedgerLoad, LedgerModel, prove};
 use mainstay_node::devcluster::{
     DevCluster, NodeState, NodeStatus, Options, Signal, Target, Wanted, random_loopback,
@@ -194,6 +195,41 @@ impl Rig {
             }
         }
         model
+    }
+
+    /// Begins to write to the block volume over NBD, through `node`.
+    pub(crate) async fn disk_load(&self, node: NodeId) -> DiskLoad {
+        let address = self.stage.nbd(node).expect("exports");
+        let load = DiskLoad::start(&address, DISK, 29, 4).await;
+        load.expect("the export opens")
+    }
+
+    /// Makes `node` the block volume's primary.
+    pub(crate) async fn move_disk(&self, node: NodeId) {
+        let moved = self.stage.move_primary(DISK, node).await;
+        moved.expect("a planned switchover");
+    }
+
+    /// Waits until writes to the block volume are answered.
+    pub(crate) async fn goes_on(disk: &DiskLoad) {
+        let from = disk.gaps().count();
+        wait_for("writes of the disk", PATIENCE, async || {
+            assert!(!disk.has_ended(), "the disk's writer ended by itself");
+            (disk.gaps().count() > from + 20).then_some(())
+        })
+        .await;
+    }
+
+    /// Ends the writes, none of which failed, and compares all of the volume on every node as primary.
+    pub(crate) async fn disk_ends_equal(&self, disk: DiskLoad) {
+        let model = disk.stop().await.expect("no request failed");
+        self.stage.wait_whole(DISK).await.expect("whole again");
+        for node in [ONE, TWO, THREE] {
+            self.move_disk(node).await;
+            let address = self.stage.nbd(node).expect("exports");
+            let found = model.compare(&address, DISK).await.expect("reads back");
+            assert_eq!(found.blocks, 0, "node {node}: {found:?}");
+        }
     }
 
     async fn holds(&self, model: &LedgerModel) {
