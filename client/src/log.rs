@@ -215,15 +215,40 @@ impl LogVolume {
             timestamp_us,
             committed: self.committed(),
         });
-        match self.ask(request).await? {
-            Body::Found(found) => {
-                self.replicas.seen.note(Lsn(found.lsn.unwrap_or(0)));
-                Ok(found.lsn.map(|lsn| FoundRecord {
-                    lsn: Lsn(lsn),
-                    timestamp_us: found.timestamp_us,
-                }))
+        let Body::Found(found) = self.ask(request).await? else {
+            return Err(ReadError::Misfit);
+        };
+        self.replicas.seen.note(Lsn(found.lsn.unwrap_or(0)));
+        let first = self.first_shown();
+        match found.lsn {
+            // Of a copy that has not heard of the trim. Times never go back: what comes next is as young.
+            Some(lsn) if Lsn(lsn) < first => self.first_record(first).await,
+            Some(lsn) => Ok(Some(FoundRecord {
+                lsn: Lsn(lsn),
+                timestamp_us: found.timestamp_us,
+            })),
+            None => Ok(None),
+        }
+    }
+
+    /// The first record from a position on.
+    async fn first_record(&self, mut from: Lsn) -> Result<Option<FoundRecord>, ReadError> {
+        let limits = ReadLimits {
+            records_max: 1,
+            ..ReadLimits::default()
+        };
+        loop {
+            let page = self.read(from, limits).await?;
+            if let Some(record) = page.records.first() {
+                return Ok(Some(FoundRecord {
+                    lsn: record.lsn,
+                    timestamp_us: record.timestamp_us,
+                }));
             }
-            _ => Err(ReadError::Misfit),
+            if page.end {
+                return Ok(None);
+            }
+            from = page.next;
         }
     }
 

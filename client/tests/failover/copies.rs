@@ -28,6 +28,8 @@ async fn what_was_told_to_be_trimmed_is_not_shown_by_a_copy_that_lags() {
     assert_eq!(log.read(Lsn(1), limits).await, trimmed);
     cluster.lock().first = 1;
     assert_eq!(any_copy.read(Lsn(1), limits).await, trimmed);
+    let found = any_copy.find_by_timestamp(0).await.expect("searched");
+    assert_eq!(found.map(|record| record.lsn), Some(Lsn(2)));
     let page = any_copy.read(Lsn(2), limits).await.expect("read");
     assert_eq!(positions(&page), [2, 3]);
     let page = any_copy

@@ -277,6 +277,15 @@ impl Serving {
                 let page = records(&world, m.from_lsn, m.max_records as usize);
                 readable(&world, self.node.me, page)
             }
+            Ask::FindTime(m) => {
+                let page = records(&world, world.first, usize::MAX);
+                let mut young = page.records.iter();
+                let found = young.find(|record| record.timestamp_us >= m.timestamp_us);
+                Reply::Found(pb::Found {
+                    lsn: found.map(|record| record.lsn),
+                    timestamp_us: found.map_or(0, |record| record.timestamp_us),
+                })
+            }
             Ask::Tail(m) => {
                 drop(world);
                 self.tails.push((tag, m.from_lsn));
