@@ -6,25 +6,28 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use mainstay_client::{Client, ClientConfig};
 use mainstay_node::commands::ledger::rows::{Direction, Mapping};
 use mainstay_node::commands::ledger::transfer::Transfer;
 use mainstay_node::commands::ledger::{Import, Ledger, balance, import, post, statement, verify};
 use mainstay_node::commands::volume;
 use mainstay_types::{NodeId, VolumeKind};
-use support::Cluster;
+use support::{Cluster, healed};
 
 const ROWS: u32 = 6000;
 
-/// A file such as banks make, packed, with rows that are equal to others; and the balances that it leads to.
-fn file(dir: &Path) -> (PathBuf, BTreeMap<String, i64>) {
+const HEADER: &str = "\"id\";\"account_id\";\"type\";\"amount\"\n";
+
+/// Rows such as banks make, some equal to others but for their ids; and the balances that they lead to.
+fn rows() -> (Vec<String>, BTreeMap<String, i64>) {
     let mut balances: BTreeMap<String, i64> = BTreeMap::new();
-    let mut text = String::from("\"id\";\"account_id\";\"type\";\"amount\"\n");
+    let mut rows = Vec::new();
     for row in 0..ROWS {
         let (account, kind) = (row % 97, ["PRIJEM", "VYDAJ", "VYBER"][row as usize % 3]);
         // Rows come in equal pairs, which are two transfers each.
         let hundredths = i64::from(row / 2 * 7919 % 100_000 + 1);
         let (whole, part) = (hundredths / 100, hundredths % 100);
-        text.push_str(&format!("{row};{account};\"{kind}\";{whole}.{part:02}\n"));
+        rows.push(format!("{row};{account};\"{kind}\";{whole}.{part:02}\n"));
         let change = if kind == "PRIJEM" {
             hundredths
         } else {
@@ -32,12 +35,36 @@ fn file(dir: &Path) -> (PathBuf, BTreeMap<String, i64>) {
         };
         *balances.entry(account.to_string()).or_default() += change;
     }
+    (rows, balances)
+}
+
+/// The rows in a packed file.
+fn file(dir: &Path) -> (PathBuf, BTreeMap<String, i64>) {
+    let (rows, balances) = rows();
     let path = dir.join("bank.csv.gz");
     let packed = std::fs::File::create(&path).expect("a file");
     let mut packed = flate2::write::GzEncoder::new(packed, flate2::Compression::fast());
+    let text = HEADER.to_owned() + &rows.concat();
     packed.write_all(text.as_bytes()).expect("packed");
     packed.finish().expect("packed");
     (path, balances)
+}
+
+/// A file that is written while it is imported. It can be opened for writing once the import has read the book.
+fn pipe(dir: &Path) -> PathBuf {
+    let path = dir.join("bank.pipe");
+    let made = std::process::Command::new("mkfifo").arg(&path).status();
+    assert!(made.expect("mkfifo runs").success());
+    path
+}
+
+fn of_file(file: PathBuf) -> Import {
+    Import {
+        file,
+        mapping: mapping(),
+        in_flight: 64,
+        quiet: true,
+    }
 }
 
 fn mapping() -> Mapping {
@@ -67,14 +94,17 @@ fn ledger(snapshot: Option<PathBuf>) -> Ledger {
     }
 }
 
+async fn connect(cluster: &Cluster) -> Client {
+    let config = ClientConfig::new(cluster.endpoints());
+    Client::connect(config).await.expect("connected")
+}
+
 async fn with_books() -> Cluster {
     let cluster = Cluster::start().await;
     let create = volume::Create::new("books", VolumeKind::Log);
     let created = volume::create(&create, cluster.endpoints(), &mut Vec::new()).await;
     created.expect("created");
-    let client =
-        mainstay_client::Client::connect(mainstay_client::ClientConfig::new(cluster.endpoints()));
-    support::healed(&client.await.expect("connected").admin(), "books", 3).await;
+    healed(&connect(&cluster).await.admin(), "books", 3).await;
     cluster
 }
 
@@ -100,12 +130,7 @@ async fn an_import_that_is_cut_off_and_started_again_makes_each_transfer_once() 
     let mut cluster = with_books().await;
     let (file, expected) = file(&cluster.scratch());
     let snapshot = cluster.scratch().join("books.snapshot");
-    let wanted = Import {
-        file,
-        mapping: mapping(),
-        in_flight: 64,
-        quiet: true,
-    };
+    let wanted = of_file(file);
     let start = |cluster: &Cluster| {
         let (wanted, endpoints) = (wanted.clone(), cluster.endpoints());
         let ledger = ledger(Some(snapshot.clone()));
@@ -164,6 +189,44 @@ async fn an_import_that_is_cut_off_and_started_again_makes_each_transfer_once() 
     cluster.shut_down().await;
 }
 
+/// A row whose key somebody else takes, after the import has read the book and before it sends the row, moves nothing and is not called made.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_import_that_comes_second_with_a_key_says_so() {
+    let cluster = with_books().await;
+    let path = pipe(&cluster.scratch());
+    let (wanted, endpoints) = (of_file(path.clone()), cluster.endpoints());
+    let importing =
+        tokio::spawn(
+            async move { import(&ledger(None), &wanted, endpoints, &mut Vec::new()).await },
+        );
+    let opened = tokio::task::spawn_blocking(move || std::fs::File::create(path));
+    let mut pipe = opened.await.expect("no panic").expect("the import reads");
+    let first = Transfer {
+        key: "bank/7".to_owned(),
+        from: "world".to_owned(),
+        to: "somebody".to_owned(),
+        amount: 1,
+        date: None,
+        memo: None,
+    };
+    let posted = post(&ledger(None), &first, cluster.endpoints(), &mut Vec::new()).await;
+    posted.expect("posted");
+    let rows = HEADER.to_owned() + "6;1;\"PRIJEM\";5.00\n7;1;\"PRIJEM\";9.00\n";
+    pipe.write_all(rows.as_bytes()).expect("written");
+    drop(pipe);
+
+    let imported = importing.await.expect("no panic");
+    let why = format!("{:#}", imported.expect_err("a key was taken"));
+    assert!(why.starts_with("1 transfer made, 0 there before"), "{why}");
+    assert!(
+        why.contains("\"bank/7\" is that of another transfer"),
+        "{why}"
+    );
+    let found = balances(&ledger(None), &cluster).await;
+    assert_eq!(found["1"], 500);
+    cluster.shut_down().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_is_of_one_transfer_and_a_statement_shows_each() {
     let cluster = with_books().await;
@@ -210,15 +273,8 @@ async fn a_key_is_of_one_transfer_and_a_statement_shows_each() {
         "{said}"
     );
     // A record of somebody else is no transfer, and is not passed over in silence.
-    let client =
-        mainstay_client::Client::connect(mainstay_client::ClientConfig::new(cluster.endpoints()));
-    let log = client
-        .await
-        .expect("connected")
-        .log("books")
-        .open()
-        .await
-        .expect("opened");
+    let client = connect(&cluster).await;
+    let log = client.log("books").open().await.expect("opened");
     log.append("a stray line").await.expect("committed");
     let broken = verify(&ledger, cluster.endpoints(), &mut Vec::new()).await;
     assert!(broken.is_err(), "verify passed over a stray record");
