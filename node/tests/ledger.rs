@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use mainstay_client::report::Promote;
 use mainstay_client::{Client, ClientConfig};
 use mainstay_node::commands::ledger::rows::{Direction, Mapping};
 use mainstay_node::commands::ledger::transfer::Transfer;
@@ -224,6 +225,64 @@ async fn an_import_that_comes_second_with_a_key_says_so() {
     );
     let found = balances(&ledger(None), &cluster).await;
     assert_eq!(found["1"], 500);
+    cluster.shut_down().await;
+}
+
+/// What a forced promotion gave up is in the snapshot and in the book of an import that is under way: neither is used.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_is_of_the_history_that_is_read() {
+    let mut cluster = with_books().await;
+    let path = cluster.scratch().join("books.snapshot");
+    let kept = ledger(Some(path.clone()));
+    let transfer = |key: &str| Transfer {
+        key: key.to_owned(),
+        from: "cash".to_owned(),
+        to: "rent".to_owned(),
+        amount: 100,
+        date: None,
+        memo: None,
+    };
+    let endpoints = cluster.endpoints();
+    let posted = async |key: &str| {
+        let made = post(&kept, &transfer(key), endpoints.clone(), &mut Vec::new()).await;
+        made.expect("posted");
+    };
+    posted("kept").await;
+    let rows = pipe(&cluster.scratch());
+    let (wanted, books, ends) = (of_file(rows.clone()), kept.clone(), endpoints.clone());
+    let importing =
+        tokio::spawn(async move { import(&books, &wanted, ends, &mut Vec::new()).await });
+    let opened = tokio::task::spawn_blocking(move || std::fs::File::create(rows));
+    let mut rows = opened.await.expect("no panic").expect("the import reads");
+    cluster.stop(NodeId(3)).await;
+    posted("given-up").await;
+    let snapshot = std::fs::read(&path).expect("a snapshot");
+
+    cluster.stop_together(&[NodeId(1), NodeId(2)]).await;
+    cluster.restart(NodeId(3)).await;
+    let forced = Promote {
+        to: Some(NodeId(3)),
+        force: true,
+        accept_data_loss: true,
+        declared_off: vec![NodeId(1), NodeId(2)],
+        min_copies: 1,
+        ..Promote::planned("books")
+    };
+    let admin = connect(&cluster).await.admin();
+    admin.promote(forced).await.expect("forced");
+    let text = HEADER.to_owned() + "1;1;\"PRIJEM\";5.00\n";
+    rows.write_all(text.as_bytes()).expect("written");
+    drop(rows);
+    let imported = importing.await.expect("no panic");
+    let why = format!("{:#}", imported.expect_err("of another history"));
+    assert!(why.contains("another history meanwhile"), "{why}");
+    assert_eq!(std::fs::read(&path).expect("a snapshot"), snapshot);
+
+    let used = balance(&kept, &[], endpoints.clone(), &mut Vec::new()).await;
+    let why = format!("{:#}", used.expect_err("of another history"));
+    assert!(why.contains("remove the file"), "{why}");
+    let found = balances(&ledger(None), &cluster).await;
+    assert_eq!((found["rent"], found["1"]), (100, 500));
     cluster.shut_down().await;
 }
 
