@@ -5,15 +5,18 @@ mod support;
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use mainstay_client::report::Promote;
-use mainstay_client::{Client, ClientConfig};
+use mainstay_client::report::{Promote, VolumeStatus};
+use mainstay_client::{Admin, Client, ClientConfig, ReadLimits};
 use mainstay_node::commands::ledger::rows::{Direction, Mapping};
 use mainstay_node::commands::ledger::transfer::Transfer;
 use mainstay_node::commands::ledger::{Import, Ledger, balance, import, post, statement, verify};
 use mainstay_node::commands::volume;
-use mainstay_types::{NodeId, VolumeKind};
-use support::{Cluster, healed};
+use mainstay_types::{Epoch, Lsn, NodeId, VolumeKind};
+use support::{Cluster, PATIENCE, healed};
 
 const ROWS: u32 = 6000;
 
@@ -188,6 +191,109 @@ async fn an_import_that_is_cut_off_and_started_again_makes_each_transfer_once() 
     let said = String::from_utf8_lossy(&said).into_owned();
     assert!(said.contains("the snapshot does not say"), "{said}");
     cluster.shut_down().await;
+}
+
+/// Writes the rows in three parts, of which one after the other is done. Until then it is written slowly, and the next one not at all.
+fn write_rows(path: &Path, rows: &[String], done: &AtomicUsize) {
+    let mut pipe = std::fs::File::create(path).expect("the import reads");
+    pipe.write_all(HEADER.as_bytes()).expect("written");
+    let pause = || std::thread::sleep(Duration::from_millis(20));
+    for (part, rows) in rows.chunks(rows.len().div_ceil(3)).enumerate() {
+        let is_done = || done.load(Ordering::Relaxed) > part;
+        for few in rows.chunks(10) {
+            pipe.write_all(few.concat().as_bytes()).expect("written");
+            if !is_done() {
+                pause();
+            }
+        }
+        while !is_done() {
+            pause();
+        }
+    }
+}
+
+/// Waits until a primary commits in an epoch above `epoch`, and tells of it.
+async fn goes_on(admin: &Admin, epoch: Epoch) -> VolumeStatus {
+    let waited = tokio::time::timeout(PATIENCE, async {
+        let mut before = None;
+        loop {
+            let now = admin.show_volume("books").await.expect("shown");
+            if now.authoritative && now.epoch > epoch {
+                let before = *before.get_or_insert(now.commit_lsn);
+                if now.commit_lsn >= Lsn(before.0 + 50) {
+                    return now;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    waited.await.expect("the import goes on")
+}
+
+/// Primaries die in the middle of an import, which goes on to its end by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_import_whose_primaries_die_makes_each_transfer_in_one_record() {
+    let mut cluster = with_books().await;
+    let admin = connect(&cluster).await.admin();
+    let (rows, expected) = rows();
+    let path = pipe(&cluster.scratch());
+    let wanted = of_file(path.clone());
+    let endpoints = cluster.endpoints();
+    let importing = tokio::spawn(async move {
+        let mut said = Vec::new();
+        import(&ledger(None), &wanted, endpoints, &mut said).await?;
+        anyhow::Ok(serde_json::from_slice::<serde_json::Value>(&said)?)
+    });
+    let done = Arc::new(AtomicUsize::new(0));
+    let until = Arc::clone(&done);
+    let writing = tokio::task::spawn_blocking(move || write_rows(&path, &rows, &until));
+
+    for died in 1..=2 {
+        let served = goes_on(&admin, Epoch::ZERO).await;
+        cluster.kill(served.primary).await;
+        let now = goes_on(&admin, served.epoch).await;
+        assert_ne!(now.primary, served.primary);
+        assert!(!importing.is_finished(), "it was not cut short");
+        cluster.restart(served.primary).await;
+        healed(&admin, "books", 3).await;
+        done.store(died, Ordering::Relaxed);
+    }
+    done.store(3, Ordering::Relaxed);
+    writing.await.expect("written");
+    let whole = importing.await.expect("no panic").expect("imported");
+    assert_eq!(
+        (&whole["rows"], &whole["made"], &whole["existed"]),
+        (&ROWS.into(), &ROWS.into(), &0.into())
+    );
+
+    assert_eq!(records(&cluster).await, ROWS);
+    let mut said = Vec::new();
+    let verified = verify(&ledger(None), cluster.endpoints(), &mut said).await;
+    verified.expect("holds");
+    let said: serde_json::Value = serde_json::from_slice(&said).expect("JSON");
+    assert_eq!(
+        (&said["repeats"], &said["sum"]),
+        (&0.into(), &"0.00".into())
+    );
+    let mut found = balances(&ledger(None), &cluster).await;
+    let world = found.remove("world").expect("the other side");
+    assert_eq!(world, -expected.values().sum::<i64>());
+    assert_eq!(found, expected);
+    cluster.shut_down().await;
+}
+
+/// Records in the log, whatever they are.
+async fn records(cluster: &Cluster) -> u32 {
+    let log = connect(cluster).await.log("books").read_only().open().await;
+    let (log, mut next, mut count) = (log.expect("opened"), Lsn(1), 0);
+    loop {
+        let page = log.read(next, ReadLimits::default()).await.expect("read");
+        count += u32::try_from(page.records.len()).expect("a few");
+        if page.end {
+            return count;
+        }
+        next = page.next;
+    }
 }
 
 /// A row whose key somebody else takes, after the import has read the book and before it sends the row, moves nothing and is not called made.
