@@ -36,7 +36,8 @@ Examples:
   mainstay log trim ledger --below 1000
   mainstay log trim ledger --before $(date -d '30 days ago' +%s)
 
-Readers are shown nothing below the trim point from then on. Members give the space back in whole segments, as soon as every registered
+Readers are shown nothing below the trim point from then on. It may lie in the middle of records that were appended together: then \
+readers see the rest of them. Members give the space back in whole segments, as soon as every registered
 member holds what lies below.")]
     Trim(TrimArgs),
     /// Show or change what a log keeps by itself, by age and by bytes
