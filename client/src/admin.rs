@@ -77,7 +77,7 @@ impl Admin {
         convert::created(reply)
     }
 
-    /// Every volume, by name.
+    /// Every volume, by name. Cancelling is safe.
     ///
     /// # Errors
     /// No node answered in time.
@@ -101,7 +101,7 @@ impl Admin {
         reply.volumes.into_iter().map(convert::volume).collect()
     }
 
-    /// One volume.
+    /// One volume. Cancelling is safe.
     ///
     /// # Errors
     /// It does not exist, or no node answered in time.
@@ -157,7 +157,7 @@ impl Admin {
         Ok(())
     }
 
-    /// Nodes, witnesses and volumes, as one node sees them.
+    /// Nodes, witnesses and volumes, as one node sees them. Cancelling is safe.
     ///
     /// # Errors
     /// No node answered in time.
@@ -214,6 +214,7 @@ impl Admin {
     }
 
     /// The event log of one node, oldest first; with `follow` it goes on as things happen, until that node ends the stream.
+    /// Cancelling is safe: a stream that was opened ends.
     ///
     /// # Errors
     /// No node answered in time.
@@ -245,7 +246,7 @@ impl Admin {
     }
 
     /// The event log of the node at `address`, as [`Self::events`]. Asks that node alone, once: each node keeps a log of its
-    /// own, so the whole story takes them all.
+    /// own, so the whole story takes them all. Cancelling is safe.
     ///
     /// # Errors
     /// It did not answer in time.
@@ -288,7 +289,7 @@ impl Admin {
         }
     }
 
-    /// Whether the node at `address` works. Asks that node alone, once.
+    /// Whether the node at `address` works. Asks that node alone, once. Cancelling is safe.
     ///
     /// # Errors
     /// It did not answer in time.

@@ -80,7 +80,7 @@ impl BlockVolume {
     }
 
     /// Waits until there is room in flight for a write of `bytes`. Changes nothing: a write that comes without waiting is
-    /// refused as overloaded if there is none.
+    /// refused as overloaded if there is none. Cancelling is safe.
     ///
     /// # Example
     /// ```
@@ -406,7 +406,7 @@ impl BlockVolume {
         self.session.abandon();
     }
 
-    /// Waits until the handle is over, and says why. A handle that reads only is over when it is dropped.
+    /// Waits until the handle is over, and says why. A handle that reads only is over when it is dropped. Cancelling is safe.
     ///
     /// # Example
     /// ```

@@ -96,7 +96,8 @@ pub struct Committed {
     pub lsn: mainstay_types::Lsn,
     /// Positions that it takes from there on: as many as a batch has records, else one.
     pub count: u32,
-    /// The primary's time when it took the mutation in, microseconds since 1970. Never falls as positions rise.
+    /// The primary's time when it took the record in, microseconds since 1970. Never falls as the positions of records rise. Zero if the
+    /// mutation is no record: a trim of a log, a policy, any change of a block volume.
     pub timestamp_us: u64,
 }
 
@@ -176,7 +177,7 @@ impl Client {
     }
 
     /// The same for a process that is a node itself: streams of volumes whose primary is at `address` go to `node` directly.
-    /// `address` is the one by which the cluster knows the node.
+    /// `address` is the one by which the cluster knows the node. Dropping the future leaves nothing behind.
     ///
     /// # Errors
     /// As [`Self::connect`].

@@ -5,26 +5,33 @@ mod support;
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use mainstay_client::report::{Promote, VolumeStatus};
+use mainstay_client::{Admin, Client, ClientConfig, ReadLimits};
 use mainstay_node::commands::ledger::rows::{Direction, Mapping};
 use mainstay_node::commands::ledger::transfer::Transfer;
 use mainstay_node::commands::ledger::{Import, Ledger, balance, import, post, statement, verify};
 use mainstay_node::commands::volume;
-use mainstay_types::{NodeId, VolumeKind};
-use support::Cluster;
+use mainstay_types::{Epoch, Lsn, NodeId, VolumeKind};
+use support::{Cluster, PATIENCE, healed};
 
 const ROWS: u32 = 6000;
 
-/// A file such as banks make, packed, with rows that are equal to others; and the balances that it leads to.
-fn file(dir: &Path) -> (PathBuf, BTreeMap<String, i64>) {
+const HEADER: &str = "\"id\";\"account_id\";\"type\";\"amount\"\n";
+
+/// Rows such as banks make, some equal to others but for their ids; and the balances that they lead to.
+fn rows() -> (Vec<String>, BTreeMap<String, i64>) {
     let mut balances: BTreeMap<String, i64> = BTreeMap::new();
-    let mut text = String::from("\"id\";\"account_id\";\"type\";\"amount\"\n");
+    let mut rows = Vec::new();
     for row in 0..ROWS {
         let (account, kind) = (row % 97, ["PRIJEM", "VYDAJ", "VYBER"][row as usize % 3]);
         // Rows come in equal pairs, which are two transfers each.
         let hundredths = i64::from(row / 2 * 7919 % 100_000 + 1);
         let (whole, part) = (hundredths / 100, hundredths % 100);
-        text.push_str(&format!("{row};{account};\"{kind}\";{whole}.{part:02}\n"));
+        rows.push(format!("{row};{account};\"{kind}\";{whole}.{part:02}\n"));
         let change = if kind == "PRIJEM" {
             hundredths
         } else {
@@ -32,12 +39,36 @@ fn file(dir: &Path) -> (PathBuf, BTreeMap<String, i64>) {
         };
         *balances.entry(account.to_string()).or_default() += change;
     }
+    (rows, balances)
+}
+
+/// The rows in a packed file.
+fn file(dir: &Path) -> (PathBuf, BTreeMap<String, i64>) {
+    let (rows, balances) = rows();
     let path = dir.join("bank.csv.gz");
     let packed = std::fs::File::create(&path).expect("a file");
     let mut packed = flate2::write::GzEncoder::new(packed, flate2::Compression::fast());
+    let text = HEADER.to_owned() + &rows.concat();
     packed.write_all(text.as_bytes()).expect("packed");
     packed.finish().expect("packed");
     (path, balances)
+}
+
+/// A file that is written while it is imported. It can be opened for writing once the import has read the book.
+fn pipe(dir: &Path) -> PathBuf {
+    let path = dir.join("bank.pipe");
+    let made = std::process::Command::new("mkfifo").arg(&path).status();
+    assert!(made.expect("mkfifo runs").success());
+    path
+}
+
+fn of_file(file: PathBuf) -> Import {
+    Import {
+        file,
+        mapping: mapping(),
+        in_flight: 64,
+        quiet: true,
+    }
 }
 
 fn mapping() -> Mapping {
@@ -67,14 +98,17 @@ fn ledger(snapshot: Option<PathBuf>) -> Ledger {
     }
 }
 
+async fn connect(cluster: &Cluster) -> Client {
+    let config = ClientConfig::new(cluster.endpoints());
+    Client::connect(config).await.expect("connected")
+}
+
 async fn with_books() -> Cluster {
     let cluster = Cluster::start().await;
     let create = volume::Create::new("books", VolumeKind::Log);
     let created = volume::create(&create, cluster.endpoints(), &mut Vec::new()).await;
     created.expect("created");
-    let client =
-        mainstay_client::Client::connect(mainstay_client::ClientConfig::new(cluster.endpoints()));
-    support::healed(&client.await.expect("connected").admin(), "books", 3).await;
+    healed(&connect(&cluster).await.admin(), "books", 3).await;
     cluster
 }
 
@@ -100,12 +134,7 @@ async fn an_import_that_is_cut_off_and_started_again_makes_each_transfer_once() 
     let mut cluster = with_books().await;
     let (file, expected) = file(&cluster.scratch());
     let snapshot = cluster.scratch().join("books.snapshot");
-    let wanted = Import {
-        file,
-        mapping: mapping(),
-        in_flight: 64,
-        quiet: true,
-    };
+    let wanted = of_file(file);
     let start = |cluster: &Cluster| {
         let (wanted, endpoints) = (wanted.clone(), cluster.endpoints());
         let ledger = ledger(Some(snapshot.clone()));
@@ -164,6 +193,205 @@ async fn an_import_that_is_cut_off_and_started_again_makes_each_transfer_once() 
     cluster.shut_down().await;
 }
 
+/// Writes the rows in three parts, of which one after the other is done. Until then it is written slowly, and the next one not at all.
+fn write_rows(path: &Path, rows: &[String], done: &AtomicUsize) {
+    let mut pipe = std::fs::File::create(path).expect("the import reads");
+    pipe.write_all(HEADER.as_bytes()).expect("written");
+    let pause = || std::thread::sleep(Duration::from_millis(20));
+    for (part, rows) in rows.chunks(rows.len().div_ceil(3)).enumerate() {
+        let is_done = || done.load(Ordering::Relaxed) > part;
+        for few in rows.chunks(10) {
+            pipe.write_all(few.concat().as_bytes()).expect("written");
+            if !is_done() {
+                pause();
+            }
+        }
+        while !is_done() {
+            pause();
+        }
+    }
+}
+
+/// Waits until a primary commits in an epoch above `epoch`, and tells of it.
+async fn goes_on(admin: &Admin, epoch: Epoch) -> VolumeStatus {
+    let waited = tokio::time::timeout(PATIENCE, async {
+        let mut before = None;
+        loop {
+            let now = admin.show_volume("books").await.expect("shown");
+            if now.authoritative && now.epoch > epoch {
+                let before = *before.get_or_insert(now.commit_lsn);
+                if now.commit_lsn >= Lsn(before.0 + 50) {
+                    return now;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    waited.await.expect("the import goes on")
+}
+
+/// Primaries die in the middle of an import, which goes on to its end by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_import_whose_primaries_die_makes_each_transfer_in_one_record() {
+    let mut cluster = with_books().await;
+    let admin = connect(&cluster).await.admin();
+    let (rows, expected) = rows();
+    let path = pipe(&cluster.scratch());
+    let wanted = of_file(path.clone());
+    let endpoints = cluster.endpoints();
+    let importing = tokio::spawn(async move {
+        let mut said = Vec::new();
+        import(&ledger(None), &wanted, endpoints, &mut said).await?;
+        anyhow::Ok(serde_json::from_slice::<serde_json::Value>(&said)?)
+    });
+    let done = Arc::new(AtomicUsize::new(0));
+    let until = Arc::clone(&done);
+    let writing = tokio::task::spawn_blocking(move || write_rows(&path, &rows, &until));
+
+    for died in 1..=2 {
+        let served = goes_on(&admin, Epoch::ZERO).await;
+        cluster.kill(served.primary).await;
+        let now = goes_on(&admin, served.epoch).await;
+        assert_ne!(now.primary, served.primary);
+        assert!(!importing.is_finished(), "it was not cut short");
+        cluster.restart(served.primary).await;
+        healed(&admin, "books", 3).await;
+        done.store(died, Ordering::Relaxed);
+    }
+    done.store(3, Ordering::Relaxed);
+    writing.await.expect("written");
+    let whole = importing.await.expect("no panic").expect("imported");
+    assert_eq!(
+        (&whole["rows"], &whole["made"], &whole["existed"]),
+        (&ROWS.into(), &ROWS.into(), &0.into())
+    );
+
+    assert_eq!(records(&cluster).await, ROWS);
+    let mut said = Vec::new();
+    let verified = verify(&ledger(None), cluster.endpoints(), &mut said).await;
+    verified.expect("holds");
+    let said: serde_json::Value = serde_json::from_slice(&said).expect("JSON");
+    assert_eq!(
+        (&said["repeats"], &said["sum"]),
+        (&0.into(), &"0.00".into())
+    );
+    let mut found = balances(&ledger(None), &cluster).await;
+    let world = found.remove("world").expect("the other side");
+    assert_eq!(world, -expected.values().sum::<i64>());
+    assert_eq!(found, expected);
+    cluster.shut_down().await;
+}
+
+/// Records in the log, whatever they are.
+async fn records(cluster: &Cluster) -> u32 {
+    let log = connect(cluster).await.log("books").read_only().open().await;
+    let (log, mut next, mut count) = (log.expect("opened"), Lsn(1), 0);
+    loop {
+        let page = log.read(next, ReadLimits::default()).await.expect("read");
+        count += u32::try_from(page.records.len()).expect("a few");
+        if page.end {
+            return count;
+        }
+        next = page.next;
+    }
+}
+
+/// A row whose key somebody else takes, after the import has read the book and before it sends the row, moves nothing and is not called made.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_import_that_comes_second_with_a_key_says_so() {
+    let cluster = with_books().await;
+    let path = pipe(&cluster.scratch());
+    let (wanted, endpoints) = (of_file(path.clone()), cluster.endpoints());
+    let importing =
+        tokio::spawn(
+            async move { import(&ledger(None), &wanted, endpoints, &mut Vec::new()).await },
+        );
+    let opened = tokio::task::spawn_blocking(move || std::fs::File::create(path));
+    let mut pipe = opened.await.expect("no panic").expect("the import reads");
+    let first = Transfer {
+        key: "bank/7".to_owned(),
+        from: "world".to_owned(),
+        to: "somebody".to_owned(),
+        amount: 1,
+        date: None,
+        memo: None,
+    };
+    let posted = post(&ledger(None), &first, cluster.endpoints(), &mut Vec::new()).await;
+    posted.expect("posted");
+    let rows = HEADER.to_owned() + "6;1;\"PRIJEM\";5.00\n7;1;\"PRIJEM\";9.00\n";
+    pipe.write_all(rows.as_bytes()).expect("written");
+    drop(pipe);
+
+    let imported = importing.await.expect("no panic");
+    let why = format!("{:#}", imported.expect_err("a key was taken"));
+    assert!(why.starts_with("1 transfer made, 0 there before"), "{why}");
+    assert!(
+        why.contains("\"bank/7\" is that of another transfer"),
+        "{why}"
+    );
+    let found = balances(&ledger(None), &cluster).await;
+    assert_eq!(found["1"], 500);
+    cluster.shut_down().await;
+}
+
+/// What a forced promotion gave up is in the snapshot and in the book of an import that is under way: neither is used.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_is_of_the_history_that_is_read() {
+    let mut cluster = with_books().await;
+    let path = cluster.scratch().join("books.snapshot");
+    let kept = ledger(Some(path.clone()));
+    let transfer = |key: &str| Transfer {
+        key: key.to_owned(),
+        from: "cash".to_owned(),
+        to: "rent".to_owned(),
+        amount: 100,
+        date: None,
+        memo: None,
+    };
+    let endpoints = cluster.endpoints();
+    let posted = async |key: &str| {
+        let made = post(&kept, &transfer(key), endpoints.clone(), &mut Vec::new()).await;
+        made.expect("posted");
+    };
+    posted("kept").await;
+    let rows = pipe(&cluster.scratch());
+    let (wanted, books, ends) = (of_file(rows.clone()), kept.clone(), endpoints.clone());
+    let importing =
+        tokio::spawn(async move { import(&books, &wanted, ends, &mut Vec::new()).await });
+    let opened = tokio::task::spawn_blocking(move || std::fs::File::create(rows));
+    let mut rows = opened.await.expect("no panic").expect("the import reads");
+    cluster.stop(NodeId(3)).await;
+    posted("given-up").await;
+    let snapshot = std::fs::read(&path).expect("a snapshot");
+
+    cluster.stop_together(&[NodeId(1), NodeId(2)]).await;
+    cluster.restart(NodeId(3)).await;
+    let forced = Promote {
+        to: Some(NodeId(3)),
+        force: true,
+        accept_data_loss: true,
+        declared_off: vec![NodeId(1), NodeId(2)],
+        min_copies: 1,
+        ..Promote::planned("books")
+    };
+    let admin = connect(&cluster).await.admin();
+    admin.promote(forced).await.expect("forced");
+    let text = HEADER.to_owned() + "1;1;\"PRIJEM\";5.00\n";
+    rows.write_all(text.as_bytes()).expect("written");
+    drop(rows);
+    let imported = importing.await.expect("no panic");
+    let why = format!("{:#}", imported.expect_err("of another history"));
+    assert!(why.contains("another history meanwhile"), "{why}");
+    assert_eq!(std::fs::read(&path).expect("a snapshot"), snapshot);
+
+    let used = balance(&kept, &[], endpoints.clone(), &mut Vec::new()).await;
+    let why = format!("{:#}", used.expect_err("of another history"));
+    assert!(why.contains("remove the file"), "{why}");
+    let found = balances(&ledger(None), &cluster).await;
+    assert_eq!((found["rent"], found["1"]), (100, 500));
+    cluster.shut_down().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_is_of_one_transfer_and_a_statement_shows_each() {
     let cluster = with_books().await;
@@ -210,15 +438,8 @@ async fn a_key_is_of_one_transfer_and_a_statement_shows_each() {
         "{said}"
     );
     // A record of somebody else is no transfer, and is not passed over in silence.
-    let client =
-        mainstay_client::Client::connect(mainstay_client::ClientConfig::new(cluster.endpoints()));
-    let log = client
-        .await
-        .expect("connected")
-        .log("books")
-        .open()
-        .await
-        .expect("opened");
+    let client = connect(&cluster).await;
+    let log = client.log("books").open().await.expect("opened");
     log.append("a stray line").await.expect("committed");
     let broken = verify(&ledger, cluster.endpoints(), &mut Vec::new()).await;
     assert!(broken.is_err(), "verify passed over a stray record");

@@ -6,7 +6,8 @@
 //! histories must hold.
 //!
 //! * A seed decides which faults strike whom and when; what the processes make of it is not repeatable.
-//! * It fails for a violation, for a history that cannot be judged, and for volumes that do not come back.
+//! * It fails for a violation, for a history that cannot be judged or in which hardly anything succeeded, and for volumes that do not come
+//!   back.
 //! * Processes, and the directory of a run that held, are gone at the end.
 
 mod faults;
@@ -77,6 +78,8 @@ const RESTS: std::ops::Range<f64> = 0.3..1.5;
 /// For volumes to serve again, and to be whole, once nothing is broken any more.
 const BACK_WITHIN: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Writes, appends or transfers that each workload must have got through.
+const CHANGES_MIN: u64 = 50;
 
 /// Promotions on suspicion are not spaced here: more of them is what this is for.
 const CONFIG: &str = "[lease]\nhold_down_ms = 100\nhold_down_longest_ms = 200\n";
@@ -153,6 +156,14 @@ impl Found {
         self.not_back.is_empty()
             && self.verdicts.len() == WORKLOADS.len()
             && self.verdicts.iter().all(Verdict::holds)
+            && self.idle().next().is_none()
+    }
+
+    /// Verdicts that say nothing: what hardly happened cannot have gone wrong.
+    fn idle(&self) -> impl Iterator<Item = &Verdict> {
+        self.verdicts.iter().filter(|verdict| {
+            verdict.changes < CHANGES_MIN || (verdict.workload == "log" && verdict.tailed == 0)
+        })
     }
 }
 
@@ -226,7 +237,8 @@ impl Stage<'_> {
             }
         }
         for load in loads {
-            let told = tokio::time::timeout(CALM + 2 * BACK_WITHIN, load.wait_with_output());
+            // At the end it opens, reads everything, and lets the tail come to the end, each with patience.
+            let told = tokio::time::timeout(CALM + 3 * BACK_WITHIN, load.wait_with_output());
             let told = told.await.context("a workload does not end")??;
             ensure!(
                 told.status.success(),
@@ -393,6 +405,12 @@ fn report(seed: u64, found: &Found) -> String {
     for verdict in &found.verdicts {
         line(verdict.to_string());
     }
+    for idle in found.idle() {
+        line(format!(
+            "IDLE: {}: {} changes, at least {CHANGES_MIN} are needed; {} records came through tails",
+            idle.workload, idle.changes, idle.tailed
+        ));
+    }
     for not_back in &found.not_back {
         line(format!("NOT BACK: {not_back}"));
     }
@@ -402,4 +420,39 @@ fn report(seed: u64, found: &Found) -> String {
         "FAILED".to_owned()
     });
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn busy() -> Found {
+        let verdict = |workload: &str| Verdict {
+            workload: workload.to_owned(),
+            ok: 2 * CHANGES_MIN,
+            changes: CHANGES_MIN,
+            tailed: u64::from(workload == "log"),
+            ..Verdict::default()
+        };
+        Found {
+            verdicts: WORKLOADS.map(verdict).to_vec(),
+            ..Found::default()
+        }
+    }
+
+    #[test]
+    fn what_hardly_happened_does_not_hold() {
+        assert!(busy().holds(), "{}", report(1, &busy()));
+        for (place, workload) in WORKLOADS.into_iter().enumerate() {
+            let mut idle = busy();
+            idle.verdicts[place].changes -= 1;
+            assert!(!idle.holds(), "{workload}");
+            let wanted = format!("IDLE: {workload}: 49 changes");
+            let said = report(1, &idle);
+            assert!(said.contains(&wanted), "{said}");
+        }
+        let mut unseen = busy();
+        unseen.verdicts[1].tailed = 0;
+        assert!(!unseen.holds(), "no tail saw anything");
+    }
 }

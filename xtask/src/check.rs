@@ -15,7 +15,10 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde::Serialize;
 
-use history::{History, Outcome};
+use history::{History, Operation, Outcome};
+
+/// Operations that change what a volume holds.
+const CHANGES: [&str; 4] = ["write", "append", "append_at", "transfer"];
 
 /// Of `check`.
 #[derive(Debug, Args)]
@@ -36,6 +39,10 @@ pub(crate) struct Verdict {
     pub(crate) ok: u64,
     pub(crate) info: u64,
     pub(crate) fail: u64,
+    /// Of those that are ok, writes, appends and transfers.
+    pub(crate) changes: u64,
+    /// Records that tails of a log handed over.
+    pub(crate) tailed: u64,
     /// In words, each with the operations that it is about.
     pub(crate) violations: Vec<String>,
 }
@@ -71,17 +78,19 @@ fn of(history: &History) -> anyhow::Result<Verdict> {
         "bank" => bank::violations(history)?,
         other => bail!("no checker for the workload {other:?}"),
     };
-    let count = |wanted: fn(&Outcome) -> bool| {
+    let count = |wanted: fn(&Operation) -> bool| {
         let operations = history.operations.iter();
-        operations
-            .filter(|operation| wanted(&operation.outcome))
-            .count() as u64
+        operations.filter(|operation| wanted(operation)).count() as u64
     };
     Ok(Verdict {
         workload: history.begin.workload.clone(),
-        ok: count(|outcome| matches!(outcome, Outcome::Ok(_))),
-        info: count(|outcome| matches!(outcome, Outcome::Info)),
-        fail: count(|outcome| matches!(outcome, Outcome::Fail)),
+        ok: count(|it| matches!(it.outcome, Outcome::Ok(_))),
+        info: count(|it| matches!(it.outcome, Outcome::Info)),
+        fail: count(|it| matches!(it.outcome, Outcome::Fail)),
+        changes: count(|it| {
+            matches!(it.outcome, Outcome::Ok(_)) && CHANGES.contains(&it.f.as_str())
+        }),
+        tailed: log::tailed(history),
         violations,
     })
 }
@@ -169,7 +178,12 @@ mod tests {
             let verdict = judged(workload).await;
             println!("{verdict}");
             assert!(verdict.holds(), "{verdict}");
-            assert!(verdict.ok > 50, "{verdict}");
+            assert!(verdict.changes > 50, "{verdict:?}");
+            assert_eq!(
+                verdict.tailed > 50,
+                workload == Workload::Log,
+                "{verdict:?}"
+            );
         }
     }
 }

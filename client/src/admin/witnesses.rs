@@ -53,7 +53,7 @@ pub struct WitnessChange {
 }
 
 impl Admin {
-    /// The witnesses, as one node knows them.
+    /// The witnesses, as one node knows them. Cancelling is safe.
     ///
     /// # Errors
     /// No node answered in time.

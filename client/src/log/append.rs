@@ -39,6 +39,8 @@ impl LogVolume {
 
     /// Appends one record only if it gets exactly position `expected`; see [`Self::append`].
     ///
+    /// Cancelling after the first poll may leave the record on its way, without a name: what comes to be at `expected` tells.
+    ///
     /// # Errors
     /// `Refused(UnexpectedPosition)` if the position is taken; else as [`Self::append`].
     ///
@@ -103,7 +105,8 @@ impl LogVolume {
     ///
     /// They lie side by side: the first at the position that is answered, the others right behind it. No reader, at whatever
     /// position it begins and whatever fails meanwhile, is ever shown some of them while others are missing. The whole batch is one
-    /// mutation with one number: a retry, [`Self::outcome`] and [`Committed::count`] speak of all of it.
+    /// mutation with one number: a retry, [`Self::outcome`] and [`Committed::count`] speak of all of it. Only a [`Self::trim`] may end in
+    /// the middle of it: from then on readers see the rest.
     ///
     /// Cancelling after the first poll may leave the batch on its way: use [`Self::submit_batch`] to keep its name.
     ///
@@ -130,6 +133,8 @@ impl LogVolume {
 
     /// Appends several records as [`Self::append_batch`] does, only if the first gets exactly position `expected`.
     ///
+    /// Cancelling after the first poll may leave the batch on its way, without a name: what comes to be at `expected` tells.
+    ///
     /// # Errors
     /// `Refused(UnexpectedPosition)` if the position is taken; else as [`Self::append_batch`].
     ///
@@ -151,7 +156,8 @@ impl LogVolume {
         self.send_batch(records, Some(expected.0)).await?.await
     }
 
-    /// Puts a batch in line as [`Self::submit`] does one record; see [`Self::append_batch`].
+    /// Puts a batch in line as [`Self::submit`] does one record; see [`Self::append_batch`]. Cancelling before it returns means that nothing
+    /// was sent.
     ///
     /// # Errors
     /// Refused at once because of its size, or no room until the deadline.
@@ -203,7 +209,8 @@ impl LogVolume {
         Ok(())
     }
 
-    /// Declares entries below `first` no longer needed, and waits until that is committed.
+    /// Declares entries below `first` no longer needed, and waits until that is committed. `first` may lie in the middle of a batch: from
+    /// then on readers see the rest of it. Cancelling leaves it open whether it takes effect.
     ///
     /// # Errors
     /// As [`Self::append`].

@@ -5,6 +5,7 @@ use mainstay_types::VolumeName;
 
 use super::log_proofs::{ProveArgs, RootArgs, VerifyArgs};
 use super::retain::RetainArgs;
+use crate::commands::log::append::check_in_flight;
 use crate::locate::ClusterArgs;
 
 /// `log ...`
@@ -35,7 +36,8 @@ Examples:
   mainstay log trim ledger --below 1000
   mainstay log trim ledger --before $(date -d '30 days ago' +%s)
 
-Readers are shown nothing below the trim point from then on. Members give the space back in whole segments, as soon as every registered
+Readers are shown nothing below the trim point from then on. It may lie in the middle of records that were appended together: then \
+readers see the rest of them. Members give the space back in whole segments, as soon as every registered
 member holds what lies below.")]
     Trim(TrimArgs),
     /// Show or change what a log keeps by itself, by age and by bytes
@@ -112,7 +114,7 @@ pub struct AppendArgs {
     pub token: Option<u64>,
 
     /// Records, or batches, sent ahead of their answers
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_in_flight)]
     pub in_flight: u32,
 
     /// Print nothing but errors
@@ -218,6 +220,14 @@ pub struct TrimArgs {
     pub cluster: ClusterArgs,
 }
 
+/// Records that are sent ahead of their answers.
+fn parse_in_flight(text: &str) -> Result<u32, String> {
+    let wrong = || format!("`{text}` is not a number");
+    let in_flight: u32 = text.parse().map_err(|_| wrong())?;
+    check_in_flight(in_flight as usize)?;
+    Ok(in_flight)
+}
+
 /// Seconds since 1970, with a fraction or without, as microseconds.
 fn parse_seconds(text: &str) -> Result<u64, String> {
     let wrong = || format!("`{text}` is not a time in seconds since 1970, such as 1700000000.5");
@@ -236,6 +246,19 @@ fn parse_seconds(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn as_much_is_sent_ahead_as_the_cluster_remembers() {
+        for (text, number) in [("1", 1), ("4096", 4096)] {
+            assert_eq!(parse_in_flight(text), Ok(number));
+        }
+        for text in ["0", "4097", "65536"] {
+            let error = parse_in_flight(text).expect_err(text);
+            assert!(error.contains("1 to 4096"), "{error}");
+            assert!(error.contains("remembers"), "{error}");
+        }
+        assert!(parse_in_flight("many").is_err());
+    }
 
     #[test]
     fn times_are_seconds_with_a_fraction_or_without() {

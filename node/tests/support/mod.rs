@@ -123,6 +123,12 @@ impl Cluster {
         self.nodes.remove(&node).expect("it runs").stop().await;
     }
 
+    /// Ends a node that hands nothing over, as if it had died: the others find out by themselves.
+    pub(crate) async fn kill(&mut self, node: NodeId) {
+        let running = self.nodes.remove(&node).expect("it runs");
+        running.stop_without_handover().await;
+    }
+
     /// Stops nodes at the same time: none of them can hand over to another.
     pub(crate) async fn stop_together(&mut self, nodes: &[NodeId]) {
         let stops = nodes.iter().map(|node| self.nodes.remove(node));

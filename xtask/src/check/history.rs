@@ -178,7 +178,7 @@ pub(crate) mod testing {
     impl Writer {
         pub(crate) fn new(workload: &str, parameters: Value) -> Self {
             let begin = json!({
-                "type": "begin", "format": 1, "workload": workload, "volume": "v", "seed": 1,
+                "type": "begin", "format": 2, "workload": workload, "volume": "v", "seed": 1,
                 "parameters": parameters, "time": 0,
             });
             Self { lines: vec![begin] }
@@ -251,7 +251,7 @@ mod tests {
                 .history()
                 .is_err()
         );
-        let later = good.with(0, |line| line["format"] = json!(2));
+        let later = good.with(0, |line| line["format"] = json!(3));
         assert!(later.history().is_err(), "a later format");
         assert!(History::parse("").is_err());
         assert!(History::parse("{}\n").is_err());

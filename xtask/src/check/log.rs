@@ -26,6 +26,7 @@ struct Checker<'a> {
     all: Vec<Record>,
     /// By their numbers.
     appends: HashMap<u64, &'a Operation>,
+    /// Positions of which somebody knew that they are taken.
     known: Known,
     violations: Vec<String>,
 }
@@ -53,6 +54,10 @@ pub(super) fn violations(history: &History) -> anyhow::Result<Vec<String>> {
                 let newest = seen.and_then(|seen| seen.records.last().copied());
                 known.extend(newest.map(|(lsn, _)| (operation.ended, lsn)));
             }
+            "position" => {
+                let next = ok.map(next_of).transpose()?;
+                known.extend(next.map(|next| (operation.ended, next.saturating_sub(1))));
+            }
             _ => {}
         }
     }
@@ -63,12 +68,31 @@ pub(super) fn violations(history: &History) -> anyhow::Result<Vec<String>> {
         violations: Vec::new(),
     };
     checker.records();
+    let mut handed_over = Vec::new();
     for operation in &history.operations {
         if let Outcome::Ok(value) = &operation.outcome {
             checker.answer(operation, value)?;
+            if operation.f == "tail" {
+                handed_over.extend(parse::<Seen>(value)?.records);
+            }
         }
     }
+    checker.tails(&handed_over);
     Ok(checker.violations)
+}
+
+/// Records that tails handed over.
+pub(super) fn tailed(history: &History) -> u64 {
+    let tails = history.operations.iter().filter(|it| it.f == "tail");
+    let records = tails.filter_map(|tail| match &tail.outcome {
+        Outcome::Ok(value) => value["records"].as_array(),
+        _ => None,
+    });
+    records.map(|records| records.len() as u64).sum()
+}
+
+fn next_of(value: &Value) -> anyhow::Result<u64> {
+    value.as_u64().context("a position that is none")
 }
 
 fn parse<T: for<'de> Deserialize<'de>>(value: &Value) -> anyhow::Result<T> {
@@ -115,7 +139,7 @@ impl Checker<'_> {
         match operation.f.as_str() {
             "append" | "append_at" => self.appended(operation, value),
             "position" => {
-                let next = value.as_u64().context("a position that is none")?;
+                let next = next_of(value)?;
                 let known = self.known.before(operation.began);
                 if next <= known {
                     self.found(format!(
@@ -127,6 +151,19 @@ impl Checker<'_> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// One after the other they handed over the whole log: without a hole, a repeat, or an end of their own.
+    fn tails(&mut self, handed_over: &[Record]) {
+        if handed_over == self.all.as_slice() {
+            return;
+        }
+        let differs = handed_over.iter().zip(&self.all).find(|(a, b)| a != b);
+        self.found(format!(
+            "gap: the tails handed over {} records, the log has {} ({differs:?})",
+            handed_over.len(),
+            self.all.len()
+        ));
     }
 
     fn appended(&mut self, operation: &Operation, value: &Value) {
@@ -192,7 +229,7 @@ mod tests {
     use super::super::history::testing::{Writer, shows};
 
     /// Lines: 1-2 append 1, 3-4 append 2 at 4, 5-6 append 3 of unknown outcome, 7-8 one that failed, 9-10 a read, 11-12 a tail, 13-14 a
-    /// position, 15-16 append 5, 17-18 the end.
+    /// position, 15-16 append 5, 17 and 20 the end, 18-19 the rest of the tail.
     fn good() -> Writer {
         Writer::new("log", json!({ "first": 2 }))
             .ok(1, "append", json!([1, null]), json!([1, 3]))
@@ -215,27 +252,46 @@ mod tests {
             )
             .ok(1, "position", json!(null), json!(5))
             .ok(1, "append", json!([5, null]), json!([5, 7]))
+            .event("invoke", 9, "final", json!({"from": 2}))
             .ok(
+                0,
+                "tail",
+                json!({"from": 4}),
+                json!({"from": 4, "records": [[4, 2], [6, 3], [7, 5]], "end": false}),
+            )
+            .event(
+                "ok",
                 9,
                 "final",
-                json!({"from": 2}),
                 json!({"from": 2, "records": [[3, 1], [4, 2], [6, 3], [7, 5]], "end": true}),
             )
+    }
+
+    /// The good history with another end, of which the first record is the same.
+    fn ending(records: &serde_json::Value) -> Writer {
+        let behind = &records.as_array().expect("records")[1..];
+        let tailed = good().with(19, |line| line["value"]["records"] = json!(behind));
+        tailed.with(20, |line| line["value"]["records"] = records.clone())
+    }
+
+    /// Among other things.
+    #[track_caller]
+    fn shows_also(history: &Writer, words: &str) {
+        let found = history.violations();
+        let one = found.iter().find(|found| found.contains(words));
+        assert!(one.is_some(), "{words} is not among {found:#?}");
     }
 
     #[test]
     fn a_log_with_an_append_that_came_late_is_good() {
         assert_eq!(good().violations(), Vec::<String>::new());
-        let never = good().with(18, |line| {
-            line["value"]["records"] = json!([[3, 1], [4, 2], [7, 5]]);
-        });
+        let never = ending(&json!([[3, 1], [4, 2], [7, 5]]));
         assert_eq!(never.violations(), Vec::<String>::new());
     }
 
     #[test]
     fn each_rule_can_be_broken() {
-        let all =
-            |records: serde_json::Value| good().with(18, |line| line["value"]["records"] = records);
+        let all = |records: serde_json::Value| ending(&records);
         shows(&all(json!([[3, 1], [4, 2], [6, 3]])), "lost: Some(5)");
         shows(
             &all(json!([[3, 1], [4, 2], [6, 3], [7, 5], [8, 3]])),
@@ -254,11 +310,10 @@ mod tests {
             "of no append",
         );
         let order = good().with(16, |line| line["value"] = json!([5, 2]));
-        let order = order.with(18, |line| {
+        let order = order.with(20, |line| {
             line["value"]["records"] = json!([[2, 5], [3, 1], [4, 2], [6, 3]]);
         });
-        let order = order.with(12, |line| line["value"]["from"] = json!(3));
-        shows(&order, "order: 5 is at 2");
+        shows_also(&order, "order: 5 is at 2");
         let condition = good().with(3, |line| line["value"] = json!([2, 5]));
         shows(&condition, "condition: Some(2)");
         let gap = good().with(10, |line| line["value"]["records"] = json!([[4, 2]]));
@@ -276,19 +331,72 @@ mod tests {
         let early = good().with(12, |line| {
             line["value"]["records"] = json!([[3, 1], [4, 2], [6, 3], [7, 5]]);
         });
-        let found = early.violations();
-        assert!(
-            found
-                .iter()
-                .any(|found| found.contains("before its append began")),
-            "{found:?}"
+        shows_also(&early, "before its append began");
+    }
+
+    /// Everything below a position was taken when it was told.
+    #[test]
+    fn what_a_position_says_holds_from_then_on() {
+        let told =
+            || Writer::new("log", json!({ "first": 2 })).ok(1, "position", json!(null), json!(10));
+        let ending = |history: Writer, records: serde_json::Value| {
+            let all = json!({"from": 2, "records": records, "end": true});
+            history
+                .event("invoke", 9, "final", json!({"from": 2}))
+                .ok(0, "tail", json!({"from": 2}), all.clone())
+                .event("ok", 9, "final", all)
+        };
+        let again = told().ok(2, "position", json!(null), json!(10));
+        assert_eq!(ending(again, json!([])).violations(), Vec::<String>::new());
+        let back = told().ok(2, "position", json!(null), json!(8));
+        shows(&ending(back, json!([])), "stale: position 8");
+        let append = |lsn: u64| told().ok(2, "append", json!([1, null]), json!([1, lsn]));
+        assert_eq!(
+            ending(append(10), json!([[10, 1]])).violations(),
+            Vec::<String>::new()
         );
+        shows(&ending(append(9), json!([[9, 1]])), "order: 1 is at 9");
+        let read = Writer::new("log", json!({ "first": 2 }))
+            .event("invoke", 3, "append", json!([1, null]))
+            .event("info", 3, "append", json!([1, null]))
+            .ok(1, "position", json!(null), json!(10))
+            .ok(
+                2,
+                "read",
+                json!({"from": 2}),
+                json!({"from": 2, "records": [], "end": true}),
+            );
+        shows(&ending(read, json!([[9, 1]])), "stale: the read");
+    }
+
+    #[test]
+    fn the_tails_hand_over_all_of_the_log_and_nothing_twice() {
+        let nothing = good().with(12, |line| line["value"]["records"] = json!([]));
+        let nothing = nothing.with(19, |line| line["value"]["records"] = json!([]));
+        shows(
+            &nothing,
+            "gap: the tails handed over 0 records, the log has 4",
+        );
+        let missed = good().with(19, |line| {
+            line["type"] = json!("fail");
+            line["value"] = json!({"from": 4});
+        });
+        shows(&missed, "gap: the tails handed over 1 records");
+        let hole = good().with(19, |line| {
+            line["value"] = json!({"from": 6, "records": [[6, 3], [7, 5]], "end": false});
+        });
+        shows(&hole, "gap: the tails handed over 3 records");
+        let twice = good().with(19, |line| {
+            let all = json!([[3, 1], [4, 2], [6, 3], [7, 5]]);
+            line["value"] = json!({"from": 3, "records": all, "end": false});
+        });
+        shows(&twice, "gap: the tails handed over 5 records");
     }
 
     #[test]
     fn a_log_without_its_end_is_not_judged() {
         let mut cut = good();
-        cut.lines.truncate(17);
+        cut.lines.truncate(20);
         assert!(super::super::of(&cut.history().expect("a history")).is_err());
     }
 }

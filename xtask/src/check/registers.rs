@@ -40,9 +40,17 @@ struct Step {
 
 pub(super) fn violations(history: &History) -> anyhow::Result<Vec<String>> {
     let registers = history.parameter("registers")?;
+    let (operations, last) = history
+        .operations
+        .split_at(history.operations.len().saturating_sub(1));
+    ensure!(
+        last.iter()
+            .any(|last| last.f == "end" && matches!(last.outcome, Outcome::Ok(_))),
+        "it does not end with the mark of its end"
+    );
     let mut violations = Vec::new();
     let mut steps: BTreeMap<u64, Vec<Step>> = BTreeMap::new();
-    for operation in &history.operations {
+    for operation in operations {
         let register = operation.asked[0].as_u64();
         let register = register.with_context(|| format!("no register in {operation:?}"))?;
         ensure!(register < registers, "no register {register}");
@@ -219,8 +227,21 @@ fn of(step: &Step) -> String {
 mod tests {
     use serde_json::json;
 
-    use super::super::history::testing::{Writer, shows};
+    use super::super::history::testing::{self, Writer};
     use super::*;
+
+    fn ended(history: &Writer) -> Writer {
+        history.clone().ok(9, "end", json!(null), json!(null))
+    }
+
+    fn violations(history: &Writer) -> Vec<String> {
+        ended(history).violations()
+    }
+
+    #[track_caller]
+    fn shows(history: &Writer, words: &str) {
+        testing::shows(&ended(history), words);
+    }
 
     fn registers() -> Writer {
         Writer::new("registers", json!({ "registers": 2 }))
@@ -251,7 +272,7 @@ mod tests {
 
     #[test]
     fn late_lost_and_overlapping_writes_are_linearizable() {
-        assert_eq!(good().violations(), Vec::<String>::new());
+        assert_eq!(violations(&good()), Vec::<String>::new());
     }
 
     #[test]
@@ -302,7 +323,7 @@ mod tests {
             let read =
                 |history: Writer, value| history.ok(0, "read", json!([0, null]), json!([0, value]));
             let once = read(open.clone(), value);
-            assert_eq!(once.violations(), Vec::<String>::new());
+            assert_eq!(violations(&once), Vec::<String>::new());
             shows(&read(once, 3 - value), "not linearizable");
         }
     }
@@ -316,7 +337,21 @@ mod tests {
         for process in 0..=PIECE_MAX as u64 {
             tangled = tangled.event("ok", process, "write", json!([0, process + 1]));
         }
-        let judged = super::super::of(&tangled.history().expect("a history"));
+        let judged = super::super::of(&ended(&tangled).history().expect("a history"));
         assert!(format!("{:#}", judged.expect_err("refused")).contains("too many to be judged"));
+    }
+
+    #[test]
+    fn registers_without_their_end_are_not_judged() {
+        let mut cut = ended(&good());
+        let judged = |history: &Writer| super::super::of(&history.history().expect("a history"));
+        assert!(judged(&cut).is_ok());
+        cut.lines.pop();
+        assert!(judged(&cut).is_err(), "the end is not known to be there");
+        cut.lines.pop();
+        assert!(judged(&cut).is_err(), "the end is not there");
+        let early = ended(&good()).ok(0, "read", json!([1, null]), json!([1, null]));
+        assert!(judged(&early).is_err(), "something comes behind the end");
+        assert!(judged(&registers()).is_err(), "nothing is there");
     }
 }

@@ -106,9 +106,14 @@ impl Book {
 
     /// Whether a transfer is there, with the same content. An error names the one that has its key.
     pub(super) fn knows(&self, transfer: &Transfer) -> Result<bool, Lsn> {
-        match self.keys.get(&transfer.key) {
+        self.has(&transfer.key, checksum(transfer))
+    }
+
+    /// The same of a transfer of which only the key and the checksum of its content are left.
+    pub(super) fn has(&self, key: &str, sum: u32) -> Result<bool, Lsn> {
+        match self.keys.get(key) {
             None => Ok(false),
-            Some((_, sum)) if *sum == checksum(transfer) => Ok(true),
+            Some((_, known)) if *known == sum => Ok(true),
             Some((lsn, _)) => Err(*lsn),
         }
     }

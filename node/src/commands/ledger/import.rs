@@ -1,6 +1,6 @@
 //! `ledger import`: every row of a file is a transfer, made once, however often the import is cut off and started again.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use mainstay_client::PendingAppend;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
+use super::book::{Book, checksum};
 use super::rows::{self, Mapping};
 use super::transfer::Transfer;
 use super::{IN_FLIGHT_MAX, Ledger, Open, settle};
@@ -18,6 +19,8 @@ use crate::commands::{print_json, text};
 
 /// Rows read ahead.
 const ROWS_AHEAD: usize = 1024;
+/// Rows that an error names; the rest are counted.
+const NAMED: usize = 10;
 
 /// What to import.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,38 +59,33 @@ pub async fn import(
 ) -> anyhow::Result<()> {
     let began = Instant::now();
     let open = ledger.open(endpoints, false).await?;
-    let bar = progress_bar(import.quiet);
-    let (take, mut rows) = mpsc::channel(ROWS_AHEAD);
-    let (file, mapping, following) = (import.file.clone(), import.mapping.clone(), bar.clone());
-    let reading = tokio::task::spawn_blocking(move || {
-        rows::read(&file, &mapping, &following, |row| {
-            take.blocking_send(row).is_ok()
-        })
-    });
     let mut importer = Importer {
         open: &open,
         sent: VecDeque::new(),
-        seen: HashSet::new(),
+        seen: HashMap::new(),
         imported: (0, 0, 0),
     };
-    let window = import.in_flight.clamp(1, IN_FLIGHT_MAX);
-    let mut ran = importer.run(&mut rows, window, &bar).await;
-    let imported = importer.imported;
-    drop(rows);
-    let read = reading.await.context("the reader of the file panicked")?;
-    bar.finish_and_clear();
-    if ran.is_ok() {
-        ran = read;
-    }
-    let (rows, made, existed) = imported;
+    let ran = importer.file(import).await;
+    let Importer { seen, imported, .. } = importer;
+    let (rows, committed, existed) = imported;
     ran.with_context(|| {
         format!(
-            "{} made, {} there before; the same command goes on from there",
-            text::count(made, "transfer"),
-            existed
+            "{} committed, {existed} there before; the same command goes on from there",
+            text::count(committed, "transfer")
         )
     })?;
     let book = open.close().await?;
+    // Somebody else may have taken keys in between: the log decides.
+    let lost = moved_nothing(&seen, &book);
+    let made = committed - lost.len() as u64;
+    if !lost.is_empty() {
+        bail!(
+            "{} made, {existed} there before, and {} that moved nothing: {}",
+            text::count(made, "transfer"),
+            lost.len(),
+            named(&lost)
+        );
+    }
     let imported = Imported {
         rows,
         made,
@@ -95,30 +93,77 @@ pub async fn import(
         accounts: book.balances.len() as u64,
         elapsed_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
     };
+    print(ledger, &imported, out)
+}
+
+fn print(ledger: &Ledger, imported: &Imported, out: &mut impl Write) -> anyhow::Result<()> {
     if ledger.json {
-        return print_json(out, &imported);
+        return print_json(out, imported);
     }
     writeln!(
         out,
-        "{} in {}: {made} made, {existed} there before; {} in all",
-        text::count(rows, "row"),
+        "{} in {}: {} made, {} there before; {} in all",
+        text::count(imported.rows, "row"),
         text::span_ms(imported.elapsed_ms),
+        imported.made,
+        imported.existed,
         text::count(imported.accounts, "account")
     )?;
     Ok(())
+}
+
+/// Rows that were committed and are not the transfer of their key, in words.
+fn moved_nothing(seen: &HashMap<String, Option<u32>>, book: &Book) -> Vec<String> {
+    let mut lost = Vec::new();
+    for (key, sum) in seen {
+        let Some(sum) = sum else { continue };
+        match book.has(key, *sum) {
+            Ok(true) => {}
+            Ok(false) => lost.push(format!("{key:?} is not in the log that was just read")),
+            Err(lsn) => lost.push(super::taken(key, lsn).to_string()),
+        }
+    }
+    lost.sort_unstable();
+    lost
+}
+
+fn named(lost: &[String]) -> String {
+    let mut text = lost[..lost.len().min(NAMED)].join("; ");
+    if lost.len() > NAMED {
+        text.push_str(&format!("; and {} more", lost.len() - NAMED));
+    }
+    text
 }
 
 struct Importer<'a> {
     open: &'a Open<'a>,
     /// On their way, oldest first.
     sent: VecDeque<(Transfer, PendingAppend)>,
-    /// Keys of this file.
-    seen: HashSet<String>,
-    /// Rows, made, there before.
+    /// Keys of this file, with a checksum of the content if the row was committed now.
+    seen: HashMap<String, Option<u32>>,
+    /// Rows, committed, there before.
     imported: (u64, u64, u64),
 }
 
 impl Importer<'_> {
+    /// Sends the rows of the file, which is read ahead.
+    async fn file(&mut self, import: &Import) -> anyhow::Result<()> {
+        let bar = progress_bar(import.quiet);
+        let (take, mut rows) = mpsc::channel(ROWS_AHEAD);
+        let (file, mapping, following) = (import.file.clone(), import.mapping.clone(), bar.clone());
+        let reading = tokio::task::spawn_blocking(move || {
+            rows::read(&file, &mapping, &following, |row| {
+                take.blocking_send(row).is_ok()
+            })
+        });
+        let window = import.in_flight.clamp(1, IN_FLIGHT_MAX);
+        let ran = self.run(&mut rows, window, &bar).await;
+        drop(rows);
+        let read = reading.await.context("the reader of the file panicked")?;
+        bar.finish_and_clear();
+        ran.and(read)
+    }
+
     async fn run(
         &mut self,
         rows: &mut mpsc::Receiver<Transfer>,
@@ -127,7 +172,7 @@ impl Importer<'_> {
     ) -> anyhow::Result<()> {
         while let Some(row) = rows.recv().await {
             self.imported.0 += 1;
-            if !self.seen.insert(row.key.clone()) {
+            if self.seen.insert(row.key.clone(), None).is_some() {
                 bail!(
                     "row {}: the key {:?} is there twice in the file",
                     self.imported.0,
@@ -157,6 +202,8 @@ impl Importer<'_> {
             let settled = settle(&self.open.log, pending).await;
             settled.with_context(|| format!("transfer {:?}", row.key))?;
             self.imported.1 += 1;
+            let sum = checksum(&row);
+            self.seen.insert(row.key, Some(sum));
             bar.set_message(self.imported.1.to_string());
         }
         Ok(())

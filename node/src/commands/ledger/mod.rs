@@ -11,13 +11,14 @@ mod import;
 pub mod rows;
 mod snapshot;
 pub mod transfer;
+mod whose;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-use mainstay_client::{AppendError, Client, ClientConfig, LogVolume, Outcome, PendingAppend};
+use anyhow::{Context as _, bail, ensure};
+use mainstay_client::{Admin, AppendError, ClientConfig, LogVolume, Outcome, PendingAppend};
 use mainstay_types::Lsn;
 use serde::Serialize;
 use serde_json::json;
@@ -25,8 +26,8 @@ use serde_json::json;
 use super::{connect_with, explain_open, print_json, print_json_line, text};
 use book::{Book, Taken};
 pub use import::{Import, import};
-use snapshot::Of;
 use transfer::{Transfer, show_amount};
+use whose::Of;
 
 /// For each append, failovers included: a transfer whose outcome is unknown ends a command.
 const SETTLED_WITHIN: Duration = Duration::from_secs(120);
@@ -52,8 +53,10 @@ pub struct Ledger {
 /// A ledger that is read and written to.
 struct Open<'a> {
     ledger: &'a Ledger,
+    admin: Admin,
     log: LogVolume,
-    of: Of,
+    /// The snapshot that is kept, and whose book it is.
+    kept: Option<(&'a Path, Of)>,
     book: Book,
 }
 
@@ -72,28 +75,20 @@ impl Ledger {
         };
         let log = builder.open().await;
         let log = log.map_err(|error| explain_open(&self.volume, error))?;
-        let of = self.identity(&client).await?;
-        let book = match &self.snapshot {
-            Some(path) => snapshot::load(path, &of)?.unwrap_or_default(),
-            None => Book::default(),
-        };
         let mut open = Open {
             ledger: self,
+            admin: client.admin(),
             log,
-            of,
-            book,
+            kept: None,
+            book: Book::default(),
         };
+        if let Some(path) = &self.snapshot {
+            let (of, book) = open.load(path).await?;
+            open.kept = Some((path, of));
+            open.book = book.unwrap_or_default();
+        }
         open.catch_up().await?;
         Ok(open)
-    }
-
-    async fn identity(&self, client: &Client) -> anyhow::Result<Of> {
-        let status = client.admin().show_volume(&self.volume).await?;
-        Ok(Of {
-            volume: self.volume.clone(),
-            id: status.id.to_string(),
-            lineage: status.lineage.to_string(),
-        })
     }
 
     fn show(&self, units: i128) -> String {
@@ -106,11 +101,28 @@ impl Open<'_> {
         self.book.catch_up(&self.log, |_, _| {}).await
     }
 
+    /// The book in a file, which must be that of the log that is read; none if there is no file. And whose book it has to be.
+    async fn load(&self, path: &Path) -> anyhow::Result<(Of, Option<Book>)> {
+        let (of, next) = whose::of(&self.ledger.volume, &self.admin, &self.log).await?;
+        let book = snapshot::load(path, &of, next)?;
+        Ok((of, book))
+    }
+
     /// Takes in what was committed meanwhile, and keeps the snapshot.
     async fn close(mut self) -> anyhow::Result<Book> {
         self.catch_up().await?;
-        if let Some(path) = &self.ledger.snapshot {
-            snapshot::save(path, &self.of, &self.book)?;
+        if let Some((path, of)) = &self.kept {
+            // Everything that the book has was read between the two answers.
+            let now = whose::of(&self.ledger.volume, &self.admin, &self.log).await;
+            let (now, _) = now.context("the snapshot is not kept")?;
+            ensure!(
+                now == *of,
+                "a forced promotion gave the log `{}` another history meanwhile: the snapshot is not kept; remove {} and give the \
+                 command again",
+                self.ledger.volume,
+                path.display()
+            );
+            snapshot::save(path, of, &self.book)?;
         }
         // Everything is committed: only the session stays behind, until the cluster forgets it.
         let _kept = self.log.close().await;
@@ -305,7 +317,7 @@ pub async fn verify(
     let mut open = whole.open(endpoints, true).await?;
     let mut snapshot_holds = None;
     if let Some(path) = &ledger.snapshot
-        && let Some(mut book) = snapshot::load(path, &open.of)?
+        && let (_, Some(mut book)) = open.load(path).await?
     {
         meet(&mut open, &mut book).await?;
         let (log_says, file_says) = (&open.book, &book);

@@ -11,18 +11,9 @@ use mainstay_types::Lsn;
 use serde::{Deserialize, Serialize};
 
 use super::book::Book;
+use super::whose::Of;
 
 const FORMAT: u32 = 1;
-
-/// Whose book it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Of {
-    pub(super) volume: String,
-    /// The volume's id: another one of the same name is another ledger.
-    pub(super) id: String,
-    /// A forced promotion may have given up records that the snapshot has: then it is of no use any more.
-    pub(super) lineage: String,
-}
 
 /// The first line of the file; the second is its CRC-32.
 #[derive(Debug, Serialize, Deserialize)]
@@ -37,20 +28,20 @@ struct Stored {
     problems: Vec<String>,
 }
 
-/// The book in `path`; `None` if there is no such file.
-pub(super) fn load(path: &Path, of: &Of) -> anyhow::Result<Option<Book>> {
+/// The book in `path`, of a log that ends at `next`; `None` if there is no such file.
+pub(super) fn load(path: &Path, of: &Of, next: Lsn) -> anyhow::Result<Option<Book>> {
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(|| path.display().to_string()),
     };
-    let read = parse(&text, of);
+    let read = parse(&text, of, next);
     let advice = "remove the file, and the next command computes it anew from the log";
     let book = read.with_context(|| format!("snapshot {}; {advice}", path.display()))?;
     Ok(Some(book))
 }
 
-fn parse(text: &str, of: &Of) -> anyhow::Result<Book> {
+fn parse(text: &str, of: &Of, next: Lsn) -> anyhow::Result<Book> {
     let (body, sum) = text.split_once('\n').context("it is cut off")?;
     ensure!(
         sum.trim_end() == format!("{:08x}", crc32fast::hash(body.as_bytes())),
@@ -65,6 +56,11 @@ fn parse(text: &str, of: &Of) -> anyhow::Result<Book> {
     if stored.of != *of {
         bail!("it is of {:?}, not of {of:?}", stored.of);
     }
+    ensure!(
+        stored.next <= next.0,
+        "it has everything below {}, and the log ends at {next}",
+        stored.next
+    );
     let balance = |(account, units): (String, String)| Ok((account, units.parse()?));
     let balances: anyhow::Result<BTreeMap<String, i128>> =
         stored.balances.into_iter().map(balance).collect();
@@ -131,7 +127,8 @@ mod tests {
     fn a_snapshot_reads_back_and_any_other_is_refused() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("book.snapshot");
-        assert_eq!(load(&path, &of("a")).expect("no file"), None);
+        let load = |of: &Of, next| load(&path, of, Lsn(next));
+        assert_eq!(load(&of("a"), 1).expect("no file"), None);
         let mut book = Book::default();
         let transfer = Transfer {
             key: "k".to_owned(),
@@ -144,12 +141,13 @@ mod tests {
         book.take(Lsn(7), &transfer.encode());
         book.take(Lsn(8), b"?");
         save(&path, &of("a"), &book).expect("saved");
-        assert_eq!(load(&path, &of("a")).expect("read"), Some(book));
-        assert!(load(&path, &of("b")).is_err(), "another history");
+        assert_eq!(load(&of("a"), 9).expect("read"), Some(book));
+        assert!(load(&of("a"), 8).is_err(), "more than the log has");
+        assert!(load(&of("b"), 9).is_err(), "another history");
         let text = fs::read_to_string(&path).expect("read");
         fs::write(&path, text.replacen("\"next\":9", "\"next\":8", 1)).expect("written");
-        assert!(load(&path, &of("a")).is_err(), "a changed digit");
+        assert!(load(&of("a"), 9).is_err(), "a changed digit");
         fs::write(&path, &text[..text.len() / 2]).expect("written");
-        assert!(load(&path, &of("a")).is_err(), "cut off");
+        assert!(load(&of("a"), 9).is_err(), "cut off");
     }
 }

@@ -83,16 +83,32 @@ struct Summary {
     longest_gap_ms: u64,
 }
 
+/// Whether so much can be sent ahead.
+///
+/// # Errors
+/// Why not, in words.
+pub fn check_in_flight(in_flight: usize) -> Result<(), String> {
+    if (1..=IN_FLIGHT_MAX).contains(&in_flight) {
+        return Ok(());
+    }
+    Err(format!(
+        "1 to {IN_FLIGHT_MAX} can be sent ahead: so many answers the cluster remembers of a session, and what it has forgotten cannot be \
+         settled after a failover"
+    ))
+}
+
 /// Appends every record of `input`.
 ///
 /// # Errors
-/// The log cannot be opened, a record is too long or refused, or its outcome is unknown. What was appended is printed first.
+/// The log cannot be opened, more is to be sent ahead than is possible, a record is too long or refused, or its outcome is unknown. What was
+/// appended is printed first.
 pub async fn run(
     args: &Args,
     endpoints: Vec<String>,
     input: impl Read + Send + 'static,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
+    check_in_flight(args.in_flight).map_err(anyhow::Error::msg)?;
     let mut config = ClientConfig::new(endpoints);
     config.in_flight_requests_max = IN_FLIGHT_MAX;
     let client = connect_with(config).await?;
@@ -288,8 +304,7 @@ impl<'a> Appender<'a> {
         if records == 0 {
             return;
         }
-        let window = self.args.in_flight.clamp(1, IN_FLIGHT_MAX);
-        while self.sent.len() >= window {
+        while self.sent.len() >= self.args.in_flight {
             let result = next_answer(&mut self.sent).await;
             self.settle(result);
         }

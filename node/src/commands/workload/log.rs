@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::history::Ended;
-use super::{AGAIN_AFTER, Args, Process, append_ended, patiently, read_ended};
+use super::{AGAIN_AFTER, Args, Process, SERVED_WITHIN, append_ended, patiently, read_ended};
 
 /// How long the process that follows waits for records before it writes down those that came.
 const TAIL_FOR: Duration = Duration::from_millis(250);
@@ -38,12 +38,13 @@ pub(super) fn first(parameters: &Value) -> Lsn {
     Lsn(parameters["first"].as_u64().unwrap_or(1))
 }
 
-pub(super) async fn process(mut process: Process, first: Lsn) {
-    let Some(mut log) = process.open_log().await else {
-        return;
-    };
+/// What the process that follows leaves behind.
+pub(super) async fn process(mut process: Process, first: Lsn) -> Option<Followed> {
+    let mut log = process.open_log().await?;
     if process.number == 0 {
-        return follow(process, log, first).await;
+        let mut followed = Followed::new(process, log, first);
+        followed.run().await;
+        return Some(followed);
     }
     let mut newest = first;
     while process.may_begin().await {
@@ -61,25 +62,43 @@ pub(super) async fn process(mut process: Process, first: Lsn) {
             }
         };
         if over {
-            match process.open_log().await {
-                Some(opened) => log = opened,
-                None => return,
-            }
+            log = process.open_log().await?;
         }
     }
+    None
 }
 
-/// Reads everything, when nobody appends any more.
-pub(super) async fn end(mut process: Process, first: Lsn) -> anyhow::Result<()> {
+/// Reads everything, when nobody appends any more, and lets the tail come to the same end meanwhile.
+pub(super) async fn end(
+    mut process: Process,
+    first: Lsn,
+    followed: Option<Followed>,
+) -> anyhow::Result<()> {
     let client = process.shared.client.clone();
     let volume = process.shared.args.volume.clone();
     let opened = || client.log(&volume).read_only().open();
     let log = patiently("open the log at the end", opened).await?;
-    let all = patiently("read the log at the end", || read_all(&log, first)).await?;
+    // The process that follows may never have come to open the log.
+    let mut followed = followed
+        .unwrap_or_else(|| Followed::new(Process::new(&process.shared, 0), log.clone(), first));
+    let mut failed = None;
+    let operation = async {
+        match patiently("read the log at the end", || read_all(&log, first)).await {
+            Ok(all) => {
+                let last = all.last().and_then(|record| record[0].as_u64());
+                followed.up_to(Lsn(last.unwrap_or(0))).await;
+                Ended::Ok(json!({ "from": first.0, "records": all, "end": true }))
+            }
+            Err(error) => {
+                let why = format!("{error:#}");
+                failed = Some(error);
+                Ended::Fail(why)
+            }
+        }
+    };
     let asked = json!({ "from": first.0 });
-    let read = async { Ended::Ok(json!({ "from": first.0, "records": all, "end": true })) };
-    process.perform("final", asked, read).await;
-    Ok(())
+    process.perform("final", asked, operation).await;
+    failed.map_or(Ok(()), Err)
 }
 
 async fn read_all(log: &LogVolume, first: Lsn) -> Result<Vec<Value>, ReadError> {
@@ -161,35 +180,72 @@ async fn read(process: &mut Process, log: &LogVolume, from: Lsn) -> bool {
 }
 
 /// One tail for the whole time, so that it lives through every failover.
-async fn follow(mut process: Process, log: LogVolume, first: Lsn) {
-    let mut tail = log.tail(first);
-    let mut from = first;
-    while process.may_begin().await {
+pub(super) struct Followed {
+    process: Process,
+    log: LogVolume,
+    tail: Tail,
+    /// Everything below is in the history.
+    from: Lsn,
+}
+
+impl Followed {
+    fn new(process: Process, log: LogVolume, from: Lsn) -> Self {
+        Self {
+            process,
+            tail: log.tail(from),
+            log,
+            from,
+        }
+    }
+
+    async fn run(&mut self) {
+        while self.process.may_begin().await {
+            self.once(Lsn(u64::MAX)).await;
+        }
+    }
+
+    /// Goes on until the record at `last` is handed over. If it does not come, the history says so.
+    async fn up_to(&mut self, last: Lsn) {
+        let give_up = Instant::now() + SERVED_WITHIN;
+        while self.from <= last {
+            if Instant::now() >= give_up {
+                let asked = json!({ "from": self.from.0 });
+                let why = format!("not at {last} after {SERVED_WITHIN:?}");
+                let missed = async { Ended::Fail(why) };
+                self.process.perform("tail", asked, missed).await;
+                return;
+            }
+            self.once(last).await;
+        }
+    }
+
+    /// Writes down what is handed over within [`TAIL_FOR`], up to `last`.
+    async fn once(&mut self, last: Lsn) {
+        let from = self.from;
         let mut seen = Vec::new();
         let mut ended_with = None;
         let operation = async {
-            ended_with = follow_for(&mut tail, &mut seen).await;
+            ended_with = follow_for(&mut self.tail, last, &mut seen).await;
             match &ended_with {
                 Some(error) => Ended::Fail(error.to_string()),
                 None => Ended::Ok(records_of(from, &seen, false)),
             }
         };
-        process
-            .perform("tail", json!({ "from": from.0 }), operation)
-            .await;
+        let asked = json!({ "from": from.0 });
+        self.process.perform("tail", asked, operation).await;
         if ended_with.is_some() {
             // What it handed over just now is not in the history: it begins there again.
             tokio::time::sleep(AGAIN_AFTER).await;
-            tail = log.tail(from);
+            self.tail = self.log.tail(from);
         } else if let Some(last) = seen.last() {
-            from = last.lsn.next();
+            self.from = last.lsn.next();
         }
     }
 }
 
-async fn follow_for(tail: &mut Tail, seen: &mut Vec<LogRecord>) -> Option<ReadError> {
+async fn follow_for(tail: &mut Tail, last: Lsn, seen: &mut Vec<LogRecord>) -> Option<ReadError> {
     let until = Instant::now() + TAIL_FOR;
-    while seen.len() < TAIL_RECORDS {
+    while seen.len() < TAIL_RECORDS && seen.last().is_none_or(|newest| newest.lsn < last) {
         match tokio::time::timeout_at(until, tail.next()).await {
             Ok(Some(Ok(record))) => seen.push(record),
             Ok(Some(Err(error))) => return Some(error),

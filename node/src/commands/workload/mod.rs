@@ -183,20 +183,27 @@ async fn processes(shared: &Arc<Shared>, parameters: &Value) -> anyhow::Result<(
     let mut running = JoinSet::new();
     for number in 0..shared.args.processes {
         let process = Process::new(shared, number);
-        match shared.args.workload {
-            Workload::Registers => running.spawn(registers::process(process)),
-            Workload::Log => running.spawn(log::process(process, log::first(parameters))),
-            Workload::Bank => running.spawn(bank::process(process, log::first(parameters))),
-        };
+        let first = log::first(parameters);
+        let workload = shared.args.workload;
+        running.spawn(async move {
+            match workload {
+                Workload::Registers => registers::process(process).await,
+                Workload::Log => return log::process(process, first).await,
+                Workload::Bank => bank::process(process, first).await,
+            }
+            None
+        });
     }
+    let mut followed = None;
     while let Some(ended) = running.join_next().await {
-        ended.context("a process of the workload panicked")?;
+        let left = ended.context("a process of the workload panicked")?;
+        followed = followed.or(left);
     }
     // A process of its own, after all others: it sees the end.
     let last = Process::new(shared, shared.args.processes);
     match shared.args.workload {
         Workload::Registers => registers::end(last).await,
-        Workload::Log => log::end(last, log::first(parameters)).await,
+        Workload::Log => log::end(last, log::first(parameters), followed).await,
         Workload::Bank => bank::end(last, log::first(parameters)).await,
     }
 }

@@ -59,7 +59,7 @@ pub(super) async fn process(mut process: Process) {
     }
 }
 
-/// Reads every register once more, when nobody writes any more.
+/// Reads every register once more, when nobody writes any more, and marks the end: a history that was cut before it lacks the mark.
 pub(super) async fn end(mut process: Process) -> anyhow::Result<()> {
     let client = process.shared.client.clone();
     let volume = process.shared.args.volume.clone();
@@ -77,6 +77,8 @@ pub(super) async fn end(mut process: Process) -> anyhow::Result<()> {
             tokio::time::sleep(AGAIN_AFTER).await;
         }
     }
+    let mark = async { Ended::Ok(Value::Null) };
+    process.perform("end", Value::Null, mark).await;
     Ok(())
 }
 
