@@ -256,6 +256,7 @@ async fn read(args: ReadArgs) -> anyhow::Result<()> {
         printed: log::Printed {
             framing: framing(args.framing),
             with_lsn: args.lsn,
+            json: args.json,
         },
         ..log::read::Args::all(args.volume.as_str())
     };
@@ -269,6 +270,7 @@ async fn tail(args: TailArgs) -> anyhow::Result<()> {
         printed: log::Printed {
             framing: framing(args.framing),
             with_lsn: args.lsn,
+            json: args.json,
         },
         ..log::tail::Args::newest(args.volume.as_str())
     };
@@ -280,8 +282,8 @@ async fn trim(args: TrimArgs) -> anyhow::Result<()> {
         (Some(lsn), _) => log::trim::Below::Position(Lsn(lsn)),
         (None, time) => log::trim::Below::Time(time.unwrap_or(0)),
     };
-    let endpoints = endpoints(&args.cluster)?;
-    log::trim::run(args.volume.as_str(), below, endpoints, &mut io::stdout()).await
+    let (volume, endpoints) = (args.volume.as_str(), endpoints(&args.cluster)?);
+    log::trim::run(volume, below, args.json, endpoints, &mut io::stdout()).await
 }
 
 async fn retain(args: RetainArgs) -> anyhow::Result<()> {

@@ -234,11 +234,39 @@ async fn framed_records_hold_any_bytes() {
     let all = read::Args {
         printed: Printed {
             framing: Framing::Framed,
-            with_lsn: false,
+            ..Printed::default()
         },
         ..read::Args::all("bytes")
     };
     assert!(read_from(&cluster, &all).await == input);
+    let printed = Printed {
+        json: true,
+        ..Printed::default()
+    };
+    let all = read::Args { printed, ..all };
+    let shown = read_from(&cluster, &all).await;
+    let shown: Vec<Value> = shown
+        .split_inclusive(|byte| *byte == b'\n')
+        .map(json)
+        .collect();
+    assert_eq!(
+        (&shown[0]["text"], &shown[1]["text"]),
+        (&"".into(), &"\0".into())
+    );
+    let hex = shown[2]["data_hex"].as_str().expect("no text");
+    assert_eq!((hex.len(), &hex[508..]), (510, "fe"));
+    assert_eq!(shown.len(), 5);
+    assert!(shown[4]["lsn"].as_u64() > shown[3]["lsn"].as_u64());
+    assert!(shown[0]["timestamp_us"].as_u64() > Some(0));
+    let newest = tail::Args {
+        last: 1,
+        printed,
+        ..tail::Args::newest("bytes")
+    };
+    let mut out = Vec::new();
+    let tailed = tail::run(&newest, cluster.endpoints(), &mut out).await;
+    tailed.expect("the tail");
+    assert_eq!(json(&out), shown[4]);
     cluster.shut_down().await;
 }
 

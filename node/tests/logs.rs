@@ -415,7 +415,15 @@ async fn a_block_volume_has_nothing_to_retain() {
 async fn trim_below(cluster: &Cluster, lsn: u64) -> anyhow::Result<String> {
     let mut out = Vec::new();
     let below = trim::Below::Position(Lsn(lsn));
-    trim::run("ledger", below, cluster.endpoints(), &mut out).await?;
+    trim::run("ledger", below, false, cluster.endpoints(), &mut out).await?;
+    // Again, which changes nothing.
+    let mut shown = Vec::new();
+    trim::run("ledger", below, true, cluster.endpoints(), &mut shown).await?;
+    let shown: serde_json::Value = serde_json::from_slice(&shown).expect("JSON");
+    assert_eq!(
+        shown,
+        serde_json::json!({ "volume": "ledger", "first": lsn })
+    );
     Ok(String::from_utf8(out).expect("text"))
 }
 

@@ -168,6 +168,10 @@ pub struct ReadArgs {
     #[arg(long)]
     pub lsn: bool,
 
+    /// Print each record as JSON, one a line: `lsn`, `timestamp_us`, and `text`, or `data_hex` if it is not UTF-8
+    #[arg(long, conflicts_with_all = ["framing", "lsn"])]
+    pub json: bool,
+
     /// The cluster.
     #[command(flatten)]
     pub cluster: ClusterArgs,
@@ -195,6 +199,10 @@ pub struct TailArgs {
     #[arg(long)]
     pub lsn: bool,
 
+    /// Print each record as JSON, one a line: `lsn`, `timestamp_us`, and `text`, or `data_hex` if it is not UTF-8
+    #[arg(long, conflicts_with_all = ["framing", "lsn"])]
+    pub json: bool,
+
     /// The cluster.
     #[command(flatten)]
     pub cluster: ClusterArgs,
@@ -214,6 +222,10 @@ pub struct TrimArgs {
     /// Give up every record older than this time, in seconds since 1970
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     pub before: Option<u64>,
+
+    /// Print where the log begins now as JSON
+    #[arg(long)]
+    pub json: bool,
 
     /// The cluster.
     #[command(flatten)]

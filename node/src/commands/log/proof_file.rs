@@ -62,11 +62,10 @@ impl ProvedRecord {
     /// Of a record that was read.
     #[must_use]
     pub fn of(record: &LogRecord) -> Self {
-        let digits = record.data.iter().map(|byte| format!("{byte:02x}"));
         Self {
             lsn: record.lsn,
             timestamp_us: record.timestamp_us,
-            data_hex: digits.collect(),
+            data_hex: hex(&record.data),
         }
     }
 
@@ -84,6 +83,11 @@ impl ProvedRecord {
         let bytes: Option<Vec<u8>> = digits.chunks(2).map(byte).collect();
         bytes.context("`data_hex` is not pairs of hexadecimal digits")
     }
+}
+
+/// Two digits a byte.
+pub(super) fn hex(data: &[u8]) -> String {
+    data.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl ProofFile {

@@ -5,9 +5,10 @@ use std::io::Write;
 use anyhow::bail;
 use mainstay_client::{AppendError, LogVolume, Refusal};
 use mainstay_types::Lsn;
+use serde_json::json;
 
 use super::explain_read;
-use crate::commands::{connect, explain_open};
+use crate::commands::{connect, explain_open, print_json};
 
 /// Up to where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +26,7 @@ pub enum Below {
 pub async fn run(
     volume: &str,
     below: Below,
+    json: bool,
     endpoints: Vec<String>,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
@@ -41,7 +43,11 @@ pub async fn run(
     }
     let here = log.position().await;
     let here = here.map_err(|error| explain_read(volume, error))?;
-    writeln!(out, "log `{volume}` begins at position {}", here.first)?;
+    if json {
+        print_json(out, &json!({ "volume": volume, "first": here.first }))?;
+    } else {
+        writeln!(out, "log `{volume}` begins at position {}", here.first)?;
+    }
     if let Err(error) = log.close().await {
         // The log is trimmed: only the session stays behind, until the cluster forgets it.
         tracing::debug!(%error, "session not closed");
