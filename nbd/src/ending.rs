@@ -1,7 +1,7 @@
 //! The end of a connection: what its device still works at is waited for, whether anybody hears of it or not.
 //!
-//! - Behind a goodbye, requests in flight have the time they need, as long as something advances: the specification has
-//!   them handled. A stop of the server cuts that short.
+//! - Behind a goodbye, requests in flight and their replies have the time they need, as long as something advances: the specification
+//!   has them handled. A stop of the server cuts that short.
 //! - A peer that is gone without a goodbye may send the same to another server: its device is told, and need not begin anything.
 //! - Payloads that the device holds count until it answers, also when the peer was cut. Peers that come back again and again
 //!   would else leave more memory behind each time.
@@ -80,14 +80,21 @@ impl<W: AsyncWrite + Unpin> Ending<'_, W> {
     /// Until all is answered, or nothing advances.
     async fn drain(&mut self) -> Result<(), ConnectionError> {
         loop {
-            let before = (self.replies.in_flight(), self.device.progress());
+            let before = self.progress();
             let run = timeout(self.limits.goodbye_timeout, self.replies.run()).await;
             match run {
                 Ok(done) => return done,
-                Err(_) if before != (self.replies.in_flight(), self.device.progress()) => {}
+                Err(_) if before != self.progress() => {}
                 Err(_) => return Err(ConnectionError::DrainTimeout),
             }
         }
+    }
+
+    /// Changes whenever the device is done with something, or the peer takes something: a slow line may need minutes for what was
+    /// answered long ago.
+    fn progress(&self) -> (usize, u64, u64) {
+        let device = self.device.progress();
+        (self.replies.in_flight(), device, self.replies.taken())
     }
 }
 

@@ -47,7 +47,8 @@ pub struct Limits {
     /// Time for requests in flight to finish, and for their replies to be taken, after the server was told to stop.
     pub drain_timeout: Duration,
     /// After the peer said goodbye or closed: time in which one more of the requests in flight must be answered, or advance
-    /// ([`BlockDevice::progress`](crate::BlockDevice::progress)). To be longer than the device may take.
+    /// ([`BlockDevice::progress`](crate::BlockDevice::progress)), or the peer must take something of its replies. To be longer than the
+    /// device may take.
     pub goodbye_timeout: Duration,
 }
 

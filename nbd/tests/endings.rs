@@ -5,10 +5,12 @@ mod support;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use mainstay_nbd::memory::MemoryDevice;
 use mainstay_nbd::protocol::command;
 use mainstay_nbd::{ConnectionEnd, ConnectionError, Limits};
-use support::{HeldDevice, ready, server, until};
-use tokio::io::AsyncWriteExt;
+use support::{Client, HeldDevice, Served, ready, server, until};
+use tokio::io::{AsyncWriteExt, DuplexStream};
+use tokio::time::{Instant, timeout};
 
 const MIB: usize = 1 << 20;
 
@@ -50,6 +52,62 @@ async fn a_goodbye_waits_for_whatever_advances() {
     device.answers.add_permits(1);
     assert_eq!(client.simple().await, (1, 0));
     served.await.expect("task").expect("end");
+}
+
+/// Has a client ask for all that one connection may have in flight, and leave in either way while it takes nothing of the replies.
+async fn leaving(goodbye: bool) -> (Client<DuplexStream>, Served) {
+    let device = MemoryDevice::new("vol", MIB);
+    let (mut client, served) = ready(&server(device, Limits::default()), false).await;
+    for cookie in 0..READS {
+        client
+            .request(command::READ, 0, cookie, 0, MIB as u64)
+            .await;
+    }
+    // Until what is between has taken all it can.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    if goodbye {
+        client.request(command::DISC, 0, READS, 0, 0).await;
+    } else {
+        client.stream.shutdown().await.expect("shutdown");
+    }
+    (client, served)
+}
+
+/// Reads of [`MIB`] that are 64 MiB together.
+const READS: u64 = 64;
+
+/// A megabit a second: the replies take minutes longer than the time in which something has to advance.
+#[tokio::test(start_paused = true)]
+async fn a_slow_reader_that_leaves_is_served_to_the_end() {
+    for goodbye in [true, false] {
+        let (mut client, served) = leaving(goodbye).await;
+        let begun = Instant::now();
+        let whole = usize::try_from(READS).expect("few") * (16 + MIB);
+        let mut taken = 0;
+        while taken < whole {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            taken += client.receive_vec(12_500.min(whole - taken)).await.len();
+        }
+        assert!(begun.elapsed() > 5 * Limits::default().goodbye_timeout);
+        assert_eq!(client.rest().await, b"");
+        served.await.expect("task").expect("end");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_leaves_and_takes_nothing_is_cut() {
+    for goodbye in [true, false] {
+        let (_client, served) = leaving(goodbye).await;
+        let begun = Instant::now();
+        let patience = Limits::default().goodbye_timeout;
+        let ended = timeout(2 * patience, served).await.expect("no end");
+        let error = ended.expect("task").expect_err("cut");
+        let cut = matches!(error, ConnectionError::DrainTimeout);
+        assert!(cut, "{error:?}");
+        let waited = begun.elapsed();
+        let close = waited.abs_diff(patience) < Duration::from_secs(1);
+        assert!(close, "{waited:?}");
+    }
 }
 
 /// Most clients close behind their goodbye without waiting.
