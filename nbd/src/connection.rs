@@ -133,7 +133,10 @@ impl Context {
                 ready();
                 self.transmit(input, chosen, peer, stop).await
             }
-            Negotiated::Ended(end) => Ok(self.close(end, input.into_stream()).await),
+            Negotiated::Ended(end) => {
+                let (input, writer) = input.map(S::divide);
+                Ok(self.close(end, input, writer).await)
+            }
         }
     }
 
@@ -162,18 +165,26 @@ impl Context {
                 ready();
                 self.transmit(input, chosen, peer, stop).await
             }
-            Negotiated::Ended(end) => Ok(self.close(end, input.into_stream()).await),
+            Negotiated::Ended(end) => {
+                let (input, writer) = input.map(Transport::divide);
+                Ok(self.close(end, input, writer).await)
+            }
             Negotiated::StartTls(_) => unreachable!("a secured negotiation has no acceptor"),
         }
     }
 
     /// Everything is written; a peer that is gone already does not make this a failure.
+    ///
+    /// What the peer still sends is read for a while: a TCP socket that is closed with bytes unread, or that more come to afterwards,
+    /// drops the replies that it has not sent yet.
     async fn close(
         &self,
         end: ConnectionEnd,
+        mut input: Input<impl AsyncRead + Unpin>,
         mut writer: impl AsyncWrite + Unpin,
     ) -> ConnectionEnd {
         let _ = timeout(self.limits.drain_timeout, writer.shutdown()).await;
+        let _ = timeout(self.limits.linger_timeout, input.drop_rest()).await;
         end
     }
 
@@ -194,7 +205,7 @@ impl Context {
             Arc::clone(&self.budget),
         ));
         let mut replies = Replies::new(writer, received, patience, Arc::clone(&budget));
-        let requests = Requests {
+        let mut requests = Requests {
             input,
             device: Arc::clone(&device),
             terms,
@@ -217,12 +228,13 @@ impl Context {
         };
         let ending = Ending {
             device,
+            input: Some(requests.into_input()),
             replies,
             limits: &self.limits,
         };
         // Boxed, so that idle connections are none the larger for it.
-        let (end, writer) = Box::pin(ending.run(end, stop)).await?;
-        Ok(self.close(end, writer).await)
+        let (end, input, writer) = Box::pin(ending.run(end, stop)).await?;
+        Ok(self.close(end, input, writer).await)
     }
 }
 
@@ -239,7 +251,7 @@ struct Requests<R> {
 
 impl<R: AsyncRead + Unpin> Requests<R> {
     /// Reads until the peer leaves. Dropping this future inside a request means that it was never called.
-    async fn read(mut self) -> Result<ConnectionEnd, ConnectionError> {
+    async fn read(&mut self) -> Result<ConnectionEnd, ConnectionError> {
         while let Some(request) = self.next().await? {
             let mut claim = self.budget.request().await;
             let work = match self.terms.judge(&request) {
@@ -257,6 +269,11 @@ impl<R: AsyncRead + Unpin> Requests<R> {
             }
         }
         Ok(ConnectionEnd::Closed)
+    }
+
+    /// The input, wherever the reading stopped. No call can come any more.
+    fn into_input(self) -> Input<R> {
+        self.input
     }
 
     async fn next(&mut self) -> Result<Option<Request>, ConnectionError> {

@@ -1,7 +1,7 @@
 //! The end of a connection: what its device still works at is waited for, whether anybody hears of it or not.
 //!
-//! - Behind a goodbye, requests in flight have the time they need, as long as something advances: the specification has
-//!   them handled. A stop of the server cuts that short.
+//! - Behind a goodbye, requests in flight and their replies have the time they need, as long as something advances: the specification
+//!   has them handled. A stop of the server cuts that short.
 //! - A peer that is gone without a goodbye may send the same to another server: its device is told, and need not begin anything.
 //! - Payloads that the device holds count until it answers, also when the peer was cut. Peers that come back again and again
 //!   would else leave more memory behind each time.
@@ -10,28 +10,31 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{sleep, timeout};
 
 use crate::connection::{ConnectionEnd, ConnectionError};
 use crate::export::{BlockDevice, Ended};
+use crate::input::Input;
 use crate::limits::Limits;
 use crate::replies::Replies;
 
-/// A connection on which nothing more is read.
-pub(crate) struct Ending<'a, W> {
+/// A connection on which no more requests are read.
+pub(crate) struct Ending<'a, R, W> {
     pub(crate) device: Arc<dyn BlockDevice>,
+    /// `None` once the peer is let go.
+    pub(crate) input: Option<Input<R>>,
     pub(crate) replies: Replies<W>,
     pub(crate) limits: &'a Limits,
 }
 
-impl<W: AsyncWrite + Unpin> Ending<'_, W> {
-    /// Answers with the writer when every reply is written. `stop` is not looked at if it was what ended the reading.
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Ending<'_, R, W> {
+    /// Answers with both halves of the connection when every reply is written. `stop` is not looked at if it was what ended the reading.
     pub(crate) async fn run(
         mut self,
         end: Result<ConnectionEnd, ConnectionError>,
         stop: Pin<&mut impl Future<Output = ()>>,
-    ) -> Result<(ConnectionEnd, W), ConnectionError> {
+    ) -> Result<(ConnectionEnd, Input<R>, W), ConnectionError> {
         let stopped = matches!(end, Ok(ConnectionEnd::Stopped));
         let time = self.limits.drain_timeout;
         let device = Arc::clone(&self.device);
@@ -42,9 +45,9 @@ impl<W: AsyncWrite + Unpin> Ending<'_, W> {
             () = time_up(stop, stopped, time) => return Err(ConnectionError::DrainTimeout),
         };
         // The device lives until its last reply is out: closing it may end a session.
-        let writer = self.replies.into_writer();
-        writer
-            .map(|writer| (end, writer))
+        let halves = self.input.zip(self.replies.into_writer());
+        halves
+            .map(|(input, writer)| (end, input, writer))
             .ok_or(ConnectionError::DrainTimeout)
     }
 
@@ -63,6 +66,7 @@ impl<W: AsyncWrite + Unpin> Ending<'_, W> {
             },
             Err(error) => error,
         };
+        self.input = None;
         self.replies.mute();
         if said_goodbye {
             // Most clients close behind it without waiting. What they sent before is done all the same.
@@ -80,14 +84,21 @@ impl<W: AsyncWrite + Unpin> Ending<'_, W> {
     /// Until all is answered, or nothing advances.
     async fn drain(&mut self) -> Result<(), ConnectionError> {
         loop {
-            let before = (self.replies.in_flight(), self.device.progress());
+            let before = self.progress();
             let run = timeout(self.limits.goodbye_timeout, self.replies.run()).await;
             match run {
                 Ok(done) => return done,
-                Err(_) if before != (self.replies.in_flight(), self.device.progress()) => {}
+                Err(_) if before != self.progress() => {}
                 Err(_) => return Err(ConnectionError::DrainTimeout),
             }
         }
+    }
+
+    /// Changes whenever the device is done with something, or the peer takes something: a slow line may need minutes for what was
+    /// answered long ago.
+    fn progress(&self) -> (usize, u64, u64) {
+        let device = self.device.progress();
+        (self.replies.in_flight(), device, self.replies.taken())
     }
 }
 

@@ -5,8 +5,8 @@
 //! - When the server stops, options that come are answered `ERR_SHUTDOWN`, for a short while. An option that is being
 //!   answered at that moment ends with its connection.
 //! - Where TLS is demanded, nothing but `STARTTLS` and `ABORT` is answered before it; where it begins, another negotiation does.
-//! - An option that is refused leaves the negotiation as it was. Only lost framing, a flag that was never
-//!   offered and a refused `EXPORT_NAME`, which has no error reply, end the connection.
+//! - An option that is refused leaves the negotiation as it was, but for the selection that a `SET_META_CONTEXT` replaces also when it
+//!   fails. Only lost framing, a flag that was never offered and a refused `EXPORT_NAME`, which has no error reply, end the connection.
 
 mod meta;
 
@@ -197,6 +197,10 @@ impl<'a, S: Transport> Negotiation<'a, S> {
         &mut self,
         header: OptionHeader,
     ) -> Result<Option<Negotiated>, ConnectionError> {
+        if header.option == option::SET_META_CONTEXT {
+            // Whatever is answered: an option that is refused unread must not keep the selection before it, either.
+            self.selection = None;
+        }
         let negotiated = if self.must_be_secured(header.option) {
             self.refuse_unsecured(header).await?
         } else if self.stopping {

@@ -39,6 +39,12 @@ impl<R: AsyncRead + Unpin> Input<R> {
         &mut self.reader
     }
 
+    /// Reads and drops whatever comes until the peer closes or is gone, holding no more than the buffer.
+    pub(crate) async fn drop_rest(&mut self) {
+        // As much never comes: what ends this is the end of the input.
+        let _ended = self.skip(u64::MAX).await;
+    }
+
     /// The stream itself, without what was read ahead of it.
     pub(crate) fn into_stream(self) -> R {
         self.reader

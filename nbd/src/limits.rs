@@ -46,8 +46,12 @@ pub struct Limits {
     pub farewell_timeout: Duration,
     /// Time for requests in flight to finish, and for their replies to be taken, after the server was told to stop.
     pub drain_timeout: Duration,
+    /// When everything is answered and the connection ends: time in which the peer may see that and close its side. Until then what it
+    /// still sends is read and dropped, so that the last replies are not lost.
+    pub linger_timeout: Duration,
     /// After the peer said goodbye or closed: time in which one more of the requests in flight must be answered, or advance
-    /// ([`BlockDevice::progress`](crate::BlockDevice::progress)). To be longer than the device may take.
+    /// ([`BlockDevice::progress`](crate::BlockDevice::progress)), or the peer must take something of its replies. To be longer than the
+    /// device may take.
     pub goodbye_timeout: Duration,
 }
 
@@ -71,6 +75,7 @@ impl Default for Limits {
             reply_rate_min: 32 << 10,
             farewell_timeout: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(30),
+            linger_timeout: Duration::from_secs(1),
             goodbye_timeout: Duration::from_secs(90),
         }
     }

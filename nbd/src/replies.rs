@@ -92,6 +92,8 @@ pub(crate) struct Replies<W> {
     in_flight: FuturesUnordered<InFlight>,
     ready: VecDeque<Reply>,
     unflushed: bool,
+    /// Bytes written since the beginning.
+    taken: u64,
     /// Set once the peer did not take all that was ready, until it has.
     backlog: Option<Backlog>,
     patience: Patience,
@@ -137,6 +139,7 @@ impl<W: AsyncWrite + Unpin> Replies<W> {
             in_flight: FuturesUnordered::new(),
             ready: VecDeque::new(),
             unflushed: false,
+            taken: 0,
             backlog: None,
             patience,
             budget,
@@ -156,6 +159,11 @@ impl<W: AsyncWrite + Unpin> Replies<W> {
     /// Requests that the device has not answered.
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.len()
+    }
+
+    /// Bytes of replies that the peer, or what is between, has taken.
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken
     }
 
     /// Lets the peer go: replies are dropped from now on.
@@ -224,6 +232,7 @@ impl<W: AsyncWrite + Unpin> Replies<W> {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
         self.unflushed = true;
+        self.taken += written as u64;
         if let Some(backlog) = &mut self.backlog {
             backlog.taken += written as u64;
         }

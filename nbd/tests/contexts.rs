@@ -151,7 +151,8 @@ type Selections<'a> = &'a [(&'a str, &'a [&'a str])];
 /// What is asked for before `GO a`, and whether that leaves a context.
 #[tokio::test]
 async fn only_the_last_selection_for_the_chosen_export_counts() {
-    let cases: [(Selections<'_>, bool); 7] = [
+    let oversized = format!("x:{}", "y".repeat(70_000));
+    let cases: [(Selections<'_>, bool); 8] = [
         (&[("a", &[ALLOCATION])], true),
         (&[("b", &[ALLOCATION]), ("a", &[ALLOCATION])], true),
         (&[("a", &[ALLOCATION]), ("b", &[ALLOCATION])], false),
@@ -159,6 +160,7 @@ async fn only_the_last_selection_for_the_chosen_export_counts() {
         (&[("a", &[ALLOCATION]), ("a", &["base:"])], false),
         (&[("a", &[ALLOCATION]), ("a", &["no colon"])], false),
         (&[("a", &[ALLOCATION]), ("nothing", &[ALLOCATION])], false),
+        (&[("a", &[ALLOCATION]), ("a", &[&oversized])], false),
     ];
     for (selections, counts) in cases {
         let (mut client, _served) = negotiating(&server(), false).await;

@@ -42,7 +42,7 @@ async fn extended_headers_take_precedence_whatever_was_negotiated_before() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn export_name_is_not_for_clients_with_extended_headers() {
     let device = MemoryDevice::new("vol", SIZE);
     let (mut client, served) = connect(&server(device, Limits::default()), 4096);

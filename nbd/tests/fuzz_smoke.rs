@@ -130,6 +130,23 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
     inputs
 }
 
+/// Inputs are named after the replies that their requests are made for: others would be lost framing, and fuzz nothing.
+fn check_negotiations() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/transmission");
+    for entry in std::fs::read_dir(dir).expect("a corpus") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().expect("a name").to_string_lossy();
+        let option: Option<&[u8]> = match name.split('-').next() {
+            Some("structured") => Some(b"IHAVEOPT\0\0\0\x08"),
+            Some("extended") => Some(b"IHAVEOPT\0\0\0\x0b"),
+            _ => None,
+        };
+        let agreed = targets::negotiation(std::fs::read(&path).expect("an input")[0]);
+        let found = option.is_none_or(|option| agreed.windows(option.len()).any(|at| at == option));
+        assert!(found, "{name}");
+    }
+}
+
 fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
@@ -169,6 +186,7 @@ fn run(target: &str, check: Target, inputs: impl Iterator<Item = Vec<u8>> + Send
 /// One test, because the count of allocations is that of the process.
 #[test]
 fn no_input_panics_hangs_or_costs_much() {
+    check_negotiations();
     let runs = std::env::var("MAINSTAY_FUZZ_RUNS");
     let runs = runs.map_or(RUNS, |runs| runs.parse().expect("a number of runs"));
     let targets: [(&str, Target); 2] = [
@@ -179,7 +197,12 @@ fn no_input_panics_hangs_or_costs_much() {
         // Makes what is made once, such as a certificate, before anything is counted.
         check(&[1, 0, 0, 0, 3]);
         let corpus = corpus(target);
+        let asked = targets::history::ASKED.load(Ordering::Relaxed);
         run(target, check, corpus.clone().into_iter());
+        assert!(
+            targets::history::ASKED.load(Ordering::Relaxed) > asked,
+            "the corpus of {target} never asks what changed"
+        );
         let mut random = Random(0x9e37_79b9_7f4a_7c15);
         run(
             target,

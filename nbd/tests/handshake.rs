@@ -27,7 +27,7 @@ fn two() -> Server {
     Server::new(Arc::new(exports), Limits::default())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn export_name_transcript_with_and_without_zeroes() {
     for (flags, zeroes) in [(3_u8, 0), (1, 124)] {
         let (mut client, served) = connect(&one(), 4096);
@@ -59,7 +59,7 @@ async fn export_name_transcript_with_and_without_zeroes() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn export_name_of_nothing_closes() {
     for name in [
         &b"nope"[..],
@@ -192,7 +192,7 @@ async fn an_option_of_4_gib_is_refused_before_it_is_sent() {
     ));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn abort_is_acknowledged() {
     for data in [&b""[..], b"to be ignored", &[7; 70_000]] {
         let (mut client, served) = connect(&one(), 4096);

@@ -8,10 +8,9 @@ use std::time::Duration;
 use mainstay_nbd::memory::{FixedExports, MemoryDevice};
 use mainstay_nbd::protocol::command;
 use mainstay_nbd::{ConnectionEnd, ConnectionError, Limits, Server};
-use support::{Client, HeldDevice, Served, connect, ready, server, until};
+use support::{Client, HeldDevice, Served, connect, listen, ready, server, until};
 use tokio::io::{AsyncReadExt, DuplexStream};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::net::TcpStream;
 
 const MIB: u32 = 1 << 20;
 
@@ -328,28 +327,6 @@ async fn ten_thousand_requests_in_one_burst_are_all_answered() {
         .collect();
     cookies.sort_unstable();
     assert!(cookies.into_iter().eq(0..10_000));
-}
-
-/// A TCP server whose stop is in the test's hand.
-async fn listen(
-    server: &Server,
-) -> (
-    std::net::SocketAddr,
-    oneshot::Sender<()>,
-    tokio::task::JoinHandle<()>,
-) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-    let address = listener.local_addr().expect("address");
-    let (stop, stopped) = oneshot::channel();
-    let server = server.clone();
-    let serving = tokio::spawn(async move {
-        server
-            .serve(listener, async {
-                let _ = stopped.await;
-            })
-            .await;
-    });
-    (address, stop, serving)
 }
 
 #[tokio::test]

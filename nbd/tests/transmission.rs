@@ -361,7 +361,7 @@ impl BlockDevice for Ending {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_device_that_ends_ends_its_connection_with_or_without_answers() {
     for how in [Ended::Finished, Ended::Cut] {
         let held = HeldDevice::new(SIZE);
@@ -467,7 +467,7 @@ async fn every_error_of_a_device_reaches_the_peer_in_every_style() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn goodbye_answers_everything_before_it_and_nothing_after_it() {
     let device = HeldDevice::new(SIZE);
     let (mut client, served) = ready(&server(device.clone(), Limits::default()), false).await;
@@ -564,7 +564,7 @@ async fn an_idle_connection_is_left_alone() {
     assert_eq!(client.simple().await, (1, 0));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_device_is_dropped_with_its_connection() {
     let device = HeldDevice::new(16);
     let counted = Arc::clone(&device.calls);

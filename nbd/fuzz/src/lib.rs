@@ -9,11 +9,17 @@
     reason = "public for the fuzz targets, private where the tests include it"
 )]
 
+pub mod history;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use bytes::BytesMut;
+use history::{Tracked, TrackedExports};
+use mainstay_nbd::codec::{MetaQuery, OptionHeader};
 use mainstay_nbd::memory::{FixedExports, MemoryDevice};
+use mainstay_nbd::protocol::option;
 use mainstay_nbd::{Limits, Server, Tls, TlsFiles, TlsIdentity};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex, split};
 
@@ -51,20 +57,39 @@ pub fn transmission(input: &[u8]) {
     converse(&Tls::Off, &bytes);
 }
 
-/// Options that lead to transmission.
-fn negotiation(choice: u8) -> Vec<u8> {
+/// Options that lead to transmission: the upper two bits choose contexts, the others the replies.
+pub fn negotiation(choice: u8) -> Vec<u8> {
     let mut bytes = vec![0, 0, 0, 3];
-    match choice % 3 {
+    match choice % 0x40 % 3 {
         0 => {}
         1 => bytes.extend_from_slice(b"IHAVEOPT\0\0\0\x08\0\0\0\0"),
         _ => bytes.extend_from_slice(b"IHAVEOPT\0\0\0\x0b\0\0\0\0"),
     }
-    if choice & 0x80 != 0 {
-        bytes.extend_from_slice(b"IHAVEOPT\0\0\0\x0a\0\0\0\x1e\0\0\0\x03vol\0\0\0\x01");
-        bytes.extend_from_slice(b"\0\0\0\x0fbase:allocation");
+    match choice & 0xc0 {
+        0x80 => bytes.extend_from_slice(&selection(&["base:allocation"])),
+        0xc0 => bytes.extend_from_slice(&selection(&[
+            "base:allocation",
+            "mainstay:changed-since/0",
+            "mainstay:changed-since/7@000000000000feed",
+        ])),
+        _ => {}
     }
     bytes.extend_from_slice(b"IHAVEOPT\0\0\0\x07\0\0\0\x09\0\0\0\x03vol\0\0");
     bytes
+}
+
+/// A `SET_META_CONTEXT`.
+fn selection(queries: &[&str]) -> Vec<u8> {
+    let query = MetaQuery {
+        export: "vol".to_owned(),
+        queries: queries.iter().map(|&query| query.to_owned()).collect(),
+    };
+    let mut data = BytesMut::new();
+    query.encode(&mut data);
+    let length = u32::try_from(data.len()).expect("short");
+    let option = option::SET_META_CONTEXT;
+    let header = OptionHeader { option, length }.encode();
+    [&header[..], &data].concat()
 }
 
 fn converse(tls: &Tls, input: &[u8]) {
@@ -90,7 +115,8 @@ async fn serve(tls: &Tls, input: &[u8]) -> usize {
         server_bytes_max: REQUEST_BYTES_MAX as usize,
         ..Limits::default()
     };
-    let exports = FixedExports::new().with(MemoryDevice::new("vol", DEVICE_BYTES));
+    let device = Tracked(MemoryDevice::new("vol", DEVICE_BYTES));
+    let exports = TrackedExports(FixedExports::new().with(device));
     let server = Server::new(Arc::new(exports), limits).with_tls(tls.clone());
     let (near, far) = duplex(4096);
     let serving = server.clone();

@@ -1,7 +1,7 @@
 //! Listing and selecting metadata contexts.
 //!
 //! A selection belongs to one export, by the name under which it was made, and every attempt to select replaces the
-//! one before, also an attempt that fails.
+//! one before, also an attempt that fails: [`Negotiation::answer`] has dropped it by the time the option is read.
 
 use super::Negotiation;
 use crate::codec::{MetaQuery, ReplyStyle, put_meta_context};
@@ -24,7 +24,6 @@ impl<S: Transport> Negotiation<'_, S> {
     /// Answers either option into `out`.
     pub(super) async fn meta_context(&mut self, option: u32, data: &[u8]) {
         let purpose = if option == option::SET_META_CONTEXT {
-            self.selection = None;
             Purpose::Select
         } else {
             Purpose::List

@@ -23,7 +23,8 @@ use mainstay_nbd::{
     BlockDevice, BlockError, ConnectionEnd, ConnectionError, ExportInfo, Holes, Limits, Server,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
-use tokio::sync::Semaphore;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
 pub(crate) type Served = JoinHandle<Result<ConnectionEnd, ConnectionError>>;
@@ -65,6 +66,22 @@ pub(crate) async fn ready_extended(server: &Server) -> (Client<DuplexStream>, Se
     let facts = client.go("").await;
     assert_eq!(facts.last().map(|reply| reply.0), Some(reply::ACK));
     (client, served)
+}
+
+/// A TCP server whose stop is in the test's hand.
+pub(crate) async fn listen(server: &Server) -> (SocketAddr, oneshot::Sender<()>, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("address");
+    let (stop, stopped) = oneshot::channel();
+    let server = server.clone();
+    let serving = tokio::spawn(async move {
+        server
+            .serve(listener, async {
+                let _ = stopped.await;
+            })
+            .await;
+    });
+    (address, stop, serving)
 }
 
 impl<S> Client<S> {
