@@ -42,7 +42,11 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Ending<'_, R, W> {
             biased;
             end = self.wait(end) => end?,
             () = cut(&*device) => return Err(ConnectionError::DeviceEnded),
-            () = time_up(stop, stopped, time) => return Err(ConnectionError::DrainTimeout),
+            () = time_up(stop, stopped, time) => {
+                // Its peer sees the end of the connection, and may go to another server at once.
+                device.peer_gone();
+                return Err(ConnectionError::DrainTimeout);
+            }
         };
         // The device lives until its last reply is out: closing it may end a session.
         let halves = self.input.zip(self.replies.into_writer());

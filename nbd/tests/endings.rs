@@ -155,6 +155,25 @@ async fn a_device_is_told_that_its_peer_left_without_a_goodbye() {
     }
 }
 
+/// Its client may send the same to another server the moment it sees the end.
+#[tokio::test]
+async fn a_device_is_told_that_a_stop_does_not_wait_for_it_any_more() {
+    let device = HeldDevice::new(4096);
+    let limits = Limits {
+        drain_timeout: Duration::from_millis(50),
+        ..Limits::default()
+    };
+    let (address, stop, serving) = listen(&server(device.clone(), limits)).await;
+    let mut client = over_tcp(address).await;
+    client.request(command::WRITE_ZEROES, 0, 1, 0, 4096).await;
+    until("a call", || device.calls().len() == 1).await;
+    assert_eq!(device.gone.load(Ordering::Relaxed), 0);
+    stop.send(()).expect("serving");
+    until("told", || device.gone.load(Ordering::Relaxed) == 1).await;
+    device.answers.add_permits(1);
+    serving.await.expect("ended");
+}
+
 /// A peer that is cut and comes back must not leave payloads behind that nobody counts.
 #[tokio::test(start_paused = true)]
 async fn what_a_device_holds_of_a_cut_connection_counts_until_it_answers() {
