@@ -365,7 +365,8 @@ impl Driver {
             }
             Command::Close { reply } => self.closers.push(reply),
             Command::Abandon { waited } => {
-                self.abandoned.get_or_insert((Instant::now(), waited));
+                self.abandoned
+                    .get_or_insert_with(|| (Instant::now(), waited));
                 // Without a stream there is nobody who would still answer.
                 return match stream {
                     Some(_) => self.given_up(),
