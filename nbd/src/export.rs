@@ -170,7 +170,10 @@ pub enum Holes {
 /// The set of devices that a server offers.
 pub trait Exports: Send + Sync + 'static {
     /// The names a client may see. Also decides the default export: the only one, if there is exactly one.
-    fn list(&self) -> BoxFuture<'static, Vec<String>>;
+    ///
+    /// # Errors
+    /// They cannot be told now: an empty list would say that there are none.
+    fn list(&self) -> BoxFuture<'static, Result<Vec<String>, OpenError>>;
 
     /// Opens `name` for one connection of `peer`.
     ///

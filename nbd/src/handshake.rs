@@ -349,14 +349,14 @@ impl<'a, S: Transport> Negotiation<'a, S> {
 
     async fn list(&mut self) {
         let names = self.exports.list();
-        match self.ask(names).await {
-            Some(names) => {
+        match self.ask(names).await.unwrap_or_else(too_slow) {
+            Ok(names) => {
                 for name in names {
                     put_rep_server(&mut self.out, option::LIST, &name);
                 }
                 self.reply(option::LIST, reply::ACK, "");
             }
-            None => self.reply(option::LIST, reply::ERR_POLICY, "the list took too long"),
+            Err(error) => self.reply(option::LIST, refusal(&error), &error.to_string()),
         }
     }
 
@@ -452,10 +452,9 @@ impl<'a, S: Transport> Negotiation<'a, S> {
             return Ok(name.to_owned());
         }
         let names = self.exports.list();
-        match self.ask(names).await.as_deref() {
-            Some([only]) => Ok(only.clone()),
-            Some(_) => Err(OpenError::Unknown),
-            None => too_slow(),
+        match &self.ask(names).await.unwrap_or_else(too_slow)?[..] {
+            [only] => Ok(only.clone()),
+            _ => Err(OpenError::Unknown),
         }
     }
 
@@ -532,6 +531,6 @@ fn refusal(error: &OpenError) -> u32 {
 
 fn too_slow<T>() -> Result<T, OpenError> {
     Err(OpenError::Unavailable {
-        reason: "opening took too long".to_owned(),
+        reason: "it took too long".to_owned(),
     })
 }

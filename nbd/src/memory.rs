@@ -174,8 +174,8 @@ impl FixedExports {
 }
 
 impl Exports for FixedExports {
-    fn list(&self) -> BoxFuture<'static, Vec<String>> {
-        Box::pin(ready(self.devices.keys().cloned().collect()))
+    fn list(&self) -> BoxFuture<'static, Result<Vec<String>, OpenError>> {
+        Box::pin(ready(Ok(self.devices.keys().cloned().collect())))
     }
 
     fn open(

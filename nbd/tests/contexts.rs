@@ -364,7 +364,7 @@ impl BlockDevice for Tracked {
 struct TrackedExports(FixedExports);
 
 impl Exports for TrackedExports {
-    fn list(&self) -> BoxFuture<'static, Vec<String>> {
+    fn list(&self) -> BoxFuture<'static, Result<Vec<String>, OpenError>> {
         self.0.list()
     }
 

@@ -2,12 +2,17 @@
 
 mod support;
 
+use std::future::ready;
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use mainstay_nbd::codec::{CodecError, OptionHeader};
 use mainstay_nbd::memory::{FixedExports, MemoryDevice};
 use mainstay_nbd::protocol::{info, option, reply, transmission};
-use mainstay_nbd::{ConnectionEnd, ConnectionError, Limits, Server};
+use mainstay_nbd::{
+    BlockDevice, ConnectionEnd, ConnectionError, Exports, Limits, OpenError, Server,
+};
 use proptest::prelude::*;
 use std::sync::Arc;
 use support::{Client, PEER, Served, connect, server};
@@ -78,6 +83,41 @@ async fn export_name_of_nothing_closes() {
             ConnectionEnd::NoExport
         );
     }
+}
+
+/// A device that is there, and a list that cannot be told.
+struct Unlisted(FixedExports);
+
+impl Exports for Unlisted {
+    fn list(&self) -> BoxFuture<'static, Result<Vec<String>, OpenError>> {
+        let reason = "no node answers".to_owned();
+        Box::pin(ready(Err(OpenError::Unavailable { reason })))
+    }
+
+    fn open(
+        &self,
+        name: &str,
+        peer: SocketAddr,
+    ) -> BoxFuture<'static, Result<Arc<dyn BlockDevice>, OpenError>> {
+        self.0.open(name, peer)
+    }
+}
+
+/// An empty list, or "no such export", would say that there is none.
+#[tokio::test]
+async fn a_list_that_cannot_be_told_is_refused_with_the_reason() {
+    let exports = FixedExports::new().with(MemoryDevice::new("vol", SIZE));
+    let server = Server::new(Arc::new(Unlisted(exports)), Limits::default());
+    let (mut client, _served) = connect(&server, 4096);
+    client.greet().await;
+    client.send_option(option::LIST, b"").await;
+    let (kind, why) = client.option_reply(option::LIST).await;
+    let why = String::from_utf8_lossy(&why);
+    assert_eq!(kind, reply::ERR_POLICY);
+    assert!(why.contains("no node answers"), "{why}");
+    assert_eq!(client.go("").await[0].0, reply::ERR_POLICY);
+    let opened = client.go("vol").await;
+    assert_eq!(opened.last().map(|reply| reply.0), Some(reply::ACK));
 }
 
 #[tokio::test]

@@ -330,63 +330,6 @@ async fn ten_thousand_requests_in_one_burst_are_all_answered() {
 }
 
 #[tokio::test]
-async fn a_flood_of_connections_is_refused_and_forgotten() {
-    let limits = Limits {
-        handshakes_max: 10,
-        ..Limits::default()
-    };
-    let server = server(device(), limits);
-    let (address, _stop, _serving) = listen(&server).await;
-    let mut open = Vec::new();
-    let mut refused = 0;
-    for _ in 0..200 {
-        let mut stream = TcpStream::connect(address).await.expect("connect");
-        let mut greeting = [0; 18];
-        match stream.read_exact(&mut greeting).await {
-            Ok(_) => open.push(stream),
-            Err(_) => refused += 1,
-        }
-    }
-    assert_eq!((open.len(), refused), (10, 190));
-    assert_eq!(
-        (server.stats().handshakes, server.stats().refused),
-        (10, 190)
-    );
-    drop(open);
-    while server.stats().connections > 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    let stream = TcpStream::connect(address).await.expect("connect");
-    let mut client = Client::new(stream);
-    client.greet().await;
-    client.go("vol").await;
-    assert_eq!(server.stats().handshakes, 0);
-}
-
-#[tokio::test]
-async fn hundreds_of_idle_connections_cost_no_payload_memory() {
-    let server = server(device(), Limits::default());
-    let (address, _stop, _serving) = listen(&server).await;
-    let mut idle = Vec::new();
-    for _ in 0..400 {
-        let stream = TcpStream::connect(address).await.expect("connect");
-        let mut client = Client::new(stream);
-        client.greet().await;
-        client.go("vol").await;
-        idle.push(client);
-    }
-    assert_eq!(
-        (server.stats().connections, server.stats().bytes_held),
-        (400, 0)
-    );
-    for (cookie, client) in (0..).zip(&mut idle) {
-        client.request(command::READ, 0, cookie, 0, 512).await;
-        assert_eq!(client.simple().await, (cookie, 0));
-        client.receive::<512>().await;
-    }
-}
-
-#[tokio::test]
 async fn slow_readers_over_tcp_hold_no_more_than_the_budget() {
     let server = server(device(), small());
     let (address, _stop, _serving) = listen(&server).await;

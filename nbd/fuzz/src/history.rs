@@ -97,7 +97,7 @@ impl BlockDevice for Tracked {
 pub struct TrackedExports(pub FixedExports);
 
 impl Exports for TrackedExports {
-    fn list(&self) -> BoxFuture<'static, Vec<String>> {
+    fn list(&self) -> BoxFuture<'static, Result<Vec<String>, OpenError>> {
         self.0.list()
     }
 

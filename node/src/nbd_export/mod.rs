@@ -152,21 +152,18 @@ impl VolumeExports {
         }
     }
 
-    async fn names(&self) -> Vec<String> {
+    async fn names(&self) -> Result<Vec<String>, NbdOpenError> {
         if let Some(only) = &self.only {
-            return vec![only.clone()];
+            return Ok(vec![only.clone()]);
         }
-        match self.client.admin().list_volumes().await {
-            Ok(volumes) => volumes
-                .into_iter()
-                .filter(|volume| matches!(volume.kind, VolumeKind::Block { .. }) && !volume.deleted)
-                .map(|volume| volume.name)
-                .collect(),
-            Err(error) => {
-                tracing::warn!(%error, "volumes to export cannot be listed");
-                Vec::new()
-            }
-        }
+        let volumes = self.client.admin().list_volumes().await;
+        let volumes = volumes.map_err(|error| NbdOpenError::Unavailable {
+            reason: error.to_string(),
+        })?;
+        let block = volumes
+            .into_iter()
+            .filter(|volume| matches!(volume.kind, VolumeKind::Block { .. }) && !volume.deleted);
+        Ok(block.map(|volume| volume.name).collect())
     }
 
     /// Opens, and attaches unless only for reading, in a task of its own: a peer that leaves meanwhile must not leave an
@@ -265,7 +262,7 @@ fn volume_of(name: &str) -> (&str, Access) {
 struct Shared(Arc<VolumeExports>);
 
 impl Exports for Shared {
-    fn list(&self) -> BoxFuture<'static, Vec<String>> {
+    fn list(&self) -> BoxFuture<'static, Result<Vec<String>, NbdOpenError>> {
         let exports = Arc::clone(&self.0);
         Box::pin(async move { exports.names().await })
     }
