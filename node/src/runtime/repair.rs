@@ -120,7 +120,7 @@ impl Repairer {
         loop {
             match read().await {
                 Err(ImageReadError::Corrupt { block }) => {
-                    if Instant::now() >= until || !self.repair(image, block).await {
+                    if Instant::now() >= until || !self.repair_until(image, block, until).await {
                         return Err(ImageReadError::Corrupt { block });
                     }
                 }
@@ -131,8 +131,17 @@ impl Repairer {
 
     /// Repairs `block`, and those behind it that do not read back either. Whether `block` reads back now.
     pub(super) async fn repair(&self, image: &Image<RealDisk>, block: u64) -> bool {
-        let _alone = self.busy.lock().await;
         let until = Instant::now() + REPAIR_TIMEOUT;
+        self.repair_until(image, block, until).await
+    }
+
+    async fn repair_until(&self, image: &Image<RealDisk>, block: u64, until: Instant) -> bool {
+        let _alone = self.busy.lock().await;
+        let reads_back = async || image.scrub(block, 1).await.is_ok_and(|bad| bad.is_empty());
+        if Instant::now() >= until {
+            // Those before it took all of the time, for this block or for others that nobody has.
+            return reads_back().await;
+        }
         loop {
             // What is repaired waits in memory for a checkpoint: a damaged disk must not fill it.
             let room = image.dirty_bytes() < 2 * self.node.checkpoint_bytes();
@@ -149,7 +158,7 @@ impl Repairer {
                 self.say_repaired(taken.blocks, block, taken.from);
                 let _stopped = self.to.send(ToVolume::Event(Event::Repaired));
             }
-            if room && image.scrub(block, 1).await.is_ok_and(|bad| bad.is_empty()) {
+            if room && reads_back().await {
                 return true;
             }
             if Instant::now() >= until {
