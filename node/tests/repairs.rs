@@ -37,7 +37,7 @@ fn narrow(bytes: u64) -> usize {
 impl Rig {
     /// A volume whose content is in the files of all copies.
     async fn start(tune: impl Fn(&mut Settings)) -> Self {
-        let cluster = Cluster::tuned(3, 3, |settings| {
+        let mut cluster = Cluster::tuned(3, 3, |settings| {
             settings.volume.checkpoint_bytes = 1 << 20;
             tune(settings);
         })
@@ -56,24 +56,25 @@ impl Rig {
             takeover: false,
         });
         let disk = disk.open().await.expect("opened");
+        for first in (0..BLOCKS).step_by(64) {
+            let blocks = first..first + 64;
+            let data: Vec<u8> = blocks.flat_map(|block| [fill(block); BLOCK]).collect();
+            let written = disk.write(first * BLOCK as u64, Bytes::from(data)).await;
+            written.expect("committed");
+        }
+        support::healed(&admin, "disk", 3).await;
+        // A clean stop writes a checkpoint. What a copy may apply only after it is of the last writes.
+        cluster.stop_together(&ALL).await;
+        for node in ALL {
+            cluster.restart(node).await;
+        }
+        support::healed(&admin, "disk", 3).await;
         let primary = admin.show_volume("disk").await.expect("shown").primary;
-        let rig = Self {
+        Self {
             cluster,
             disk,
             primary,
-        };
-        for first in (0..BLOCKS).step_by(64) {
-            let data: Vec<u8> = (first..first + 64)
-                .flat_map(|block| [fill(block); BLOCK])
-                .collect();
-            rig.write(first * BLOCK as u64, data).await;
         }
-        for node in ALL {
-            for block in [0, BLOCKS / 2] {
-                rig.stored(node, block).await;
-            }
-        }
-        rig
     }
 
     async fn write(&self, offset: u64, data: Vec<u8>) {
@@ -141,7 +142,7 @@ impl Rig {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_of_rotten_blocks_gets_them_from_another_copy_and_the_file_does_too() {
     let rig = Rig::start(|_| {}).await;
-    let rotten = [3, 4, 5, 200, 1023];
+    let rotten = [3, 4, 5, 200, 700];
     for block in rotten {
         rig.rot(rig.primary, block);
     }
