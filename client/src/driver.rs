@@ -3,6 +3,8 @@
 //! One event at a time: a command of a handle, a reply, or the clock. Nothing is awaited while one is handled. Deadlines are
 //! the callers' business: a request whose caller has gone stays queued, because its number must not be left open.
 
+mod ending;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,11 +22,7 @@ use crate::event::ClientEvent;
 use crate::forwarding::Forwarding;
 use crate::inflight::{Failed, Inflight, Known, Mutation, MutationResult, seq_of_tag};
 use crate::room::Permit;
-use crate::session::let_go;
 use crate::{Committed, Outcome, Refusal};
-
-/// How long what an abandoned handle has sent may still be answered.
-const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// Commands taken in before replies are looked at again.
 const COMMANDS_AT_ONCE: usize = 256;
@@ -163,11 +161,9 @@ impl Driver {
             }
         };
         drop(stream);
-        if let Some((_, waited)) = self.abandoned {
-            self.let_go_within(waited);
-        }
+        let letting_go = self.abandoned.map(|(_, waited)| self.let_go_within(waited));
         self.give_up(&over).await;
-        self.refuse_all(over).await;
+        self.refuse_all(over, letting_go).await;
     }
 
     async fn serve(&mut self, stream: &mut VolumeStream) -> Exit {
@@ -377,13 +373,6 @@ impl Driver {
         None
     }
 
-    /// Whether a handle that was abandoned has heard all that it may still hear.
-    fn given_up(&self) -> Option<Exit> {
-        let (since, _) = self.abandoned?;
-        let settled = self.inflight.unanswered() == 0 && self.queries.is_empty();
-        (settled || since.elapsed() >= LAST_ANSWERS).then_some(Exit::Over(Refusal::Closed))
-    }
-
     /// Ends the session once every mutation has its answer. Not earlier: if the stream breaks behind a `Close` that was carried out, the
     /// session is gone, and with it the results that were not heard.
     fn maybe_close(&mut self, stream: &VolumeStream) {
@@ -523,83 +512,6 @@ impl Driver {
             None => stall,
         };
         every.max(Duration::from_millis(1))
-    }
-
-    /// Whether a handle that forwards may send nothing of what it holds any more. To be asked before anything is sent.
-    fn too_old(&mut self) -> Option<Exit> {
-        let (forwarding, age_max) = self.forwarding.as_mut()?;
-        if !forwarding.ran() {
-            return Some(Exit::Over(Refusal::StoodStill));
-        }
-        let oldest = self.inflight.oldest_queued()?;
-        (oldest.elapsed() >= *age_max).then_some(Exit::Over(Refusal::NotServed))
-    }
-
-    /// Whether the primary was silent for so long that it takes nothing from this stream any more.
-    fn silent(&self) -> Option<Exit> {
-        let (forwarding, _) = self.forwarding.as_ref()?;
-        (self.last_reply.elapsed() >= forwarding.silence).then(|| lost("the primary was silent"))
-    }
-
-    /// A handle that forwards ended by itself. What was sent may be under way for as long as the primary takes it; only then it is
-    /// told how it ended.
-    async fn give_up(&mut self, refusal: &Refusal) {
-        let Some((forwarding, _)) = &self.forwarding else {
-            return;
-        };
-        match (refusal, self.inflight.last_sent()) {
-            (Refusal::NotServed, Some(sent)) => {
-                tokio::time::sleep_until(sent + forwarding.silence).await;
-            }
-            (Refusal::NotServed | Refusal::StoodStill, _) => {}
-            _ => return,
-        }
-        self.let_go();
-    }
-
-    /// Nobody is left who would close the session of a handle that forwards: its peer has other ways to the volume, and must not find it
-    /// held.
-    fn let_go(&self) {
-        if let Some((_, waited)) = self.forwarding {
-            self.let_go_within(waited);
-        }
-    }
-
-    fn let_go_within(&self, waited: Duration) {
-        let (cluster, opening) = (Arc::clone(&self.cluster), self.opening.clone());
-        tokio::spawn(let_go(cluster, opening, waited));
-    }
-
-    /// The session is over: answers everything with that until no handle is left.
-    async fn refuse_all(mut self, refusal: Refusal) {
-        if refusal != Refusal::Closed {
-            self.publish(|volume| ClientEvent::SessionEnded {
-                volume,
-                reason: refusal.to_string(),
-            });
-        }
-        self.over.send_replace(Some(refusal.clone()));
-        self.inflight.end(&refusal);
-        for (_, query) in std::mem::take(&mut self.queries) {
-            let _gone = query.reply.send(Err(refusal.clone()));
-        }
-        for closer in std::mem::take(&mut self.closers) {
-            let _gone = closer.send(Err(refusal.clone()));
-        }
-        while let Some(command) = self.commands.recv().await {
-            match command {
-                Command::Mutate { reply, .. } => {
-                    let _gone = reply.send(Err(Failed::Refused(refusal.clone())));
-                }
-                Command::Query { reply, .. } | Command::Close { reply } => {
-                    let _gone = reply.send(Err(refusal.clone()));
-                }
-                Command::Outcome { .. } => {
-                    self.handle_command(command, None);
-                }
-                Command::Abandon { .. } => {}
-            }
-        }
     }
 
     fn publish(&self, event: impl FnOnce(String) -> ClientEvent) {

@@ -486,8 +486,12 @@ async fn an_abandoned_handle_sends_nothing_more_and_lets_the_volume_go() {
         matches!(&error, WriteError::Unknown { cause, .. } if *cause == ended),
         "{error:?}"
     );
+    let closing = tokio::spawn(disk.clone().close());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!closing.is_finished(), "nobody has let it go");
     cluster.promote(0, None);
-    cluster.until(|world| world.sessions.is_empty()).await;
+    let _refused = closing.await.expect("a task");
+    assert!(cluster.lock().sessions.is_empty());
     assert_eq!(
         disk.write(0, "c").await,
         Err(WriteError::Refused(Refusal::Closed))
