@@ -365,9 +365,14 @@ impl Member {
         let joint = primary.joint.iter().flat_map(|joint| &joint.members);
         let registered = primary.register.members.iter().chain(joint);
         let others = registered.filter(|member| member.node != self.me.node);
-        let acked = |node| primary.progress.get(&node).map_or(Lsn::ZERO, |p| p.acked);
+        // Of that very copy: one that its node made anew, and that does not count yet, says nothing of what the registered one holds.
+        let acked = |member: &RegisteredMember| {
+            let progress = primary.progress.get(&member.node);
+            let same = progress.filter(|p| p.incarnation == Some(member.incarnation));
+            same.map_or(Lsn::ZERO, |p| p.acked)
+        };
         others
-            .map(|member| acked(member.node).next())
+            .map(|member| acked(member).next())
             .chain([self.journal.durable().lsn().next(), self.commit.next()])
             .min()
             .unwrap_or(Lsn::ZERO)
