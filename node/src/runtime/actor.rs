@@ -1,7 +1,7 @@
 //! The task of one volume: events in, the volume's actions out. No decision is taken here.
 //!
 //! It runs beside the links and the clients, on the same threads, so that what arrives is taken in, sent on and answered
-//! without waking anybody. What touches a file goes to the volume's disk thread (`disk_thread.rs`).
+//! without waking anybody. What touches a file goes to the volume's disk thread (`disk_thread.rs`), writes of the log to its thread (`wal_thread.rs`).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! The thread of one volume's disk: its log is written here (see [`super::wal_thread`]), and what else touches its files is
+//! The thread of one volume's disk: what touches its files, but for the writing of its log ([`super::wal_thread`]), is
 //! carried out in the order in which the volume's task asks for it. No decision is taken here.
 
 mod donor;
@@ -202,10 +202,9 @@ impl Worker {
         dir: &Path,
         to: mpsc::UnboundedSender<ToVolume>,
     ) -> Result<(Self, DiskThread, Volume), CopyError> {
-        let (config, engine) = (node.copy_config(), node.settings.engine);
+        let config = node.copy_config();
         let began = clock::mono();
-        let (log_task, log) =
-            wal_thread::start(engine, disk, dir.to_owned(), config, to.clone()).await?;
+        let (log_task, log) = wal_thread::start(dir.to_owned(), config, to.clone()).await?;
         let witnesses = node.witnesses();
         let (state, start) =
             open_state(&disk, dir, &log, node.instance, &witnesses, node.random()).await?;
@@ -300,7 +299,7 @@ impl Worker {
         }
     }
 
-    /// A checkpoint under way is completed, and the log ends its last write, on whichever thread.
+    /// A checkpoint under way is completed, and the log ends its last write.
     async fn end(mut self, commit: Lsn) {
         self.pacing.hurry();
         if let Some(task) = self.checkpointing.take() {

@@ -1,5 +1,5 @@
-//! What writes one volume's log: it owns the log and the durable facts. With a ring it is a task on the disk's thread of the volume, and a
-//! write that hangs stops nobody; with plain calls, which block, it has a thread of its own (decision 003).
+//! The thread that writes one volume's log: it owns the log and the durable facts, and writes by plain calls, which block, also
+//! where everything else goes through a ring (decision 003).
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -44,7 +44,7 @@ pub enum ToLog {
 pub struct LogTask {
     /// Its queue.
     pub jobs: mpsc::UnboundedSender<ToLog>,
-    /// Told when nothing of it writes to the directory any more. If it is a task of the disk's thread, that thread must not end before.
+    /// Told when nothing of it writes to the directory any more.
     ended: oneshot::Receiver<()>,
 }
 
@@ -57,48 +57,33 @@ impl LogTask {
     }
 }
 
-/// Opens the log in `dir` and carries out what it is asked until `Stop`: with a ring as a task of the calling thread, which
-/// must be a runtime of `disk`; with plain calls, which block, on a thread of its own.
+/// Opens the log in `dir` and carries out what it is asked until `Stop`, on a thread of its own.
 ///
 /// # Errors
 /// The log does not open.
 pub async fn start(
-    engine: Engine,
-    disk: RealDisk,
     dir: PathBuf,
     config: CopyConfig,
     events: mpsc::UnboundedSender<ToVolume>,
 ) -> Result<(LogTask, LogFacts), CopyError> {
+    let io = |source| CopyError::Io {
+        path: dir.clone(),
+        source,
+    };
     let (jobs, taken) = mpsc::unbounded_channel();
     let (ended_to, ended) = oneshot::channel();
-    let facts = match engine {
-        Engine::Uring => {
-            let (writer, facts) = LogWriter::open(disk, &dir, &config, taken, events).await?;
-            tokio::task::spawn_local(async move {
-                writer.run().await;
-                let _gone = ended_to.send(());
-            });
-            facts
-        }
-        Engine::Threads => {
-            let (opened_to, opened) = oneshot::channel();
-            let io = |source| CopyError::Io {
-                path: dir.clone(),
-                source,
-            };
-            let path = dir.clone();
-            let run = move || {
-                write_log(path, config, taken, events, opened_to);
-                let _gone = ended_to.send(());
-            };
-            std::thread::Builder::new()
-                .name("wal".to_owned())
-                .spawn(run)
-                .map_err(io)?;
-            let ended = || io(std::io::Error::other("the log's thread ended"));
-            opened.await.map_err(|_| ended())??
-        }
+    let (opened_to, opened) = oneshot::channel();
+    let path = dir.clone();
+    let run = move || {
+        write_log(path, config, taken, events, opened_to);
+        let _gone = ended_to.send(());
     };
+    std::thread::Builder::new()
+        .name("wal".to_owned())
+        .spawn(run)
+        .map_err(io)?;
+    let ended_early = || io(std::io::Error::other("the log's thread ended"));
+    let facts = opened.await.map_err(|_| ended_early())??;
     Ok((LogTask { jobs, ended }, facts))
 }
 
@@ -332,7 +317,6 @@ fn commit_floor(commit: Lsn, durable: Lsn, queue: &VecDeque<WalJob>) -> Option<L
 #[cfg(test)]
 mod tests {
     use mainstay_replication::OpId;
-    use mainstay_storage::engine::probe_uring;
     use mainstay_types::{ClusterId, Epoch, Incarnation, Lineage, NodeId, VolumeKind, VolumeSpec};
     use mainstay_volume::store::{NewCopy, create_copy};
     use tokio::sync::mpsc::error::TryRecvError;
@@ -364,17 +348,14 @@ mod tests {
         assert_eq!(commit_floor(Lsn(95), Lsn(100), &queue), Some(Lsn(95)));
     }
 
-    /// With plain calls a stop came back while the log's thread was still at work: it wrote its last marks and facts, by name, into the
+    /// A stop came back while the log's thread was still at work: it wrote its last marks and facts, by name, into the
     /// copy that had taken the directory's place.
     #[test]
     fn a_stop_waits_for_whoever_writes_the_log() {
-        let ring = probe_uring().then_some(Engine::Uring);
-        for engine in [Engine::Threads].into_iter().chain(ring) {
-            run_on(engine, move |disk| stop_a_log_at_work(engine, disk)).expect("runs");
-        }
+        run_on(Engine::Threads, stop_a_log_at_work).expect("runs");
     }
 
-    async fn stop_a_log_at_work(engine: Engine, disk: RealDisk) {
+    async fn stop_a_log_at_work(disk: RealDisk) {
         let dir = tempfile::tempdir().expect("a directory");
         let config = CopyConfig {
             cluster: ClusterId(1),
@@ -396,7 +377,7 @@ mod tests {
             .await
             .expect("created");
         let (events_to, mut events) = mpsc::unbounded_channel();
-        let started = start(engine, disk, path, config, events_to).await;
+        let started = start(path, config, events_to).await;
         let (log, _facts) = started.expect("opened");
         for _ in 0..20 {
             log.jobs.send(ToLog::Rebuilt).expect("it takes jobs");
