@@ -184,6 +184,22 @@ async fn a_part_write_over_a_rotten_block_of_a_replica_is_checkpointed() {
     rig.end().await;
 }
 
+/// The order of events: a part-write over a rotten block, then more in one go than two shares, so that no room is left for repairs; the
+/// checkpoint that would make room needs the block.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repair_that_a_checkpoint_needs_does_not_wait_for_memory() {
+    let rig = Rig::start(|_| {}).await;
+    let replica = rig.replica();
+    rig.rot(replica, 7);
+    rig.write(7 * BLOCK as u64 + 1000, vec![0xaa; 10]).await;
+    rig.write(256 * BLOCK as u64, vec![0xbb; 768 * BLOCK]).await;
+    let mut wanted = [fill(7); BLOCK];
+    wanted[1000..1010].fill(0xaa);
+    rig.becomes(replica, 7, &wanted).await;
+    rig.becomes(replica, 1023, &[0xbb; BLOCK]).await;
+    rig.end().await;
+}
+
 /// A page of checksums speaks for 255 blocks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_page_of_checksums_is_made_good_for_reads_and_for_the_map() {

@@ -14,7 +14,7 @@ use mainstay_proto::v1 as pb;
 use mainstay_proto::v1::replication_client::ReplicationClient;
 use mainstay_storage::Image;
 use mainstay_storage::engine::RealDisk;
-use mainstay_storage::image::{Donation, ImageReadError, RepairError};
+use mainstay_storage::image::{Donation, Holding, ImageReadError, RepairError};
 use mainstay_types::{BLOCK_BYTES, Lineage, Lsn, NodeId, VolumeName};
 use mainstay_volume::Event;
 use mainstay_volume::store::State;
@@ -143,14 +143,19 @@ impl Repairer {
             return reads_back().await;
         }
         loop {
-            // What is repaired waits in memory for a checkpoint: a damaged disk must not fill it.
-            let room = image.dirty_bytes() < 2 * self.node.checkpoint_bytes();
             let left = image.size_bytes() / u64::from(BLOCK_BYTES) - block;
-            let Ok(bad) = image.scrub(block, WINDOW.min(left)).await else {
+            let window = if self.has_room(image) {
+                WINDOW.min(left)
+            } else {
+                1
+            };
+            let Ok(mut bad) = image.scrub(block, window).await else {
                 return false;
             };
+            // What memory holds in part takes no more of it when it is whole; and no checkpoint makes room without it.
+            bad.retain(|block| self.has_room(image) || image.holding(*block) == Holding::Part);
             let mut taken = Taken::default();
-            if room && !bad.is_empty() {
+            if !bad.is_empty() {
                 taken = self.take_from_members(image, &bad).await;
                 self.held.tell(image);
             }
@@ -158,7 +163,7 @@ impl Repairer {
                 self.say_repaired(taken.blocks, block, taken.from);
                 let _stopped = self.to.send(ToVolume::Event(Event::Repaired));
             }
-            if room && reads_back().await {
+            if reads_back().await {
                 return true;
             }
             if Instant::now() >= until {
@@ -167,6 +172,11 @@ impl Repairer {
             }
             tokio::time::sleep(AGAIN_AFTER).await;
         }
+    }
+
+    /// What is repaired waits in memory for a checkpoint: a damaged disk must not fill it.
+    fn has_room(&self, image: &Image<RealDisk>) -> bool {
+        image.dirty_bytes() < 2 * self.node.checkpoint_bytes()
     }
 
     async fn take_from_members(&self, image: &Image<RealDisk>, bad: &[u64]) -> Taken {

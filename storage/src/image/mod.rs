@@ -37,7 +37,7 @@ pub(crate) use intent::LAYOUT as INTENT_LAYOUT;
 use intent::{Intent, Target};
 use overlay::Overlay;
 pub use overlay::range_held;
-pub use repair::{Donation, RepairError};
+pub use repair::{Donation, Holding, RepairError};
 #[cfg(test)]
 pub(crate) use sums::LAYOUT as SUMS_LAYOUT;
 use sums::{BLOCKS_PER_PAGE, SumsCache, SumsPage};

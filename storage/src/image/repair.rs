@@ -27,6 +27,17 @@ pub struct Donation {
     pub at: Lsn,
 }
 
+/// How much of a block memory holds that is not in the files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holding {
+    /// What is in the file is all.
+    Nothing,
+    /// Some bytes: a checkpoint needs what is in the file below them. All of the block would take no more memory.
+    Part,
+    /// All of it, whatever is in the file.
+    Whole,
+}
+
 /// Why a block of another member was not taken. Nothing was changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RepairError {
@@ -129,6 +140,16 @@ impl<D: Disk> Image<D> {
         }
         self.put_below(given);
         Ok(())
+    }
+
+    /// What memory holds of a block.
+    #[must_use]
+    pub fn holding(&self, block: u64) -> Holding {
+        match self.overlay.borrow().get(block).map(|dirty| dirty.content) {
+            None => Holding::Nothing,
+            Some(Content::Partial(_)) => Holding::Part,
+            Some(Content::Data(_) | Content::Zero) => Holding::Whole,
+        }
     }
 
     /// Puts a block under what memory holds of it.

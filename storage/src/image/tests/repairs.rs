@@ -79,6 +79,29 @@ fn a_block_that_is_behind_is_not_taken() {
     assert!(whole(&image) == model(&ops));
 }
 
+/// A checkpoint needs a block below a part-write, and memory is full until it has been: only such a block may be taken then.
+#[test]
+fn a_block_that_memory_holds_in_part_takes_no_more_of_it_when_it_is_repaired() {
+    let ops = [
+        write(0, 0, 2 * PAGE_BYTES, 1),
+        write(0, 9, 5, 2),
+        write(2, 0, PAGE_BYTES, 3),
+    ];
+    let log = entries(&ops);
+    let (_, donor) = member(1, &log, 1, 1);
+    let (disk, image) = member(2, &log, 1, 3);
+    rot(&disk, 0);
+    rot(&disk, 1);
+    let held: Vec<Holding> = (0..3).map(|block| image.holding(block)).collect();
+    assert_eq!(held, [Holding::Part, Holding::Nothing, Holding::Whole]);
+    let before = image.dirty_bytes();
+    assert_eq!(repaired(&image, &donor, 0), Ok(()));
+    assert!(image.dirty_bytes() <= before);
+    assert_eq!(image.holding(0), Holding::Whole);
+    assert_eq!(repaired(&image, &donor, 1), Ok(()));
+    assert!(image.dirty_bytes() > before);
+}
+
 /// By the checksum, which is whole, the donor has other bytes by the same entry, or lacks the entry though it is further.
 #[test]
 fn a_donor_that_differs_is_not_believed() {
