@@ -353,7 +353,7 @@ impl Worker {
                 applied,
                 sessions,
             } => self.export_log(parts, applied, sessions),
-            Work::Checkpoint { .. } => self.tell(Event::CheckpointFailed),
+            Work::Checkpoint { .. } => self.tell(Event::CheckpointFailed { mended: false }),
             // Whoever waits for it sees that nothing comes.
             Work::Export { .. } | Work::Stop { .. } => {}
         }
@@ -471,6 +471,7 @@ impl Worker {
         let repairer = self.repairer.clone();
         let pace = self.pacing.begin(self.node.checkpoint_bytes());
         let mut work = Box::pin(async move {
+            let mut mended = false;
             let result = match &*state {
                 State::Block(image) => {
                     let held = &*held;
@@ -484,8 +485,7 @@ impl Worker {
                         return;
                     }
                     if let Err(CheckpointError::Corrupt { block }) = checkpointed {
-                        // The volume is told by whoever repairs it, and asks for the next one.
-                        repairer.repair(image, block).await;
+                        mended = repairer.repair(image, block).await;
                     }
                     checkpointed.map_err(|error| error.to_string())
                 }
@@ -503,7 +503,7 @@ impl Worker {
                 Ok(at) => Event::Checkpointed { at },
                 Err(error) => {
                     tracing::warn!(volume = %name, error, "checkpoint put off");
-                    Event::CheckpointFailed
+                    Event::CheckpointFailed { mended }
                 }
             };
             let _stopped = to.send(ToVolume::Event(event));

@@ -153,7 +153,12 @@ impl Repairer {
                 return false;
             };
             // What memory holds in part takes no more of it when it is whole; and no checkpoint makes room without it.
+            let unread = bad.len();
             bad.retain(|block| self.has_room(image) || image.holding(*block) == Holding::Part);
+            if bad.len() < unread {
+                // It makes room for the others, and nothing else may ask for one where nobody writes.
+                self.ask_for_checkpoint();
+            }
             let mut taken = Taken::default();
             if !bad.is_empty() {
                 taken = self.take_from_members(image, &bad).await;
@@ -161,7 +166,7 @@ impl Repairer {
             }
             if taken.blocks > 0 {
                 self.say_repaired(taken.blocks, block, taken.from);
-                let _stopped = self.to.send(ToVolume::Event(Event::Repaired));
+                self.ask_for_checkpoint();
             }
             if reads_back().await {
                 return true;
@@ -172,6 +177,10 @@ impl Repairer {
             }
             tokio::time::sleep(AGAIN_AFTER).await;
         }
+    }
+
+    fn ask_for_checkpoint(&self) {
+        let _stopped = self.to.send(ToVolume::Event(Event::Repaired));
     }
 
     /// What is repaired waits in memory for a checkpoint: a damaged disk must not fill it.

@@ -105,9 +105,12 @@ pub enum Event {
         at: LogEnd,
     },
     /// A checkpoint did not happen; may be tried again later.
-    CheckpointFailed,
-    /// Blocks of the state that did not read back were taken from another copy, in memory: the next checkpoint, which is due now, puts them
-    /// back into the files.
+    CheckpointFailed {
+        /// What it failed for was repaired since: it may be tried again at once.
+        mended: bool,
+    },
+    /// Blocks of the state that did not read back were taken from another copy, in memory, or are to be once a checkpoint has made room for
+    /// them there: the next one, which is due now, puts what memory holds back into the files.
     Repaired,
     /// The log was recycled: it begins at `first` now.
     Recycled {

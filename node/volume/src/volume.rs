@@ -14,6 +14,7 @@ use mainstay_storage::LogEnd;
 use mainstay_storage::format::EntryRef;
 use mainstay_types::{Lsn, MonoTime, NodeId, VolumeSpec};
 
+use self::checkpoints::Repairs;
 use self::copies::Pins;
 use crate::clients::Clients;
 use crate::event::{Action, ConnId, Event, Now, OpResult, Token};
@@ -148,7 +149,7 @@ pub struct Volume {
     /// Something was released that this copy still holds.
     pub(crate) release_due: bool,
     /// Memory holds blocks that no entry behind the last checkpoint made.
-    pub(crate) repaired: bool,
+    repairs: Repairs,
     /// When the primary looks at the log's retention next.
     pub(crate) retain_at: MonoTime,
     /// The log was copied whole, with a state of this position.
@@ -191,7 +192,7 @@ impl Volume {
             logged_bytes: 0,
             pins: Pins::default(),
             release_due: false,
-            repaired: false,
+            repairs: Repairs::default(),
             retain_at: MonoTime::ZERO,
             copied_until: Lsn::ZERO,
             stopped: false,
@@ -248,11 +249,8 @@ impl Volume {
             Event::Ready { epoch } => self.core(now, Input::Ready { epoch }),
             Event::Fed { plan, entries } => self.handle_fed(now, plan, entries),
             Event::Checkpointed { at } => self.handle_checkpointed(at),
-            Event::CheckpointFailed => {
-                self.checkpoint_runs = false;
-                self.memory.checkpoint_failed(self.config.checkpoint_bytes);
-            }
-            Event::Repaired => self.repaired = true,
+            Event::CheckpointFailed { mended } => self.handle_checkpoint_failed(now, mended),
+            Event::Repaired => self.repairs.due = true,
             Event::Recycled { first } => self.core(
                 now,
                 Input::Recycled {
@@ -278,7 +276,7 @@ impl Volume {
         self.drain_core(now);
         self.feed(now);
         self.follow_pins(now);
-        self.maybe_checkpoint();
+        self.maybe_checkpoint(now);
         let settled = self.applied.min(self.member.durable());
         self.tail.evict(settled, self.config.tail_bytes);
     }

@@ -243,7 +243,8 @@ impl World {
                 self.volume_event(i, volume, VolumeEvent::Checkpointed { at });
             }
             Done::Checkpointed(None) => {
-                self.volume_event(i, volume, VolumeEvent::CheckpointFailed);
+                let failed = VolumeEvent::CheckpointFailed { mended: false };
+                self.volume_event(i, volume, failed);
             }
             Done::Fed(plan, entries) => {
                 self.volume_event(i, volume, VolumeEvent::Fed { plan, entries });

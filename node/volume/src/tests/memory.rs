@@ -33,6 +33,13 @@ impl Rig {
         self.event(Event::Tick);
     }
 
+    /// `cause` begins a checkpoint, which fails.
+    fn begin_and_fail(&mut self, cause: Event, mended: bool) {
+        self.event(cause);
+        assert!(self.checkpoint.take().is_some(), "begun");
+        self.event(Event::CheckpointFailed { mended });
+    }
+
     /// The checkpoint that was asked for is done.
     fn checkpointed(&mut self) {
         let (at, _) = self.checkpoint.take().expect("one is under way");
@@ -72,7 +79,7 @@ fn a_checkpoint_that_failed_is_not_tried_again_before_more_has_come() {
     let mut rig = slow_disk();
     rig.hold_memory(SHARE);
     rig.checkpoint = None;
-    rig.event(Event::CheckpointFailed);
+    rig.event(Event::CheckpointFailed { mended: false });
     rig.hold_memory(SHARE + SHARE / 4 - 1);
     assert_eq!(rig.checkpoint, None);
     rig.hold_memory(SHARE + SHARE / 4);
@@ -85,6 +92,49 @@ fn a_checkpoint_that_failed_is_not_tried_again_before_more_has_come() {
     ));
     rig.hold_memory(SHARE);
     assert!(rig.checkpoint.is_some(), "as before");
+}
+
+/// The order of events: a block is repaired on a volume that nobody writes to, and the checkpoint that is to put it into the file finds a
+/// full disk. Nothing else would ever ask for one, and repairs end once memory is full of such blocks.
+#[test]
+fn a_checkpoint_for_repairs_that_failed_is_tried_again_after_a_while() {
+    let mut rig = slow_disk();
+    rig.begin_and_fail(Event::Repaired, false);
+    assert_eq!(rig.checkpoint, None, "not at once");
+    rig.event(Event::Repaired);
+    rig.pass(5_000_000_000);
+    rig.event(Event::Tick);
+    assert_eq!(
+        rig.checkpoint, None,
+        "nor as often as something is repaired"
+    );
+    rig.pass(5_000_000_000);
+    rig.begin_and_fail(Event::Tick, false);
+    rig.pass(10_000_000_000);
+    rig.event(Event::Tick);
+    rig.checkpointed();
+    rig.pass(10_000_000_000);
+    rig.event(Event::Tick);
+    assert_eq!(rig.checkpoint, None, "they are in the file");
+}
+
+#[test]
+fn a_checkpoint_whose_block_was_repaired_is_tried_again_at_once() {
+    let mut rig = slow_disk();
+    rig.begin_and_fail(Event::Repaired, true);
+    rig.checkpointed();
+    rig.event(Event::Tick);
+    assert_eq!(rig.checkpoint, None);
+}
+
+/// What is repaired beside a checkpoint is not in it.
+#[test]
+fn a_repair_beside_a_checkpoint_asks_for_the_next_one() {
+    let mut rig = slow_disk();
+    rig.event(Event::Repaired);
+    rig.event(Event::Repaired);
+    rig.checkpointed();
+    assert!(rig.checkpoint.is_some());
 }
 
 /// The order of events that could make one operation both undone and done: it waits, its client asks what came of it, on this

@@ -1,10 +1,27 @@
 //! Checkpoints, and the log that is recycled behind them.
 
+use std::time::Duration;
+
 use mainstay_storage::LogEnd;
-use mainstay_types::{Lsn, VolumeKind};
+use mainstay_types::{Lsn, MonoTime, VolumeKind};
 
 use super::Volume;
-use crate::event::Action;
+use crate::event::{Action, Now};
+
+/// A checkpoint that is to put repaired blocks into the files and failed is tried again after this pause: nothing may be written meanwhile
+/// that would ask for one.
+const REPAIRS_AGAIN_AFTER: Duration = Duration::from_secs(10);
+
+/// Whether repaired blocks wait for a checkpoint.
+#[derive(Debug, Default)]
+pub(super) struct Repairs {
+    /// They do, and none that would include them is under way.
+    pub(super) due: bool,
+    /// The one that is under way includes some.
+    under_way: bool,
+    /// None is begun because of them before.
+    not_before: MonoTime,
+}
 
 impl Volume {
     /// Changes how much is held in memory, or written to the log, between two checkpoints.
@@ -25,10 +42,11 @@ impl Volume {
         runs && self.memory.is_full(self.config.checkpoint_bytes)
     }
 
-    pub(super) fn maybe_checkpoint(&mut self) {
+    pub(super) fn maybe_checkpoint(&mut self, now: Now) {
         let share = self.config.checkpoint_bytes;
         let grown = self.since_checkpoint >= share || self.memory.is_due(share);
-        let due = (grown || self.release_due || self.repaired) && !self.checkpoint_runs;
+        let repaired = self.repairs.due && now.mono >= self.repairs.not_before;
+        let due = (grown || self.release_due || repaired) && !self.checkpoint_runs;
         // The image must not know entries that this copy's own log could still lose.
         if due && self.applied <= self.member.durable() {
             self.begin_checkpoint();
@@ -38,7 +56,7 @@ impl Volume {
     /// Asks for a checkpoint now, if there is anything new: for a clean stop.
     pub fn begin_checkpoint(&mut self) {
         if self.checkpoint_runs
-            || (self.applied == self.checkpointed && !self.repaired)
+            || (self.applied == self.checkpointed && !self.repairs.due)
             || self.applied > self.member.durable()
         {
             return;
@@ -47,7 +65,7 @@ impl Volume {
             return;
         };
         self.checkpoint_runs = true;
-        self.repaired = false;
+        self.repairs.under_way = std::mem::take(&mut self.repairs.due);
         self.since_checkpoint = 0;
         self.out.push_back(Action::Checkpoint {
             blob: self.sessions.encode(),
@@ -55,8 +73,21 @@ impl Volume {
         });
     }
 
+    pub(super) fn handle_checkpoint_failed(&mut self, now: Now, mended: bool) {
+        self.checkpoint_runs = false;
+        self.memory.checkpoint_failed(self.config.checkpoint_bytes);
+        self.repairs.due |= std::mem::take(&mut self.repairs.under_way) || mended;
+        self.repairs.not_before = if mended {
+            now.mono
+        } else {
+            now.mono + REPAIRS_AGAIN_AFTER
+        };
+    }
+
     pub(super) fn handle_checkpointed(&mut self, at: LogEnd) {
         self.checkpoint_runs = false;
+        self.repairs.under_way = false;
+        self.repairs.not_before = MonoTime::ZERO;
         self.memory.checkpointed();
         self.checkpointed = self.checkpointed.max(at.point.lsn);
         if matches!(self.spec.kind, VolumeKind::Log) {
