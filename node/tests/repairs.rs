@@ -200,6 +200,28 @@ async fn a_repair_that_a_checkpoint_needs_does_not_wait_for_memory() {
     rig.end().await;
 }
 
+/// The order of events: one block is lost everywhere, so that whoever reads it waits for as long as a repair may take; meanwhile another one is
+/// read that the other copies have.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_what_nobody_has_keeps_no_one_from_what_is_to_be_had() {
+    let rig = Rig::start(|_| {}).await;
+    for node in ALL {
+        rig.rot(node, 9);
+    }
+    rig.rot(rig.primary, 500);
+    let len = u32::try_from(BLOCK).expect("4 KiB");
+    let (lost, found) = tokio::join!(
+        rig.disk.read(9 * BLOCK as u64, len),
+        rig.disk.read(500 * BLOCK as u64, len)
+    );
+    assert!(
+        matches!(lost, Err(ReadError::Refused(Refusal::Unreadable))),
+        "{lost:?}"
+    );
+    assert!(found.expect("read")[..] == [fill(500); BLOCK]);
+    rig.end().await;
+}
+
 /// A page of checksums speaks for 255 blocks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_page_of_checksums_is_made_good_for_reads_and_for_the_map() {

@@ -117,15 +117,21 @@ impl Repairer {
         read: impl AsyncFn() -> Result<T, ImageReadError>,
     ) -> Result<T, ImageReadError> {
         let until = Instant::now() + REPAIR_TIMEOUT;
+        let mut before = None;
         loop {
-            match read().await {
-                Err(ImageReadError::Corrupt { block }) => {
-                    if Instant::now() >= until || !self.repair_until(image, block, until).await {
-                        return Err(ImageReadError::Corrupt { block });
-                    }
-                }
+            let block = match read().await {
+                Err(ImageReadError::Corrupt { block }) => block,
                 other => return other,
+            };
+            if before == Some(block) {
+                // It reads back by itself and not beside others: trying on without a pause would keep the thread busy.
+                tokio::time::sleep(AGAIN_AFTER).await;
             }
+            let late = before.is_some() && Instant::now() >= until;
+            if late || !self.repair_until(image, block, until).await {
+                return Err(ImageReadError::Corrupt { block });
+            }
+            before = Some(block);
         }
     }
 
@@ -135,48 +141,70 @@ impl Repairer {
         self.repair_until(image, block, until).await
     }
 
+    /// Asks once at least, however late it is: those before it may have taken all of the time, for blocks that nobody has.
     async fn repair_until(&self, image: &Image<RealDisk>, block: u64, until: Instant) -> bool {
-        let _alone = self.busy.lock().await;
-        let reads_back = async || image.scrub(block, 1).await.is_ok_and(|bad| bad.is_empty());
-        if Instant::now() >= until {
-            // Those before it took all of the time, for this block or for others that nobody has.
-            return reads_back().await;
-        }
+        let mut alone = true;
         loop {
-            let left = image.size_bytes() / u64::from(BLOCK_BYTES) - block;
-            let window = if self.has_room(image) {
-                WINDOW.min(left)
-            } else {
-                1
-            };
-            let Ok(mut bad) = image.scrub(block, window).await else {
-                return false;
-            };
-            // What memory holds in part takes no more of it when it is whole; and no checkpoint makes room without it.
-            let unread = bad.len();
-            bad.retain(|block| self.has_room(image) || image.holding(*block) == Holding::Part);
-            if bad.len() < unread {
-                // It makes room for the others, and nothing else may ask for one where nobody writes.
-                self.ask_for_checkpoint();
+            let refused = self.take(image, &[block]).await;
+            if std::mem::take(&mut alone) {
+                self.take_behind(image, block, until).await;
             }
-            let mut taken = Taken::default();
-            if !bad.is_empty() {
-                taken = self.take_from_members(image, &bad).await;
-                self.held.tell(image);
-            }
-            if taken.blocks > 0 {
-                self.say_repaired(taken.blocks, block, taken.from);
-                self.ask_for_checkpoint();
-            }
-            if reads_back().await {
-                return true;
+            match image.scrub(block, 1).await {
+                Ok(bad) if bad.is_empty() => return true,
+                Ok(_) => {}
+                // Being replaced, or a disk that refuses: no fault of the block.
+                Err(_) => return false,
             }
             if Instant::now() >= until {
-                self.say_failed(block, taken.refused.as_deref());
+                self.say_failed(block, refused.as_deref());
                 return false;
             }
             tokio::time::sleep(AGAIN_AFTER).await;
         }
+    }
+
+    /// Looks for what does not read back behind `block`, and takes that. A bad medium may need seconds for each: whoever waits for `block`
+    /// was given it before.
+    async fn take_behind(&self, image: &Image<RealDisk>, block: u64, until: Instant) {
+        let blocks = image.size_bytes() / u64::from(BLOCK_BYTES);
+        let mut bad = Vec::new();
+        for block in block + 1..blocks.min(block + WINDOW) {
+            if Instant::now() >= until {
+                break;
+            }
+            // The engine of plain calls never does.
+            tokio::task::yield_now().await;
+            bad.extend(image.scrub(block, 1).await.unwrap_or_default());
+        }
+        if !bad.is_empty() {
+            self.take(image, &bad).await;
+        }
+    }
+
+    /// Takes blocks that do not read back from other members. Gives back why one was not taken, the last.
+    async fn take(&self, image: &Image<RealDisk>, blocks: &[u64]) -> Option<String> {
+        // For these only, not until they are there: many may wait for the same ones, and others for what is to be had.
+        let _alone = self.busy.lock().await;
+        let room = self.has_room(image);
+        let held = |block: &u64| image.holding(*block);
+        let (wanted, put_off): (Vec<u64>, Vec<u64>) = blocks
+            .iter()
+            .copied()
+            .filter(|block| held(block) != Holding::Whole)
+            // What memory holds in part takes no more of it when it is whole; and no checkpoint makes room without it.
+            .partition(|block| room || held(block) == Holding::Part);
+        if !put_off.is_empty() {
+            // It makes room for them, and nothing else may ask for one where nobody writes.
+            self.ask_for_checkpoint();
+        }
+        let first = *wanted.first()?;
+        let taken = self.take_from_members(image, wanted).await;
+        self.held.tell(image);
+        if taken.blocks > 0 {
+            self.say_repaired(taken.blocks, first, taken.from);
+            self.ask_for_checkpoint();
+        }
+        taken.refused
     }
 
     fn ask_for_checkpoint(&self) {
@@ -188,13 +216,13 @@ impl Repairer {
         image.dirty_bytes() < 2 * self.node.checkpoint_bytes()
     }
 
-    async fn take_from_members(&self, image: &Image<RealDisk>, bad: &[u64]) -> Taken {
+    async fn take_from_members(&self, image: &Image<RealDisk>, mut missing: Vec<u64>) -> Taken {
         let register = self.node.register(self.name.id());
         let members = register.iter().flat_map(|register| &register.members);
         let others = members
             .map(|member| member.node)
             .filter(|node| *node != self.node.settings.node && self.node.peers.is_up(*node));
-        let (mut taken, mut missing) = (Taken::default(), bad.to_vec());
+        let mut taken = Taken::default();
         for from in others {
             let ask = ask(
                 self.node.clone(),
