@@ -13,7 +13,7 @@ use mainstay_proto::tuning::node_endpoint;
 use mainstay_proto::v1 as pb;
 use mainstay_proto::v1::replication_client::ReplicationClient;
 use mainstay_storage::Image;
-use mainstay_storage::engine::RealDisk;
+use mainstay_storage::engine::{Disk, RealDisk};
 use mainstay_storage::image::{Donation, Holding, ImageReadError, RepairError};
 use mainstay_types::{BLOCK_BYTES, Lineage, Lsn, NodeId, VolumeName};
 use mainstay_volume::Event;
@@ -88,6 +88,37 @@ struct Taken {
     from: Option<NodeId>,
     /// Why one was not taken, last.
     refused: Option<String>,
+}
+
+impl Taken {
+    /// Puts what a member gave in the place of those `missing`, and of no others: what reads back here is not to be changed by anybody.
+    async fn put<D: Disk>(
+        &mut self,
+        volume: &VolumeName,
+        image: &Image<D>,
+        from: NodeId,
+        donation: &Donation,
+        missing: &mut Vec<u64>,
+    ) {
+        for given in &donation.blocks {
+            let Some(place) = missing.iter().position(|block| *block == given.block) else {
+                continue;
+            };
+            match image.repair(given, donation.at).await {
+                Ok(()) => {
+                    missing.swap_remove(place);
+                    self.blocks += 1;
+                    self.from = Some(from);
+                }
+                Err(error) => {
+                    if let RepairError::Differs { .. } = error {
+                        tracing::error!(%volume, %from, %error, "copies differ");
+                    }
+                    self.refused = Some(format!("node {from}: {error}"));
+                }
+            }
+        }
+    }
 }
 
 impl Repairer {
@@ -245,21 +276,9 @@ impl Repairer {
                     continue;
                 }
             };
-            for given in &donation.blocks {
-                match image.repair(given, donation.at).await {
-                    Ok(()) => {
-                        missing.retain(|block| *block != given.block);
-                        taken.blocks += 1;
-                        taken.from = Some(from);
-                    }
-                    Err(error) => {
-                        if let RepairError::Differs { .. } = error {
-                            tracing::error!(volume = %self.name, %from, %error, "copies differ");
-                        }
-                        taken.refused = Some(format!("node {from}: {error}"));
-                    }
-                }
-            }
+            taken
+                .put(&self.name, image, from, &donation, &mut missing)
+                .await;
             if missing.is_empty() {
                 break;
             }
@@ -349,6 +368,7 @@ async fn ask(
 ) -> anyhow::Result<Donation> {
     let address = node.settings.address_of(from).context("unknown node")?;
     let endpoint = node_endpoint(address)?;
+    let asked = blocks.len();
     let request = pb::BlocksRequest {
         cluster: node.settings.cluster.0,
         volume: volume.id().0,
@@ -361,6 +381,8 @@ async fn ask(
         anyhow::Ok(client.blocks(request).await?.into_inner())
     });
     let reply = answer.await.context("no answer in time")??;
+    let given = reply.blocks.len();
+    anyhow::ensure!(given <= asked, "{given} blocks for {asked}");
     Ok(Donation {
         blocks: reply.blocks.into_iter().map(decode_block).collect(),
         at: Lsn(reply.at),
@@ -398,4 +420,48 @@ pub(super) async fn donate(
         blocks: donation.blocks.into_iter().map(encode_block).collect(),
         at: donation.at.0,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use bytes::Bytes;
+    use mainstay_storage::LogEnd;
+    use mainstay_storage::engine::SimDisk;
+    use mainstay_storage::image::{ExportedBlock, ImageConfig};
+
+    use super::*;
+
+    /// A member that answers with a block that nobody asked about, or with one twice.
+    #[tokio::test]
+    async fn only_what_was_asked_for_is_taken() {
+        let config = ImageConfig {
+            lineage: Lineage(1),
+            size_bytes: 4 * u64::from(BLOCK_BYTES),
+            sums_pages: 1,
+        };
+        let (disk, dir) = (SimDisk::immediate(1), Path::new("/v"));
+        let made = Image::create(disk, dir, config, LogEnd::ZERO, Bytes::new());
+        let image = made.await.expect("made");
+        let given = |block| ExportedBlock {
+            block,
+            data: None,
+            crc: 0,
+            lsn: Lsn::ZERO,
+        };
+        let donation = Donation {
+            blocks: [2, 1, 2, 3].map(given).to_vec(),
+            at: Lsn::ZERO,
+        };
+        let (mut taken, mut missing) = (Taken::default(), vec![0, 2]);
+        let name = "disk".parse().expect("a name");
+        taken
+            .put(&name, &image, NodeId(2), &donation, &mut missing)
+            .await;
+        assert_eq!((taken.blocks, missing), (1, vec![0]));
+        let held: Vec<Holding> = (0..4).map(|block| image.holding(block)).collect();
+        let (nothing, whole) = (Holding::Nothing, Holding::Whole);
+        assert_eq!(held, [nothing, nothing, whole, nothing]);
+    }
 }

@@ -55,7 +55,7 @@ pub enum RepairError {
         /// Where it is.
         at: Lsn,
     },
-    /// Outside the volume, not a block, or damaged on its way.
+    /// Outside the volume, not a block, data that no entry made, or damaged on its way.
     #[error("block {block} is malformed")]
     Malformed {
         /// Block number.
@@ -113,7 +113,8 @@ impl<D: Disk> Image<D> {
         let malformed = RepairError::Malformed { block };
         self.check_range(block.saturating_mul(PAGE), PAGE)
             .map_err(|_| malformed)?;
-        let whole = |data: &Bytes| data.len() == PAGE_BYTES && crc(data) == given.crc;
+        let by_entry = given.lsn > Lsn::ZERO;
+        let whole = |data: &Bytes| by_entry && data.len() == PAGE_BYTES && crc(data) == given.crc;
         if !given.data.as_ref().is_none_or(whole) {
             return Err(malformed);
         }

@@ -121,6 +121,19 @@ fn a_donor_that_differs_is_not_believed() {
     assert!(whole(&image) == model(&ours));
 }
 
+/// Data that no entry made would be stored as what is lost: it never read back, and nothing repaired it.
+#[test]
+fn data_of_no_entry_is_not_taken() {
+    let (disk, image) = member(1, &entries(&[Op::Other]), 1, 1);
+    rot(&disk, 0);
+    let given = ExportedBlock {
+        lsn: Lsn::ZERO,
+        ..block_of_ones()
+    };
+    let malformed = Err(RepairError::Malformed { block: 0 });
+    assert_eq!(block_on(image.repair(&given, Lsn(1))), malformed);
+}
+
 /// A page of checksums is lost, with everything that it says: of blocks with data, with holes, and never written.
 #[test]
 fn blocks_without_checksums_are_repaired_also_where_nothing_is_stored() {
