@@ -502,7 +502,7 @@ fn put_below(layer: &mut Layer, block: u64, base: &[u8]) {
     };
     let mut data = base.to_vec();
     partial.over(&mut data);
-    layer.put_merged(block, data.into(), dirty.lsn);
+    layer.put_merged(block, Content::Data(data.into()), dirty.lsn);
 }
 
 pub(super) fn write_error(error: io::Error) -> CheckpointError {

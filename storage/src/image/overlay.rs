@@ -166,12 +166,12 @@ impl Dirty {
         Self {
             content,
             lsn: zeroes.lsn,
-            merged: false,
+            merged: zeroes.merged,
         }
     }
 }
 
-/// Blocks that one entry set to zeroes.
+/// Blocks that one entry set to zeroes, or a repair.
 #[derive(Clone, Copy, Debug)]
 struct Zeroes {
     /// Behind the last of them.
@@ -179,6 +179,8 @@ struct Zeroes {
     lsn: Lsn,
     /// Their space is to be there.
     kept: bool,
+    /// As in [`Dirty`]: zeroes that a repair found below, which no entry of the log brings back.
+    merged: bool,
 }
 
 /// Neighbouring blocks of one kind: many of zeroes, or one of any other. Each has the bytes of `dirty`.
@@ -218,16 +220,13 @@ impl Layer {
     /// Puts `content` over what the layer knows of `block`.
     pub(super) fn put(&mut self, block: u64, content: Content, lsn: Lsn) {
         let part = matches!(content, Content::Partial(_));
-        let old = self.blocks.get(&block);
-        let merged = part && old.is_some_and(|old| old.merged);
-        let content = match old {
-            Some(old) => content.onto(Some(&old.content)),
-            None => content.onto(self.zeroed(block).map(|_| &Content::Zero)),
+        let (below, merged) = match (self.blocks.get(&block), self.zeroed(block)) {
+            (Some(old), _) => (Some(&old.content), old.merged),
+            (None, Some(zeroes)) => (Some(&Content::Zero), zeroes.merged),
+            (None, None) => (None, false),
         };
-        if matches!(content, Content::Zero) {
-            self.zero_blocks(block..block + 1, lsn, false);
-            return;
-        }
+        let merged = part && merged;
+        let content = content.onto(below);
         self.bytes += content.bytes();
         let dirty = Dirty {
             content,
@@ -240,15 +239,25 @@ impl Layer {
     }
 
     /// Puts a whole block over what the layer knows of it, some bytes of which are not from the log's entries.
-    pub(super) fn put_merged(&mut self, block: u64, data: Bytes, lsn: Lsn) {
-        self.put(block, Content::Data(data), lsn);
+    pub(super) fn put_merged(&mut self, block: u64, content: Content, lsn: Lsn) {
+        if matches!(content, Content::Zero) {
+            let zeroes = Zeroes {
+                end: block + 1,
+                lsn,
+                kept: false,
+                merged: true,
+            };
+            return self.zero_blocks(block, zeroes);
+        }
+        self.put(block, content, lsn);
         if let Some(dirty) = self.blocks.get_mut(&block) {
             dirty.merged = true;
         }
     }
 
-    /// Puts zeroes over what the layer knows of whole blocks.
-    fn zero_blocks(&mut self, blocks: Range<u64>, lsn: Lsn, kept: bool) {
+    /// Puts zeroes over what the layer knows of whole blocks, from `first` on.
+    fn zero_blocks(&mut self, first: u64, zeroes: Zeroes) {
+        let blocks = first..zeroes.end;
         while let Some((&block, _)) = self.blocks.range(blocks.clone()).next() {
             let old = self.blocks.remove(&block);
             self.bytes -= old.map_or(0, |old| old.content.bytes());
@@ -264,8 +273,7 @@ impl Layer {
             self.take_zeroes(first);
             self.put_zeroes(blocks.end, old);
         }
-        let end = blocks.end;
-        self.put_zeroes(blocks.start, Zeroes { end, lsn, kept });
+        self.put_zeroes(first, zeroes);
     }
 
     /// Nothing lies there. An empty range is none.
@@ -318,11 +326,13 @@ impl Layer {
     /// Puts all that `above` knows over this.
     fn cover(&mut self, above: Self) {
         for (first, zeroes) in above.zeroes {
-            self.zero_blocks(first..zeroes.end, zeroes.lsn, zeroes.kept);
+            self.zero_blocks(first, zeroes);
         }
         for (block, dirty) in above.blocks {
             match dirty.content {
-                Content::Data(data) if dirty.merged => self.put_merged(block, data, dirty.lsn),
+                content @ Content::Data(_) if dirty.merged => {
+                    self.put_merged(block, content, dirty.lsn);
+                }
                 content => self.put(block, content, dirty.lsn),
             }
         }
@@ -365,7 +375,13 @@ impl Layer {
             });
         }
         if !whole.is_empty() {
-            self.zero_blocks(whole, lsn, kept);
+            let zeroes = Zeroes {
+                end: whole.end,
+                lsn,
+                kept,
+                merged: false,
+            };
+            self.zero_blocks(whole.start, zeroes);
         }
     }
 

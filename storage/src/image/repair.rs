@@ -169,10 +169,7 @@ impl<D: Disk> Image<D> {
             Some(ours) if ours.lsn > given.lsn => (ours.content.onto(Some(&base)), ours.lsn),
             Some(_) | None => (base, given.lsn),
         };
-        match content {
-            Content::Data(data) => overlay.active.put_merged(given.block, data, lsn),
-            content => overlay.active.put(given.block, content, lsn),
-        }
+        overlay.active.put_merged(given.block, content, lsn);
     }
 
     /// As [`Image::scrub`], with what the page cache holds let go of first: it hides what the medium no longer gives back.

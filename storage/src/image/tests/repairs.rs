@@ -134,6 +134,55 @@ fn data_of_no_entry_is_not_taken() {
     assert_eq!(block_on(image.repair(&given, Lsn(1))), malformed);
 }
 
+/// The order of events: a block that was never written is repaired and so is a hole in memory, a part-write goes over it, and power is lost
+/// while the checkpoint overwrites it. The log has the part-write only, so the rest must be in the intent.
+#[test]
+fn a_part_write_over_a_repaired_hole_survives_a_crash_in_its_checkpoint() {
+    let ops = [write(0, 100, 3000, 1)];
+    let log = entries(&ops);
+    let hole = ExportedBlock {
+        block: 0,
+        data: None,
+        crc: 0,
+        lsn: Lsn::ZERO,
+    };
+    let hole = &hole;
+    for (seed, thawed) in (0..20).flat_map(|seed| [(seed, false), (seed, true)]) {
+        crash_points(
+            seed,
+            |disk| {
+                create(disk);
+                rot(disk, 0);
+            },
+            |disk, _: Rc<Cell<()>>| {
+                let log = log.clone();
+                async move {
+                    let opened = Image::open(disk.clone(), Path::new(DIR), config()).await;
+                    let (image, _) = opened.expect("open");
+                    image.repair(hole, Lsn::ZERO).await.expect("taken");
+                    if thawed {
+                        disk.set_capacity(Some(disk.used_bytes()));
+                        let full = image.checkpoint(Bytes::new()).await;
+                        assert!(matches!(full, Err(CheckpointError::NoSpace(_))), "{full:?}");
+                        disk.set_capacity(None);
+                    }
+                    replay(&image, &log);
+                    image.checkpoint(Bytes::new()).await.expect("checkpoint");
+                }
+            },
+            |disk, ()| {
+                disk.set_capacity(None);
+                let (image, checkpoint) = open(&disk);
+                let begun = image.fuzzy_until().is_some();
+                replay(&image, &log);
+                if begun || checkpoint.applied.point.lsn == Lsn(1) {
+                    assert!(whole(&image) == model(&ops));
+                }
+            },
+        );
+    }
+}
+
 /// A page of checksums is lost, with everything that it says: of blocks with data, with holes, and never written.
 #[test]
 fn blocks_without_checksums_are_repaired_also_where_nothing_is_stored() {
