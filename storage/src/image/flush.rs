@@ -210,7 +210,7 @@ impl<D: Disk> Image<D> {
         else {
             return Err(corrupt);
         };
-        if !sum.data {
+        if !sum.needs_disk() {
             return Ok(vec![0; PAGE_BYTES]);
         }
         let (result, buf) = self
@@ -218,7 +218,7 @@ impl<D: Disk> Image<D> {
             .read_at(AlignedBuf::zeroed(PAGE_BYTES), block * PAGE)
             .await;
         match result {
-            Ok(PAGE_BYTES) if crc(&buf) == sum.crc => Ok(buf.to_vec()),
+            Ok(PAGE_BYTES) if sum.matches(&buf) => Ok(buf.to_vec()),
             Ok(_) => Err(corrupt),
             Err(error) if error.raw_os_error() == Some(libc::EIO) => Err(corrupt),
             Err(error) => Err(poison(error)),

@@ -10,7 +10,7 @@ use mainstay_types::Lsn;
 use super::overlay::{Content, Dirty};
 use super::sums::{BLOCKS_PER_PAGE, Sum, SumsPage};
 use super::{ExportedBlock, Extent, Image, ImageReadError};
-use crate::codec::{crc, is_zero};
+use crate::codec::crc;
 use crate::engine::{AlignedBuf, Disk, DiskFile, PAGE, PAGE_BYTES, TRANSFER_BYTES};
 
 /// Blocks of one read from disk.
@@ -168,13 +168,7 @@ impl<D: Disk> Image<D> {
             }
             let sum = self.sum(block).await?;
             let data = self.stored(block, 1).await?;
-            let good = data.is_some_and(|data| {
-                if sum.data {
-                    crc(&data) == sum.crc
-                } else {
-                    is_zero(&data)
-                }
-            });
+            let good = data.is_some_and(|data| sum.matches(&data));
             if good || version == self.version.get() {
                 return Ok(good);
             }
@@ -247,7 +241,7 @@ impl<D: Disk> Image<D> {
                 data: None,
                 lsn: sum.lsn,
             }));
-            if sum.data {
+            if sum.needs_disk() {
                 match runs.last_mut() {
                     Some((start, sums)) if *start + sums.len() as u64 == block => sums.push(sum),
                     _ => runs.push((block, vec![sum])),
@@ -262,11 +256,11 @@ impl<D: Disk> Image<D> {
             for (index, sum) in sums.iter().enumerate() {
                 let block = start + index as u64;
                 let bytes = data.slice(index * PAGE_BYTES..(index + 1) * PAGE_BYTES);
-                if crc(&bytes) != sum.crc {
+                if !sum.matches(&bytes) {
                     return Err(ImageReadError::Corrupt { block });
                 }
                 if let Some(Some(current)) = out.get_mut(within(block - first)) {
-                    current.data = Some(bytes);
+                    current.data = sum.data.then_some(bytes);
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Checksums of the image, one page for 255 blocks, and a bounded cache of such pages.
 //!
 //! A page names its own number and is seeded with the lineage, so a misdirected or swapped page does not verify. A
-//! page of zeroes says that none of its blocks was ever written.
+//! page of zeroes says that none of its blocks was ever written, which their bytes have to confirm.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use mainstay_types::{Lineage, Lsn};
 
-use crate::codec::{crc_seeded, is_zero, put_u16, put_u32, put_u64, u16_at, u32_at, u64_at};
+use crate::codec::{crc, crc_seeded, is_zero, put_u16, put_u32, put_u64, u16_at, u32_at, u64_at};
 use crate::engine::PAGE_BYTES;
 
 /// Blocks that one page covers.
@@ -55,6 +55,21 @@ impl Sum {
     /// Whether the page that held this entry was lost.
     pub(super) fn is_lost(&self) -> bool {
         self.data && self.lsn == Lsn::ZERO
+    }
+
+    /// Whether the block has to be read. What was never written is to be zeroes: a page that the medium lost says so as well, of blocks
+    /// that hold data. A hole that an entry made is known by the page's own checksum.
+    pub(super) fn needs_disk(&self) -> bool {
+        self.data || self.lsn == Lsn::ZERO
+    }
+
+    /// Whether it speaks of these bytes.
+    pub(super) fn matches(&self, bytes: &[u8]) -> bool {
+        if self.data {
+            crc(bytes) == self.crc
+        } else {
+            is_zero(bytes)
+        }
     }
 }
 

@@ -121,6 +121,8 @@ proptest! {
                 replay(&image, &log);
                 assert_eq!(image.fuzzy_until(), None);
                 assert!(whole(&image) == expected, "content differs");
+                let bad = block_on(image.scrub(0, BLOCKS)).expect("readable");
+                assert_eq!(bad, [], "they would be repaired for nothing");
                 // Once more, with the checkpoint that was cut short now made whole.
                 block_on(image.checkpoint(Bytes::new())).expect("checkpoint");
                 disk.crash();

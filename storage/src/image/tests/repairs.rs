@@ -183,6 +183,47 @@ fn a_part_write_over_a_repaired_hole_survives_a_crash_in_its_checkpoint() {
     }
 }
 
+/// A page of checksums comes back as zeroes, from a thin volume that lost the mapping or from a file that was cut: it says that nothing was
+/// ever written. Whoever believes that reads zeroes, gives them to others, and stores them under a part-write.
+#[test]
+fn a_page_of_checksums_that_reads_as_zeroes_is_not_believed() {
+    let ops = [write(0, 0, 3 * PAGE_BYTES, 1), write(1, 5, 9, 2)];
+    let log = entries(&ops);
+    let (_, donor) = member(1, &log, 1, 2);
+    let (disk, image) = member(2, &log, 1, 2);
+    drop(image);
+    block_on(async {
+        let path = Path::new(DIR).join(SUMS);
+        let sums = disk.open(&path, OpenMode::Write, Caching::Buffered).await?;
+        let len = sums.len().await?;
+        sums.set_len(0).await?;
+        sums.set_len(len).await
+    })
+    .expect("emptied");
+    let (image, _) = open(&disk);
+    replay(&image, &log);
+    for block in 0..3 {
+        let read = block_on(image.read(block * PAGE, PAGE_BYTES));
+        let corrupt = |error: &ImageReadError| matches!(error, ImageReadError::Corrupt { block: found } if *found == block);
+        assert!(read.as_ref().is_err_and(corrupt), "{read:?}");
+    }
+    let given = block_on(image.donate(&[0, 1, 3])).expect("blocks of the volume");
+    let given: Vec<u64> = given.blocks.iter().map(|given| given.block).collect();
+    assert_eq!(given, [3], "what was never written is");
+    let checkpointed = block_on(image.checkpoint(Bytes::new()));
+    assert!(
+        matches!(checkpointed, Err(CheckpointError::Corrupt { block: 1 })),
+        "{checkpointed:?}"
+    );
+    // What is left of the page after others were repaired is no more to be believed than before.
+    for block in [1, 0, 2] {
+        assert_eq!(repaired(&image, &donor, block), Ok(()));
+        block_on(image.checkpoint(Bytes::new())).expect("checkpoint");
+        assert_eq!(block_on(image.read(2 * PAGE, 1)).is_ok(), block == 2);
+    }
+    assert!(whole(&image) == model(&ops));
+}
+
 /// A page of checksums is lost, with everything that it says: of blocks with data, with holes, and never written.
 #[test]
 fn blocks_without_checksums_are_repaired_also_where_nothing_is_stored() {
