@@ -222,6 +222,28 @@ async fn who_waits_for_what_nobody_has_keeps_no_one_from_what_is_to_be_had() {
     rig.end().await;
 }
 
+/// The order of events: the checkpoint of a clean stop needs a block that no copy has. What it cannot write is in the log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_does_not_wait_for_a_repair() {
+    let mut rig = Rig::start(|_| {}).await;
+    for node in ALL {
+        rig.rot(node, 9);
+    }
+    rig.write(9 * BLOCK as u64 + 1000, vec![0xaa; 10]).await;
+    // It has applied the write, and hands over first.
+    let stopped = rig.primary;
+    let began = tokio::time::Instant::now();
+    rig.cluster.stop(stopped).await;
+    let took = began.elapsed();
+    assert!(
+        took < Duration::from_secs(4),
+        "{took:?}: a repair takes five"
+    );
+    rig.write(9 * BLOCK as u64, vec![fill(9); BLOCK]).await;
+    rig.cluster.restart(stopped).await;
+    rig.end().await;
+}
+
 /// A page of checksums speaks for 255 blocks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_page_of_checksums_is_made_good_for_reads_and_for_the_map() {

@@ -302,6 +302,8 @@ impl Worker {
     /// A checkpoint under way is completed, and the log ends its last write.
     async fn end(mut self, commit: Lsn) {
         self.pacing.hurry();
+        // What a checkpoint lacks then is in the log.
+        self.repairer.stop();
         if let Some(task) = self.checkpointing.take() {
             let _ended = task.await;
         }

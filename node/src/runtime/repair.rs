@@ -18,7 +18,7 @@ use mainstay_storage::image::{Donation, Holding, ImageReadError, RepairError};
 use mainstay_types::{BLOCK_BYTES, Lineage, Lsn, NodeId, VolumeName};
 use mainstay_volume::Event;
 use mainstay_volume::store::State;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -70,6 +70,7 @@ pub(super) struct Repairer {
     pub(super) counts: Arc<RepairCounts>,
     /// One repair at a time: many may wait for the same blocks.
     busy: tokio::sync::Mutex<()>,
+    stopping: watch::Sender<bool>,
     said: Cell<Said>,
 }
 
@@ -137,6 +138,7 @@ impl Repairer {
             held,
             counts: Arc::default(),
             busy: tokio::sync::Mutex::default(),
+            stopping: watch::Sender::default(),
             said: Cell::default(),
         }
     }
@@ -172,8 +174,22 @@ impl Repairer {
         self.repair_until(image, block, until).await
     }
 
-    /// Asks once at least, however late it is: those before it may have taken all of the time, for blocks that nobody has.
+    /// Nothing is repaired from now on, and whoever waits for a repair hears that it failed: a stop waits for some of them.
+    pub(super) fn stop(&self) {
+        self.stopping.send_replace(true);
+    }
+
     async fn repair_until(&self, image: &Image<RealDisk>, block: u64, until: Instant) -> bool {
+        let mut stopping = self.stopping.subscribe();
+        tokio::select! {
+            biased;
+            _ = stopping.wait_for(|stopping| *stopping) => false,
+            repaired = self.ask_until(image, block, until) => repaired,
+        }
+    }
+
+    /// Asks once at least, however late it is: those before it may have taken all of the time, for blocks that nobody has.
+    async fn ask_until(&self, image: &Image<RealDisk>, block: u64, until: Instant) -> bool {
         let mut alone = true;
         loop {
             let refused = self.take(image, &[block]).await;
