@@ -435,6 +435,9 @@ pub async fn open_state<D: Disk>(
         seed,
     };
     let sessions = Sessions::decode(&checkpoint.blob)?;
+    if let State::Block(image) = &state {
+        image.set_consistent_from(sessions.consistent_from());
+    }
     let start = VolumeStart {
         member,
         spec: facts.spec.clone(),

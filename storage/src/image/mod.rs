@@ -231,6 +231,8 @@ pub struct Image<D: Disk> {
     /// How much of the frozen layer a checkpoint under way has written, and of how much.
     written: Cell<(u64, u64)>,
     rebuilding: Cell<bool>,
+    /// A full copy was made while its donor changed: its blocks may be of entries up to here, whatever is applied.
+    consistent_from: Cell<Lsn>,
     poisoned: RefCell<Option<String>>,
 }
 
@@ -317,6 +319,7 @@ impl<D: Disk> Image<D> {
             busy: Cell::new(false),
             written: Cell::new((0, 1)),
             rebuilding: Cell::new(checkpoint.rebuilding),
+            consistent_from: Cell::new(Lsn::ZERO),
             poisoned: RefCell::new(None),
         };
         this.redo(&disk, dir).await?;
@@ -437,6 +440,11 @@ impl<D: Disk> Image<D> {
     #[must_use]
     pub fn is_rebuilding(&self) -> bool {
         self.rebuilding.get()
+    }
+
+    /// Tells up to which entry the blocks of a full copy may be, however little of the log is applied.
+    pub fn set_consistent_from(&self, lsn: Lsn) {
+        self.consistent_from.set(lsn);
     }
 
     /// Changes that are not on disk, for back-pressure: the memory that they hold, less what a checkpoint under way has written of it. That

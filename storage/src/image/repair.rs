@@ -119,8 +119,10 @@ impl<D: Disk> Image<D> {
             return Err(malformed);
         }
         let at = at.max(given.lsn);
-        // No page of checksums: nothing to compare with. What the page says of an entry stays true while it is awaited.
-        if let Ok(stored) = self.sum(block).await {
+        // While the files are of a copy that is not caught up, what they say of an entry is not what it made. No page of checksums: nothing
+        // to compare with, either. What the page says stays true while it is awaited.
+        let settled = self.checkpointed().point.lsn >= self.consistent_from.get();
+        if settled && let Ok(stored) = self.sum(block).await {
             let same = stored.lsn == given.lsn;
             let other =
                 content(stored.data, stored.crc) != content(given.data.is_some(), given.crc);

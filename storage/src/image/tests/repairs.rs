@@ -134,6 +134,46 @@ fn data_of_no_entry_is_not_taken() {
     assert_eq!(block_on(image.repair(&given, Lsn(1))), malformed);
 }
 
+/// The order of events: a full copy brings a block as entry 3 left it, entry 2 is applied over that, and a checkpoint stores the result
+/// under entry 2. A member at 2 has other bytes by that entry, and is right.
+#[test]
+fn a_copy_that_is_not_caught_up_has_nothing_to_compare_with() {
+    let ops = [
+        write(0, 0, PAGE_BYTES, 1),
+        write(0, 0, 100, 2),
+        write(0, 50, 100, 3),
+    ];
+    let log = entries(&ops);
+    let (_, ahead) = member(1, &log, 3, 3);
+    let (_, donor) = member(2, &log, 1, 2);
+    let (disk, image) = member(3, &log, 1, 1);
+    let blocks = block_on(ahead.export_block_range(0, BLOCKS)).expect("whole");
+    block_on(async {
+        let at = image.applied();
+        image.begin_rebuild().await?;
+        image.import_blocks(&blocks).await?;
+        image.finish_rebuild(at, Bytes::new()).await
+    })
+    .expect("copied");
+    image.set_consistent_from(Lsn(3));
+    replay(&image, &log[..2]);
+    block_on(image.checkpoint(Bytes::new())).expect("checkpoint");
+    rot(&disk, 0);
+    assert_eq!(repaired(&image, &donor, 0), Ok(()));
+    replay(&image, &log);
+    assert!(whole(&image) == model(&ops));
+    block_on(image.checkpoint(Bytes::new())).expect("checkpoint");
+    rot(&disk, 0);
+    let (_, other) = member(
+        4,
+        &entries(&[Op::Other, Op::Other, write(0, 0, 1, 9)]),
+        3,
+        3,
+    );
+    let differs = Err(RepairError::Differs { block: 0 });
+    assert_eq!(repaired(&image, &other, 0), differs, "from here on it has");
+}
+
 /// The order of events: a block that was never written is repaired and so is a hole in memory, a part-write goes over it, and power is lost
 /// while the checkpoint overwrites it. The log has the part-write only, so the rest must be in the intent.
 #[test]
