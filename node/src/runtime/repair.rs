@@ -360,6 +360,10 @@ impl Repairer {
             tokio::time::sleep(pause).await;
             let first = window * WINDOW;
             let count = WINDOW.min(blocks - first);
+            if image.scrub_sums(first, count).await.unwrap_or_default() {
+                self.held.tell(image);
+                self.ask_for_checkpoint();
+            }
             // An image that is being replaced, or not replayed yet, has nothing to look at.
             if let Ok(bad) = image.scrub_medium(first, count).await {
                 let bytes = count * u64::from(BLOCK_BYTES);

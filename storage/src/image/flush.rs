@@ -431,7 +431,7 @@ fn joined(pages: &[&[u8]]) -> AlignedBuf {
 }
 
 /// Blocks by the page of their checksums.
-fn by_page(blocks: Range<u64>) -> impl Iterator<Item = (u64, Range<u64>)> {
+pub(super) fn by_page(blocks: Range<u64>) -> impl Iterator<Item = (u64, Range<u64>)> {
     let pages = blocks.start / BLOCKS_PER_PAGE..blocks.end.div_ceil(BLOCKS_PER_PAGE);
     pages.map(move |page| {
         let first = (page * BLOCKS_PER_PAGE).max(blocks.start);

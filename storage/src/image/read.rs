@@ -320,18 +320,7 @@ impl<D: Disk> Image<D> {
                 return Ok(Some(page));
             }
             let version = self.version.get();
-            let (result, mut buf) = self
-                .sums
-                .read_at(AlignedBuf::zeroed(PAGE_BYTES), number * PAGE)
-                .await;
-            let page = match result {
-                Ok(found) => {
-                    buf.set_len(found);
-                    SumsPage::decode(self.config.lineage, number, &buf)
-                }
-                Err(error) if error.raw_os_error() == Some(libc::EIO) => None,
-                Err(error) => return Err(error),
-            };
+            let page = self.stored_sums(number).await?;
             if version != self.version.get() {
                 continue;
             }
@@ -339,6 +328,22 @@ impl<D: Disk> Image<D> {
             let page = Rc::new(page);
             self.cache.put(number, page.clone());
             return Ok(Some(page));
+        }
+    }
+
+    /// A page of checksums as it is in the file; none if it does not verify.
+    pub(super) async fn stored_sums(&self, number: u64) -> io::Result<Option<SumsPage>> {
+        let (result, mut buf) = self
+            .sums
+            .read_at(AlignedBuf::zeroed(PAGE_BYTES), number * PAGE)
+            .await;
+        match result {
+            Ok(found) => {
+                buf.set_len(found);
+                Ok(SumsPage::decode(self.config.lineage, number, &buf))
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 }

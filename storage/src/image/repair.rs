@@ -13,7 +13,9 @@
 use bytes::Bytes;
 use mainstay_types::Lsn;
 
+use super::flush::by_page;
 use super::overlay::{Content, Dirty};
+use super::read::Current;
 use super::{ExportedBlock, Image, ImageReadError};
 use crate::codec::crc;
 use crate::engine::{Disk, DiskFile, PAGE, PAGE_BYTES};
@@ -172,6 +174,51 @@ impl<D: Disk> Image<D> {
             Some(_) | None => (base, given.lsn),
         };
         overlay.active.put_merged(given.block, content, lsn);
+    }
+
+    /// Reads the checksums of blocks past every cache. What the medium lost of those that memory has is written again by the next
+    /// checkpoint: whether one is to come. Where memory has none, the blocks do not read back.
+    ///
+    /// # Errors
+    /// [`ImageReadError`].
+    pub async fn scrub_sums(&self, first: u64, count: u64) -> Result<bool, ImageReadError> {
+        self.check_blocks(first.saturating_mul(PAGE), count.saturating_mul(PAGE))?;
+        let mut due = false;
+        for (number, blocks) in by_page(first..first + count) {
+            due |= self.scrub_sums_page(number, blocks.start).await?;
+        }
+        Ok(due)
+    }
+
+    /// `block` is one of the page's: with any of them the page is written.
+    async fn scrub_sums_page(&self, number: u64, block: u64) -> Result<bool, ImageReadError> {
+        let forgotten = self.sums.forget_cached(number * PAGE, PAGE).await;
+        forgotten.map_err(ImageReadError::Io)?;
+        let version = self.version.get();
+        let Some(known) = self.cache.get(number) else {
+            return Ok(false);
+        };
+        let stored = self.stored_sums(number).await.map_err(ImageReadError::Io)?;
+        if stored.is_some_and(|stored| stored.0 == known.0) {
+            return Ok(false);
+        }
+        let current = self.read_blocks(block, 1).await?;
+        // A checkpoint that has overwritten blocks meanwhile may have stored newer bytes than these, and has written the page.
+        let under_way = self.flushing.borrow().contains_key(&number);
+        if under_way || version != self.version.get() {
+            return Ok(false);
+        }
+        for Current { data, lsn } in current {
+            let crc = data.as_ref().map_or(0, |data| crc(data));
+            let stored = ExportedBlock {
+                block,
+                data,
+                crc,
+                lsn,
+            };
+            self.put_below(&stored);
+        }
+        Ok(true)
     }
 
     /// As [`Image::scrub`], with what the page cache holds let go of first: it hides what the medium no longer gives back.

@@ -264,6 +264,23 @@ fn a_page_of_checksums_that_reads_as_zeroes_is_not_believed() {
     assert!(whole(&image) == model(&ops));
 }
 
+/// The medium loses a page of checksums that memory has: everything reads back, until the next start.
+#[test]
+fn checksums_that_only_memory_has_are_written_again() {
+    let ops = sample_ops();
+    let log = entries(&ops);
+    let (disk, image) = member(1, &log, 6, 6);
+    let has_them = block_on(image.read(0, 1)).expect("readable");
+    assert_eq!(has_them[..], [1]);
+    assert_eq!(block_on(image.scrub_sums(0, 64)).ok(), Some(false));
+    disk.rot(&Path::new(DIR).join(SUMS), 40, 1);
+    assert_eq!(block_on(image.scrub_sums(64, 64)).ok(), Some(true));
+    block_on(image.checkpoint(Bytes::new())).expect("checkpoint");
+    let (image, _) = open(&disk);
+    assert!(whole(&image) == model(&ops));
+    assert_eq!(block_on(image.scrub_sums(0, BLOCKS)).ok(), Some(false));
+}
+
 /// A page of checksums is lost, with everything that it says: of blocks with data, with holes, and never written.
 #[test]
 fn blocks_without_checksums_are_repaired_also_where_nothing_is_stored() {
