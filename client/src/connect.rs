@@ -11,7 +11,7 @@ use mainstay_proto::v1 as pb;
 use mainstay_proto::v1::client_client::ClientClient;
 use mainstay_proto::v1::client_reply::Body;
 use mainstay_proto::v1::client_request;
-use mainstay_types::{Epoch, Lsn, NodeId, SessionId};
+use mainstay_types::{Epoch, Lineage, Lsn, NodeId, SessionId};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
@@ -40,6 +40,8 @@ pub(crate) struct Opening {
     pub(crate) create: bool,
     /// No older epoch is ever followed.
     pub(crate) epoch_floor: Epoch,
+    /// The history that the handle began in; `None` before its first stream. No other one is ever followed.
+    pub(crate) lineage: Option<Lineage>,
     /// Zero unless the handle forwards.
     pub(crate) silence_ms: u32,
     /// Of the writer of a log; zero for none.
@@ -62,6 +64,7 @@ impl Opening {
             first_unanswered: 1,
             create: false,
             epoch_floor: Epoch::ZERO,
+            lineage: None,
             silence_ms: 0,
             token: 0,
             any_copy: false,
@@ -101,6 +104,7 @@ impl Opening {
             silence_ms: self.silence_ms,
             token: self.token,
             any_copy: self.any_copy,
+            lineage: self.lineage.map_or(0, |lineage| lineage.0),
         };
         pb::ClientRequest {
             tag: 0,
@@ -118,6 +122,11 @@ pub(crate) struct VolumeStream {
     pub(crate) opened: pb::Opened,
     pub(crate) requests: mpsc::UnboundedSender<pb::ClientRequest>,
     pub(crate) replies: Replies,
+}
+
+/// The history of the copy that opened the volume, if it tells.
+pub(crate) fn lineage_of(opened: &pb::Opened) -> Option<Lineage> {
+    (opened.lineage != 0).then_some(Lineage(opened.lineage))
 }
 
 /// Why one node did not open the volume.
@@ -218,6 +227,7 @@ async fn attempt(
         }
         Ok(stream) => {
             opening.epoch_floor = stream.epoch;
+            opening.lineage = opening.lineage.or_else(|| lineage_of(&stream.opened));
             opening.generation = opening
                 .generation
                 .map(|generation| generation.max(stream.opened.generation));
@@ -251,6 +261,11 @@ pub(crate) async fn open_at(
     };
     let first = replies.message().await.map_err(lost_stream)?;
     match first.and_then(|reply| reply.body) {
+        // Of a copy alone: a primary refuses by itself.
+        Some(Body::Opened(opened)) if is_other(opening.lineage, lineage_of(&opened)) => {
+            let lineage = Lineage(opened.lineage);
+            Err(Failure::Refused(Refusal::HistoryReplaced { lineage }))
+        }
         Some(Body::Opened(opened)) => Ok(VolumeStream {
             address: address.to_owned(),
             node: NodeId(opened.node),
@@ -269,6 +284,10 @@ pub(crate) async fn open_at(
         },
         Some(_) | None => Err(Failure::Lost("an answer that is none".to_owned())),
     }
+}
+
+fn is_other(known: Option<Lineage>, told: Option<Lineage>) -> bool {
+    matches!((known, told), (Some(known), Some(told)) if known != told)
 }
 
 async fn dial(
@@ -334,6 +353,11 @@ pub(crate) fn refusal(refused: pb::Refused) -> Verdict {
             });
         }
         Reason::NoSuchVolume(_) => return Verdict::SessionOver(Refusal::NoSuchVolume),
+        Reason::HistoryReplaced(m) => {
+            return Verdict::SessionOver(Refusal::HistoryReplaced {
+                lineage: Lineage(m.lineage),
+            });
+        }
         Reason::WrongKind(_) => Refusal::WrongKind,
         Reason::NotAttached(_) => Refusal::NotAttached,
         Reason::ReadOnly(_) => Refusal::ReadOnly,

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use mainstay_types::{Lsn, NameError, SessionId};
+use mainstay_types::{Lineage, Lsn, NameError, SessionId};
 
 use crate::OpId;
 
@@ -50,6 +50,18 @@ pub enum Refusal {
     /// No such volume, or it was deleted.
     #[error("no such volume")]
     NoSuchVolume,
+    /// The volume has another history than the one that this handle or tail began in: a forced promotion gave up what it had not, or
+    /// the volume was deleted and created anew. Positions, points and outcomes of the old history say nothing in the new one, so nothing
+    /// of the handle goes on. Open a new handle, compare what you keep with what is there, and begin a tail at a position that you
+    /// choose.
+    #[error(
+        "the volume's history was replaced by {lineage}: a forced promotion, or deleted and created anew; open a new handle, and \
+         start a tail again from a position of your choice"
+    )]
+    HistoryReplaced {
+        /// The history that the volume has now.
+        lineage: Lineage,
+    },
     /// A log volume was used as a block volume, or the reverse.
     #[error("the volume is of the other kind")]
     WrongKind,

@@ -24,6 +24,8 @@
 //! * **The call fixes the order.** Mutations of one handle and its clones take effect in the order of the calls.
 //! * **Failover is not an error.** While there is no primary, requests wait; on the new one they are sent again, in order,
 //!   and each takes effect once.
+//! * **A handle has one history.** A forced promotion that gives up committed entries, and a volume that is deleted and created anew,
+//!   begin another: handles, tails and reads from copies end with [`Refusal::HistoryReplaced`], and nothing of them reaches it.
 //! * **A lost answer is `Unknown`, never "failed".** It is given when the deadline passes. The request stays queued and may
 //!   still take effect; `outcome` settles it.
 //! * **Dropping a future cancels the wait, not the request.** Dropping the last handle abandons what is unanswered:

@@ -296,11 +296,18 @@ impl LogVolume {
     pub(crate) async fn ask(&self, request: client_request::Body) -> Result<Body, ReadError> {
         match self.consistency {
             Consistency::Linearizable => self.session.query(request).await,
-            Consistency::Committed => self.replicas.query(request, self.session.deadline).await,
+            Consistency::Committed => tokio::select! {
+                biased;
+                refusal = self.session.replaced() => Err(ReadError::Refused(refusal)),
+                answer = self.replicas.query(request, self.session.deadline) => answer,
+            },
         }
     }
 
     /// Every committed record from `from` on, now and as they come, across failovers, with neither gap nor repeat.
+    ///
+    /// It ends with [`Refusal::HistoryReplaced`] when the volume's history is another one than when this handle was opened: positions that
+    /// it has shown may then be missing, or hold other records.
     ///
     /// Runs on a connection of its own, which ends with it: a slow reader holds back nothing but itself.
     ///
@@ -323,6 +330,7 @@ impl LogVolume {
         Tail::start(
             Arc::clone(&self.session.cluster),
             self.session.volume.clone(),
+            self.session.lineage(),
             from,
         )
     }

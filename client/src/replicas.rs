@@ -10,7 +10,7 @@ use std::time::Duration;
 use mainstay_proto::v1 as pb;
 use mainstay_proto::v1::client_reply::Body;
 use mainstay_proto::v1::client_request;
-use mainstay_types::Lsn;
+use mainstay_types::{Lineage, Lsn};
 
 use crate::cluster::{Backoff, Cluster};
 use crate::connect::{Failure, Opening, Verdict, VolumeStream, open_at, refusal};
@@ -73,10 +73,19 @@ enum Left {
 }
 
 impl Replicas {
-    pub(crate) fn new(cluster: Arc<Cluster>, volume: String, first: usize) -> Self {
+    /// Copies of one history alone, if that is known: what is seen in one says nothing in another.
+    pub(crate) fn new(
+        cluster: Arc<Cluster>,
+        volume: String,
+        lineage: Option<Lineage>,
+        first: usize,
+    ) -> Self {
         Self {
             cluster,
-            opening: Opening::any_copy(volume),
+            opening: Opening {
+                lineage,
+                ..Opening::any_copy(volume)
+            },
             seen: Arc::default(),
             idle: Mutex::default(),
             next: AtomicUsize::new(first),
@@ -143,6 +152,10 @@ impl Replicas {
         match tokio::time::timeout(NODE_TIMEOUT, opened).await {
             Ok(Ok(stream)) => self.ask(stream, body).await,
             Ok(Err(Failure::Refused(Refusal::NoSuchVolume))) => Err(Left::Denied),
+            // It may be this node that has not heard of the history that the volume has now.
+            Ok(Err(Failure::Refused(refusal @ Refusal::HistoryReplaced { .. }))) => {
+                Err(Left::Lacking(refusal))
+            }
             Ok(Err(Failure::Refused(refusal))) => Err(Left::Refused(refusal)),
             Ok(Err(Failure::Elsewhere(_))) => Err(Left::TryNext),
             Ok(Err(Failure::Lost(_))) | Err(_) => {

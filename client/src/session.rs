@@ -6,14 +6,14 @@ use std::time::Duration;
 use mainstay_proto::v1 as pb;
 use mainstay_proto::v1::client_reply::Body;
 use mainstay_proto::v1::client_request;
-use mainstay_types::{Epoch, Lsn, SessionId};
+use mainstay_types::{Epoch, Lineage, Lsn, SessionId};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::cluster::{Backoff, Cluster};
-use crate::connect::{Opening, VolumeStream, connect};
+use crate::connect::{Opening, VolumeStream, connect, lineage_of};
 use crate::driver::{Command, Driver, OutcomeAnswer, committed_at};
 use crate::forwarding::Forwarding;
 use crate::inflight::{Failed, Mutation, MutationResult};
@@ -108,6 +108,7 @@ impl Session {
                 first_unanswered: 1,
                 create: true,
                 epoch_floor: Epoch::ZERO,
+                lineage: None,
                 silence_ms: wanted.silence.map_or(0, silence_ms),
                 token: wanted.token,
                 any_copy: false,
@@ -160,6 +161,19 @@ impl Session {
             .silence
             .map_or(Duration::ZERO, |silence| silence.saturating_mul(2));
         self.deadline.saturating_add(silences)
+    }
+
+    /// The history that this session is of, if its primary told.
+    pub(crate) fn lineage(&self) -> Option<Lineage> {
+        lineage_of(&self.opened)
+    }
+
+    /// Resolves when the volume turns out to have another history; never, if the session ends otherwise.
+    pub(crate) async fn replaced(&self) -> Refusal {
+        match self.ended().await {
+            refusal @ Refusal::HistoryReplaced { .. } => refusal,
+            _ => std::future::pending().await,
+        }
     }
 
     pub(crate) async fn ended(&self) -> Refusal {
@@ -385,6 +399,8 @@ pub(crate) async fn let_go(cluster: Arc<Cluster>, mut opening: Opening, waited: 
         create: false,
         // Above whatever the last search reached.
         generation: None,
+        // A hold that outlived a forced promotion is to be let go, too.
+        lineage: None,
         ..opening
     };
     let closing = async {

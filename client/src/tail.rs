@@ -12,7 +12,7 @@ use std::time::Duration;
 use mainstay_proto::v1 as pb;
 use mainstay_proto::v1::client_reply::Body;
 use mainstay_proto::v1::client_request;
-use mainstay_types::Lsn;
+use mainstay_types::{Lineage, Lsn};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::{Stream, StreamExt};
@@ -38,11 +38,19 @@ pub struct Tail {
 }
 
 impl Tail {
-    pub(crate) fn start(cluster: Arc<Cluster>, volume: String, from: Lsn) -> Self {
+    pub(crate) fn start(
+        cluster: Arc<Cluster>,
+        volume: String,
+        lineage: Option<Lineage>,
+        from: Lsn,
+    ) -> Self {
         let (pages_out, pages) = mpsc::channel(PAGES_AHEAD);
         let follower = Follower {
             cluster,
-            opening: Opening::tail(volume),
+            opening: Opening {
+                lineage,
+                ..Opening::tail(volume)
+            },
             next: from.max(Lsn(1)),
             pages: pages_out,
         };
@@ -56,8 +64,8 @@ impl Tail {
     /// The next record; waits for as long as it takes to be committed. `None` after an error. Cancelling loses nothing.
     ///
     /// # Errors
-    /// The position was trimmed, the volume is gone, or no copy that answered within ten seconds reads back what comes next; the tail
-    /// has ended.
+    /// The position was trimmed, the volume is gone or has another history, or no copy that answered within ten seconds reads back what
+    /// comes next; the tail has ended.
     ///
     /// # Example
     /// ```
@@ -227,7 +235,8 @@ impl Follower {
     /// Gets past what one copy does not read back with a page from another. What the primary tried to read is committed.
     async fn read_elsewhere(&mut self) -> Left {
         let volume = self.opening.volume.clone();
-        let copies = Replicas::new(Arc::clone(&self.cluster), volume, 0);
+        let lineage = self.opening.lineage;
+        let copies = Replicas::new(Arc::clone(&self.cluster), volume, lineage, 0);
         copies.seen.note(self.next);
         let limits = ReadLimits::default();
         let request = client_request::Body::ReadLog(pb::ReadLog {

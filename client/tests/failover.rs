@@ -7,6 +7,8 @@
 
 #[path = "failover/copies.rs"]
 mod copies;
+#[path = "failover/histories.rs"]
+mod histories;
 #[path = "failover/sessions.rs"]
 mod sessions;
 mod support;

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mainstay_client::report::{CreateVolume, EventFilter, Promote, PromoteRefused, VolumeHealth};
-use mainstay_client::{Admin, AdminError, Client, ClientConfig, LogVolume, ReadLimits};
+use mainstay_client::{
+    Admin, AdminError, AppendError, Client, ClientConfig, Consistency, LogVolume, ReadError,
+    ReadLimits, Refusal, UnknownCause,
+};
 use mainstay_types::{Lsn, NodeId, VolumeKind};
 use support::{Cluster, PATIENCE, healed};
 
@@ -78,6 +81,12 @@ async fn a_stale_copy_goes_on_only_by_an_explicit_word_and_in_a_history_of_its_o
     // Node 3 misses ten records; then the two that have them are lost.
     cluster.stop(NodeId(3)).await;
     append(&log, 20, 30).await;
+    let (old, mut old_tail) = (log.clone(), log.tail(Lsn(1)));
+    while let Some(record) = old_tail.next().await {
+        if record.expect("readable").data == "record 29" {
+            break;
+        }
+    }
     cluster.stop_together(&[NodeId(1), NodeId(2)]).await;
     cluster.restart(NodeId(3)).await;
 
@@ -102,6 +111,21 @@ async fn a_stale_copy_goes_on_only_by_an_explicit_word_and_in_a_history_of_its_o
     let kept: Vec<String> = kept.iter().map(|n| format!("record {n}")).collect();
     assert_eq!(records(&log).await, kept);
 
+    // What began in the history before ends: the tail has shown what is no more.
+    let last = old_tail.next().await.expect("an error");
+    let is_replaced = |refusal: &Refusal| matches!(refusal, Refusal::HistoryReplaced { .. });
+    assert!(
+        matches!(&last, Err(ReadError::Refused(why)) if is_replaced(why)),
+        "{last:?}"
+    );
+    refused_as_replaced(&old).await;
+    let copies = old.with_consistency(Consistency::Committed);
+    let read = copies.read(Lsn(1), ReadLimits::default()).await;
+    assert!(
+        matches!(&read, Err(ReadError::Refused(why)) if is_replaced(why)),
+        "{read:?}"
+    );
+
     // The others come back: what they hold is set aside, and they are fed anew.
     cluster.restart(NodeId(1)).await;
     cluster.restart(NodeId(2)).await;
@@ -118,6 +142,40 @@ async fn a_stale_copy_goes_on_only_by_an_explicit_word_and_in_a_history_of_its_o
         assert_eq!(records(&log).await, kept, "node {node}");
     }
     assert!(told(&admin).await, "no event says what was given up");
+    cluster.shut_down().await;
+}
+
+async fn refused_as_replaced(log: &LogVolume) {
+    let refused = log.append("of another history").await;
+    let why = match &refused {
+        Err(AppendError::Refused(why)) => Some(why),
+        Err(AppendError::Unknown {
+            cause: UnknownCause::SessionEnded(why),
+            ..
+        }) => Some(why),
+        _ => None,
+    };
+    assert!(
+        matches!(why, Some(Refusal::HistoryReplaced { .. })),
+        "{refused:?}"
+    );
+}
+
+/// A writer is idle while its log is deleted and created anew: it leaves nothing in the new one, not even its session.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_created_anew_is_another_one() {
+    let cluster = Cluster::of(1, 1).await;
+    let client = connect(&cluster).await;
+    let admin = client.admin();
+    let create = || admin.create_volume(CreateVolume::new(LEDGER, VolumeKind::Log));
+    create().await.expect("created");
+    let old = client.log(LEDGER).open().await.expect("open");
+    append(&old, 0, 3).await;
+    admin.delete_volume(LEDGER, true).await.expect("deleted");
+    create().await.expect("created");
+    refused_as_replaced(&old).await;
+    let log = client.log(LEDGER).open().await.expect("open");
+    assert!(records(&log).await.is_empty());
     cluster.shut_down().await;
 }
 

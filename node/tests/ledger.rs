@@ -381,14 +381,14 @@ async fn a_snapshot_is_of_the_history_that_is_read() {
     drop(rows);
     let imported = importing.await.expect("no panic");
     let why = format!("{:#}", imported.expect_err("of another history"));
-    assert!(why.contains("another history meanwhile"), "{why}");
+    assert!(why.contains("history was replaced"), "{why}");
     assert_eq!(std::fs::read(&path).expect("a snapshot"), snapshot);
 
     let used = balance(&kept, &[], endpoints.clone(), &mut Vec::new()).await;
     let why = format!("{:#}", used.expect_err("of another history"));
     assert!(why.contains("remove the file"), "{why}");
     let found = balances(&ledger(None), &cluster).await;
-    assert_eq!((found["rent"], found["1"]), (100, 500));
+    assert_eq!((found["rent"], found.get("1")), (100, None));
     cluster.shut_down().await;
 }
 

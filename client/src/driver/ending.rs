@@ -48,7 +48,8 @@ impl Driver {
             (Refusal::NotServed, Some(sent)) => {
                 tokio::time::sleep_until(sent + forwarding.silence).await;
             }
-            (Refusal::NotServed | Refusal::StoodStill, _) => {}
+            // What was sent before the history was replaced has no place in the new one.
+            (Refusal::NotServed | Refusal::StoodStill | Refusal::HistoryReplaced { .. }, _) => {}
             _ => return,
         }
         self.let_go();

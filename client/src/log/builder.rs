@@ -142,6 +142,7 @@ impl LogBuilder {
         let replicas = Replicas::new(
             Arc::clone(&session.cluster),
             session.volume.clone(),
+            session.lineage(),
             // Spread over the copies, and not drawn anew at each read: a reader stays where it is well served.
             usize::try_from(session.opened.commit ^ session.id.0).unwrap_or(0),
         );

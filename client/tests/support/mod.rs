@@ -67,6 +67,8 @@ pub(crate) struct World {
     pub(crate) first: u64,
     /// How often any node was asked who is primary.
     pub(crate) questions: usize,
+    /// Of the history; zero: the nodes do not tell.
+    pub(crate) lineage: u64,
 }
 
 pub(crate) struct Cluster {
@@ -95,6 +97,7 @@ impl Cluster {
             unreadable: None,
             first: 1,
             questions: 0,
+            lineage: 1,
         };
         let world = Arc::new(Mutex::new(world));
         let changed = watch::Sender::new(0);
@@ -177,6 +180,30 @@ impl Cluster {
             }
         }
         self.touch();
+    }
+
+    /// A forced promotion of `to`, which has the first `kept` entries alone.
+    pub(crate) fn force(&self, to: usize, kept: usize) {
+        {
+            let mut world = self.lock();
+            world.log.truncate(kept);
+            for session in world.sessions.values_mut() {
+                session.results.retain(|_, lsn| *lsn <= kept as u64);
+            }
+            world.lineage += 1;
+        }
+        self.promote(to, None);
+    }
+
+    /// The volume is deleted, and another one made under its name.
+    pub(crate) fn create_anew(&self, primary: usize) {
+        {
+            let mut world = self.lock();
+            world.sessions.clear();
+            world.holder = None;
+            world.image.fill(0);
+        }
+        self.force(primary, 0);
     }
 
     /// Nobody is primary: streams end, and nobody knows where to go.

@@ -48,6 +48,12 @@ impl Node {
             drop(world);
             return Err(self.not_primary());
         }
+        if open.lineage != 0 && world.lineage != 0 && open.lineage != world.lineage {
+            let lineage = world.lineage;
+            return Err(refused(Reason::HistoryReplaced(pb::HistoryReplaced {
+                lineage,
+            })));
+        }
         if let Some(attachment) = &open.attachment {
             match &world.holder {
                 Some((session, name)) if *session != open.session && !attachment.takeover => {
@@ -102,6 +108,7 @@ fn opened(world: &World, node: usize, generation: u64, next_seq: u64) -> pb::Ope
         commit: world.log.len() as u64,
         first_lsn: 1,
         batch_records_max: 4,
+        lineage: world.lineage,
     }
 }
 
@@ -261,6 +268,9 @@ impl Serving {
                 let at = m.offset as usize;
                 let data = Bytes::copy_from_slice(&world.image[at..at + m.len as usize]);
                 Reply::Data(pb::Data { data })
+            }
+            Ask::ReadLog(m) if m.committed.is_some_and(|known| known.at_least > commit) => {
+                refused(Reason::CopyBehind(pb::CopyBehind { commit }))
             }
             Ask::ReadLog(m) if m.from_lsn < world.first => {
                 let first_lsn = world.first;

@@ -47,8 +47,13 @@ impl Device {
         let payload_bytes_max = volume.info().payload_bytes_max;
         let (line, runner) = Line::new(volume.clone(), payload_bytes_max, park_timeout);
         let closing = volume.clone();
+        let name = info.name.clone();
         tokio::spawn(async move {
             runner.await;
+            if let Some(refusal @ Refusal::HistoryReplaced { .. }) = closing.ended().now_or_never()
+            {
+                tracing::warn!(export = name, %refusal, "an NBD connection was closed, what its client sent ended in ESHUTDOWN");
+            }
             if let Err(error) = closing.close().await {
                 tracing::debug!(%error, "attachment not let go");
             }

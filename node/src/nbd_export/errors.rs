@@ -64,7 +64,11 @@ impl RequestErrors {
             WriteError::Refused(refusal)
             | WriteError::Unknown {
                 cause:
-                    UnknownCause::SessionEnded(refusal @ (Refusal::StoodStill | Refusal::NotServed)),
+                    UnknownCause::SessionEnded(
+                        refusal @ (Refusal::StoodStill
+                        | Refusal::NotServed
+                        | Refusal::HistoryReplaced { .. }),
+                    ),
                 ..
             } => self.refused(refusal).await,
             WriteError::Unknown {
@@ -131,6 +135,9 @@ pub(super) async fn ended(refusal: &Refusal) -> Ended {
         Refusal::StoodStill => {}
         // What waited too long got `EIO`. With the rest the client can go on, on a new connection, when there is a primary again.
         Refusal::NotServed => tokio::time::sleep(LAST_REPLIES).await,
+        // The client may be sure of nothing that it knows of the volume. Every request is answered with an error, and only a connection
+        // that knows nothing yet gets the volume as it is now.
+        Refusal::HistoryReplaced { .. } => return Ended::Finished,
         _ => std::future::pending().await,
     }
     Ended::Cut
@@ -149,7 +156,7 @@ fn refused(refusal: &Refusal) -> BlockError {
         Refusal::OutOfRange { .. } | Refusal::BadRequest { .. } => BlockError::Invalid,
         Refusal::TooLarge { .. } => BlockError::TooLarge,
         Refusal::Unsupported => BlockError::NotSupported,
-        Refusal::Closed => BlockError::ShuttingDown,
+        Refusal::Closed | Refusal::HistoryReplaced { .. } => BlockError::ShuttingDown,
         other => {
             tracing::warn!(refusal = %other, "an NBD request ends in EIO");
             BlockError::Io
@@ -168,6 +175,25 @@ mod tests {
         let beyond = Refusal::OutOfRange { size_bytes: 1 };
         assert_eq!(refused(&beyond), BlockError::Invalid);
         assert_eq!(refused(&Refusal::Unreadable), BlockError::Io);
+    }
+
+    /// The volume was deleted and created anew, with a write of its client on the way: that is told an error, and the connection ends.
+    #[tokio::test]
+    async fn a_replaced_history_ends_the_connection_with_answers() {
+        let lineage = mainstay_types::Lineage(7);
+        let refusal = Refusal::HistoryReplaced { lineage };
+        let overdue = OverdueCount::new(Duration::from_secs(60), Arc::new(|_| {}));
+        let errors = Errors::new("disk", &overdue, Duration::from_secs(60)).of_request();
+        let op = mainstay_client::OpId {
+            session: mainstay_types::SessionId(1),
+            seq: 1,
+        };
+        let cause = UnknownCause::SessionEnded(refusal.clone());
+        let sent = WriteError::Unknown { op, cause };
+        assert_eq!(errors.write(&sent).await, BlockError::ShuttingDown);
+        let unsent = WriteError::Refused(refusal.clone());
+        assert_eq!(errors.write(&unsent).await, BlockError::ShuttingDown);
+        assert_eq!(ended(&refusal).await, Ended::Finished);
     }
 
     /// A session ends with the first request that waited too long. Those behind it have not.

@@ -34,7 +34,19 @@ pub(super) fn opened(
         batch_records_max: count_of(BATCH_RECORDS_MAX),
         commit: commit.0,
         first_lsn: first.0,
+        lineage: handle.lineage.0,
     })
+}
+
+/// The client knows the volume by another history.
+pub(super) fn history_replaced(handle: &VolumeHandle) -> Reply {
+    let lineage = handle.lineage;
+    refusal(
+        format!(
+            "the volume's history is {lineage} now: a forced promotion, or deleted and created anew"
+        ),
+        Reason::HistoryReplaced(pb::HistoryReplaced { lineage: lineage.0 }),
+    )
 }
 
 /// A volume's kind on the wire.

@@ -51,6 +51,7 @@ fn requests(golden: &mut Golden) {
         silence_ms: 0,
         token: 0,
         any_copy: false,
+        lineage: 0,
     };
     golden.ask("open", Body::Open(open));
     let record = Bytes::from_static(b"record");
@@ -179,6 +180,12 @@ fn requests(golden: &mut Golden) {
         ..pb::Open::default()
     };
     golden.ask("open_writing", Body::Open(writing));
+    let again = pb::Open {
+        volume: "ledger".to_owned(),
+        lineage: 0x0102_0304_0506_0708,
+        ..pb::Open::default()
+    };
+    golden.ask("open_again", Body::Open(again));
 }
 
 fn replies(golden: &mut Golden) {
@@ -193,6 +200,7 @@ fn replies(golden: &mut Golden) {
         commit: 400,
         first_lsn: 9,
         batch_records_max: 1024,
+        lineage: 0x0102_0304_0506_0708,
     };
     golden.reply("opened", Body::Opened(opened));
     let not = pb::NotPrimary {
@@ -332,6 +340,9 @@ fn refusals(golden: &mut Golden) {
         Reason::FencedToken(pb::FencedToken { current: 3 }),
         Reason::CopyBehind(pb::CopyBehind { commit: 7 }),
         Reason::TreeUnavailable(pb::TreeUnavailable {}),
+        Reason::HistoryReplaced(pb::HistoryReplaced {
+            lineage: 0x0102_0304_0506_0708,
+        }),
     ];
     for (at, reason) in reasons.into_iter().enumerate() {
         golden.refused(&format!("refused_{}", at + 2), reason);

@@ -47,7 +47,10 @@ impl Stream {
                 "a stream to any copy is for reading, without a session",
             ));
         }
+        // A stream of another history leaves nothing in this one. Only a primary may say so: a copy may be the one that has not heard.
+        let replaced = open.lineage != 0 && open.lineage != handle.lineage.0;
         let op = match op_of(&open, generation) {
+            _ if replaced => ClientOp::Position,
             Ok(op) => op,
             Err(refusal) => {
                 self.send(tag, replies::refused(&refusal)).await?;
@@ -106,6 +109,9 @@ impl Stream {
                 ),
                 true,
             ),
+            Some(ConnAnswer::Result(OpResult::Position { .. })) if replaced => {
+                (replies::history_replaced(&opened.handle), false)
+            }
             Some(ConnAnswer::Result(OpResult::Position { commit, .. })) => {
                 let epoch = report.acting.map_or(report.sealed, |(epoch, _)| epoch);
                 (
