@@ -45,7 +45,9 @@ impl Driver {
             return;
         };
         match (refusal, self.inflight.last_sent()) {
-            (Refusal::NotServed, Some(sent)) => {
+            // Also after a standstill: what was handed to the stream just before it may leave this process only now, and its peer,
+            // once told, sends it again elsewhere, and newer data behind it.
+            (Refusal::NotServed | Refusal::StoodStill, Some(sent)) => {
                 tokio::time::sleep_until(sent + forwarding.silence).await;
             }
             // What was sent before the history was replaced has no place in the new one.

@@ -109,6 +109,34 @@ async fn a_forwarding_handle_that_was_long_in_opening_serves() {
     disk.write(0, "a").await.expect("committed");
 }
 
+/// A forwarder hands a write to its stream and stands still, for more than half of the silence and less than all of it. It goes on, and so
+/// does what lies in its buffers: the write reaches a primary that still takes it. Were its peer told before, it would send the write
+/// through another node, and newer data, and find the old write on top of both.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forwarder_that_stood_still_is_silent_until_nothing_of_it_arrives() {
+    let silence = Duration::from_secs(2);
+    let cluster = Cluster::start(1, true).await;
+    let (ended, since_sent) = beside(move || {
+        let forwarder = process();
+        let (disk, sent) = forwarder.block_on(async {
+            let client = cluster.client(&[0]).await;
+            let opening = client.block("disk0").attach(AttachOptions::named("host"));
+            let disk = opening.forwarding(silence).open().await.expect("attached");
+            cluster.mood(0, Mood::Silent);
+            let sent = std::time::Instant::now();
+            let _pending = disk.write(0, "a");
+            cluster.until(|world| world.mutations_seen == 1).await;
+            (disk, sent)
+        });
+        std::thread::sleep(silence * 6 / 10);
+        let ended = forwarder.block_on(disk.ended());
+        (ended, sent.elapsed())
+    })
+    .await;
+    assert_eq!(ended, Refusal::StoodStill);
+    assert!(since_sent >= silence, "told after {since_sent:?}");
+}
+
 /// A `Close` that goes out behind an append without an answer may take the answer with it.
 #[tokio::test]
 async fn a_close_waits_for_the_answers_before_it() {
