@@ -331,6 +331,7 @@ impl LogVolume {
             Arc::clone(&self.session.cluster),
             self.session.volume.clone(),
             self.session.lineage(),
+            Arc::clone(&self.replicas.seen),
             from,
         )
     }
@@ -389,7 +390,9 @@ impl LogVolume {
     /// # Ok(()) });
     /// ```
     pub async fn flush(&self) -> Result<Lsn, ReadError> {
-        self.session.flush().await
+        let commit = self.session.flush().await?;
+        self.replicas.seen.note(commit);
+        Ok(commit)
     }
 
     /// Settles an append whose outcome is unknown. Waits for at most the deadline; cancelling is safe.
@@ -415,7 +418,11 @@ impl LogVolume {
     /// # Ok(()) });
     /// ```
     pub async fn outcome(&self, op: OpId) -> Result<Outcome, OutcomeError> {
-        self.session.outcome(op).await
+        let outcome = self.session.outcome(op).await?;
+        if let Outcome::Committed(committed) = outcome {
+            self.replicas.seen.note(committed.last());
+        }
+        Ok(outcome)
     }
 
     /// The most records that one batch may hold; none if the cluster takes no batches.

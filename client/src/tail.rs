@@ -20,7 +20,7 @@ use tokio_stream::{Stream, StreamExt};
 use crate::cluster::{Candidate, Cluster};
 use crate::connect::{Opening, Verdict, VolumeStream, connect, redirect, refusal};
 use crate::log::{LogRecord, page};
-use crate::replicas::Replicas;
+use crate::replicas::{Replicas, Seen};
 use crate::{ReadError, ReadLimits, Refusal};
 
 /// Pages read ahead of the reader.
@@ -35,6 +35,8 @@ const UNREADABLE_MAX: Duration = Duration::from_secs(10);
 pub struct Tail {
     pages: mpsc::Receiver<Result<Vec<LogRecord>, ReadError>>,
     ready: std::vec::IntoIter<LogRecord>,
+    /// Of the handle that it was made from: later reads of that include what was read here.
+    seen: Arc<Seen>,
 }
 
 impl Tail {
@@ -42,6 +44,7 @@ impl Tail {
         cluster: Arc<Cluster>,
         volume: String,
         lineage: Option<Lineage>,
+        seen: Arc<Seen>,
         from: Lsn,
     ) -> Self {
         let (pages_out, pages) = mpsc::channel(PAGES_AHEAD);
@@ -58,6 +61,7 @@ impl Tail {
         Self {
             pages,
             ready: Vec::new().into_iter(),
+            seen,
         }
     }
 
@@ -97,8 +101,17 @@ impl Stream for Tail {
                 return Poll::Ready(Some(Ok(record)));
             }
             match std::task::ready!(self.pages.poll_recv(cx)) {
-                Some(Ok(records)) => self.ready = records.into_iter(),
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                Some(Ok(records)) => {
+                    self.seen
+                        .note(records.last().map_or(Lsn::ZERO, |record| record.lsn));
+                    self.ready = records.into_iter();
+                }
+                Some(Err(error)) => {
+                    if let ReadError::Refused(Refusal::Trimmed { first }) = &error {
+                        self.seen.note_first(*first);
+                    }
+                    return Poll::Ready(Some(Err(error)));
+                }
                 None => return Poll::Ready(None),
             }
         }

@@ -67,6 +67,8 @@ pub(crate) struct World {
     pub(crate) first: u64,
     /// How often any node was asked who is primary.
     pub(crate) questions: usize,
+    /// What the last read of what is committed had to include.
+    pub(crate) at_least: u64,
     /// Of the history; zero: the nodes do not tell.
     pub(crate) lineage: u64,
 }
@@ -97,6 +99,7 @@ impl Cluster {
             unreadable: None,
             first: 1,
             questions: 0,
+            at_least: 0,
             lineage: 1,
         };
         let world = Arc::new(Mutex::new(world));

@@ -261,8 +261,14 @@ impl Serving {
     }
 
     fn query(&mut self, tag: u64, body: Ask) -> bool {
-        let world = self.node.lock();
+        let mut world = self.node.lock();
         let commit = world.log.len() as u64;
+        if let Ask::Position(pb::Position {
+            committed: Some(known),
+        }) = &body
+        {
+            world.at_least = known.at_least;
+        }
         let answer = match body {
             Ask::Read(m) => {
                 let at = m.offset as usize;
@@ -295,6 +301,10 @@ impl Serving {
                     lsn: found.map(|record| record.lsn),
                     timestamp_us: found.map_or(0, |record| record.timestamp_us),
                 })
+            }
+            Ask::Tail(m) if m.from_lsn < world.first => {
+                let first_lsn = world.first;
+                refused(Reason::Trimmed(pb::Trimmed { first_lsn }))
             }
             Ask::Tail(m) => {
                 drop(world);
