@@ -12,12 +12,16 @@
 //!   attachment revives it. A begins a new session, under which nothing is sent again.
 //!
 //! On a volume that was created as shared all names are one: there is one attachment for whoever comes.
+//!
+//! What somebody else's entry ends is told once that entry is committed. The order of events otherwise: B takes the volume over from A;
+//! the primary fences A, tells it so, and dies; B's entry is lost. A's handle has ended for a takeover that never was, and nobody holds
+//! the volume. The same goes for the opening that supersedes a connection of its session.
 
 use mainstay_storage::EntryKind;
 use mainstay_storage::format::encode_unstamped;
 use mainstay_types::{Lsn, SessionId, VolumeKind};
 
-use crate::event::{Attachment, Refusal};
+use crate::event::{Attachment, ConnId, OpResult, Refusal, Token};
 use crate::sessions::Attached;
 use crate::volume::Volume;
 
@@ -101,6 +105,23 @@ impl Volume {
         let held = others.any(|id| self.attachment_of(*id) == Some(holder.lsn));
         if left == Some(holder.lsn) && !held {
             self.clients.attached = None;
+        }
+    }
+
+    /// Keeps a refusal for what another connection had ordered until that is committed. It is in the log by now, wherever: so it is once
+    /// the last entry is that has been ordered.
+    pub(crate) fn refuse_for_another(
+        &mut self,
+        conn: ConnId,
+        token: Token,
+        refusal: Refusal,
+    ) -> Result<Option<OpResult>, Refusal> {
+        match refusal {
+            Refusal::Attached { .. } | Refusal::AttachmentEnded | Refusal::Superseded { .. } => {
+                let because = self.next_lsn().prev();
+                self.refuse_behind(conn, token, because, refusal)
+            }
+            other => Err(other),
         }
     }
 

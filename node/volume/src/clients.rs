@@ -331,6 +331,7 @@ impl Volume {
                 Ok(None)
             }
         };
+        let done = done.or_else(|refusal| self.refuse_for_another(conn, token, refusal));
         match done {
             Ok(None) => {}
             Ok(Some(result)) => self.reply(conn, token, result),

@@ -1,5 +1,6 @@
 //! Tests of a whole volume, and the rig that drives one without disk, network or clock.
 
+mod attachments;
 mod batches;
 mod conditions;
 mod copies;
