@@ -363,7 +363,8 @@ impl BlockVolume {
     }
 
     /// Detaches, for all clones, once everything put in line before is settled. Nothing new is taken from the call on,
-    /// also if it is cancelled or the deadline passes. Waits for at most the deadline.
+    /// also if it is cancelled or the deadline passes. Waits for at most the deadline. If the last handle is gone before that
+    /// is done, the volume is let go all the same, within another deadline: what has no answer by then can no longer be settled.
     ///
     /// # Errors
     /// Something is not settled, or no primary answered, until the deadline.

@@ -46,8 +46,9 @@ pub(crate) enum Command {
         seq: u64,
         reply: oneshot::Sender<OutcomeAnswer>,
     },
-    /// The session is given up.
+    /// The session is given up; `waited` bounds its end if the handle is gone before.
     Close {
+        waited: Duration,
         reply: oneshot::Sender<Result<Body, Refusal>>,
     },
     /// Nothing more is to be sent; `waited` bounds the end of the session.
@@ -103,6 +104,8 @@ pub(crate) struct Driver {
     /// Callers of `close`. While there are any, the handle takes no more mutations; see `maybe_close`.
     closers: Vec<oneshot::Sender<Result<Body, Refusal>>>,
     close_tag: Option<u64>,
+    /// Whether `close` was ever called, and how long that may take.
+    close_within: Option<Duration>,
     /// Of a handle that forwards, with the age beyond which it sends no mutation.
     forwarding: Option<(Forwarding, Duration)>,
     /// Since when nothing more is sent, and how long the end of the session may take.
@@ -128,6 +131,7 @@ impl Driver {
             last_reply: Instant::now(),
             closers: Vec::new(),
             close_tag: None,
+            close_within: None,
             forwarding: None,
             abandoned: None,
             over,
@@ -359,7 +363,10 @@ impl Driver {
                 };
                 let _gone = reply.send(answer);
             }
-            Command::Close { reply } => self.closers.push(reply),
+            Command::Close { waited, reply } => {
+                self.close_within = Some(waited);
+                self.closers.push(reply);
+            }
             Command::Abandon { waited } => {
                 self.abandoned
                     .get_or_insert_with(|| (Instant::now(), waited));

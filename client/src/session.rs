@@ -253,7 +253,7 @@ impl Session {
         }
         let waited = self.deadline;
         let (reply, answer) = oneshot::channel();
-        let _queued = self.commands.send(Command::Close { reply });
+        let _queued = self.commands.send(Command::Close { waited, reply });
         match tokio::time::timeout(waited, answer).await {
             Ok(Ok(Ok(Body::Closed(_))) | Err(_)) => Ok(()),
             Ok(Ok(Ok(_))) => Err(ReadError::Misfit),

@@ -330,6 +330,20 @@ async fn the_commands_attach_take_over_and_detach_and_name_the_holder() {
     cluster.shut_down().await;
 }
 
+/// A detach is killed between its takeover and its end. Another one frees the volume.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_detach_that_was_cut_off_is_made_good_by_the_next() {
+    let (cluster, client) = cluster(false).await;
+    let cut_off = attached(&client, "mainstay-volume-detach", true).await;
+    drop(cut_off.expect("free"));
+    let mut out = Vec::new();
+    let detached = attach::detach(DISK, cluster.endpoints(), &mut out).await;
+    detached.expect("detached");
+    let next = attached(&client, "next", false).await.expect("free");
+    next.close().await.expect("closed");
+    cluster.shut_down().await;
+}
+
 /// H11. Pings are answered in line with requests; once they are not, nothing that comes on the stream is taken any more.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forwarder_that_was_silent_is_not_listened_to() {

@@ -58,9 +58,11 @@ impl Driver {
     }
 
     /// Nobody is left who would close the session of a handle that forwards: its peer has other ways to the volume, and must not find it
-    /// held.
+    /// held. Nor one that holds a volume and was to be closed: `close` was cancelled, or ran out of time.
     pub(super) fn let_go(&self) {
-        if let Some((_, waited)) = self.forwarding {
+        let forwarding = self.forwarding.as_ref().map(|(_, waited)| *waited);
+        let holds = self.opening.attachment.is_some();
+        if let Some(waited) = forwarding.or_else(|| self.close_within.filter(|_| holds)) {
             let _by_itself = self.let_go_within(waited);
         }
     }
@@ -111,7 +113,7 @@ impl Driver {
             Command::Query { reply, .. } => {
                 let _gone = reply.send(Err(refusal.clone()));
             }
-            Command::Close { reply } => self.closers.push(reply),
+            Command::Close { reply, .. } => self.closers.push(reply),
             Command::Outcome { .. } => {
                 self.handle_command(command, None);
             }

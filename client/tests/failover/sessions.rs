@@ -157,6 +157,30 @@ async fn a_close_waits_for_the_answers_before_it() {
     assert_eq!(cluster.records(), ["a"]);
 }
 
+/// A disk is being closed while its primary is silent; the caller gives that up, or its deadline passes. Nobody is left who would close it,
+/// and nobody else could have it.
+#[tokio::test]
+async fn a_disk_whose_close_was_given_up_is_let_go() {
+    for cancelled in [false, true] {
+        let cluster = Cluster::start(1, true).await;
+        let client = cluster.client(&[0]).await;
+        let opening = client.block("disk0").attach(AttachOptions::named("host"));
+        let opening = opening.deadline(Duration::from_millis(500));
+        let disk = opening.open().await.expect("attached");
+        cluster.mood(0, Mood::Silent);
+        let _pending = disk.write(0, "a");
+        cluster.until(|world| world.mutations_seen == 1).await;
+        if cancelled {
+            let closing = tokio::time::timeout(Duration::from_millis(50), disk.close());
+            assert!(closing.await.is_err(), "nobody answers");
+        } else {
+            let error = disk.close().await.expect_err("nobody answers");
+            assert!(matches!(error, ReadError::Deadline { .. }), "{error:?}");
+        }
+        cluster.until(|world| world.holder.is_none()).await;
+    }
+}
+
 #[tokio::test]
 async fn a_close_gives_up_at_its_deadline() {
     let cluster = Cluster::start(1, false).await;

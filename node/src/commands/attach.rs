@@ -7,7 +7,8 @@ use mainstay_client::{AttachOptions, BlockVolume, Client, OpenError, Refusal};
 use super::{connect, explain_open, text};
 use crate::nbd_export::local_name;
 
-/// Name of an attachment that only ends another.
+/// Name of an attachment that only ends another, with a number of its own behind it: one of the same name would be joined and not
+/// ended, and one that was cut off before it was closed would stay for ever.
 const DETACHING: &str = "mainstay-volume-detach";
 
 /// Whom to attach a volume to.
@@ -68,7 +69,7 @@ pub async fn detach(
         return Ok(());
     }
     let options = AttachOptions {
-        name: DETACHING.to_owned(),
+        name: format!("{DETACHING}-{:08x}", rand::random::<u32>()),
         takeover: true,
     };
     open(&client, volume, options).await?.close().await?;
