@@ -344,6 +344,79 @@ async fn a_detach_that_was_cut_off_is_made_good_by_the_next() {
     cluster.shut_down().await;
 }
 
+/// A forwarder reads a lot, over a line on which the replies leave slowly: while they hold up the server, that reads nothing, and neither
+/// the pings nor their answers get through for longer than the silence that is allowed. It is there all the time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forwarder_whose_answers_were_not_read_goes_on() {
+    let (cluster, _client) = cluster(false).await;
+    let opening = Opening {
+        silence_ms: 1000,
+        ..FIRST
+    };
+    let mut forwarder = Raw::open(&cluster, opening).await.expect("free");
+    const READS: u64 = 100;
+    for read in 0..READS {
+        let (offset, len) = (0, 1 << 20);
+        forwarder.ask(100 + read, Ask::Read(pb::Read { offset, len }));
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+    let mut read = 0;
+    let mut pongs = 0;
+    while read < READS || pongs < 4 {
+        match forwarder.next().await.expect("goes on").expect("goes on") {
+            Body::Data(_) => read += 1,
+            Body::Ping(ping) => {
+                let number = ping.number;
+                forwarder.ask(0, Ask::Pong(pb::Pong { number }));
+                pongs += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(matches!(forwarder.write(1).await, Body::Committed(_)));
+    cluster.shut_down().await;
+}
+
+/// What waited in the stream while nothing of it was read is as old as it is: a change among it is not taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_was_not_read_in_time_is_refused() {
+    let (cluster, client) = cluster(false).await;
+    let opening = Opening {
+        silence_ms: 1000,
+        ..FIRST
+    };
+    let mut forwarder = Raw::open(&cluster, opening).await.expect("free");
+    for read in 0..100 {
+        let (offset, len) = (0, 1 << 20);
+        forwarder.ask(100 + read, Ask::Read(pb::Read { offset, len }));
+    }
+    let write = pb::Write {
+        seq: 1,
+        offset: 0,
+        data: vec![9; 4096].into(),
+    };
+    // Behind what holds up the server.
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    for read in 200..300 {
+        let (offset, len) = (0, 1 << 20);
+        forwarder.ask(read, Ask::Read(pb::Read { offset, len }));
+    }
+    forwarder.ask(1, Ask::Write(write));
+    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+    let end = loop {
+        match forwarder.next().await {
+            Some(Ok(Body::Data(_) | Body::Ping(_))) => {}
+            Some(Ok(other)) => panic!("{other:?}"),
+            Some(Err(status)) => break status,
+            None => panic!("ended without a word"),
+        }
+    };
+    assert_eq!(end.code(), tonic::Code::Aborted, "{end}");
+    let seen = client.block(DISK).open().await.expect("opens");
+    assert_eq!(seen.read(0, 4096).await.expect("reads")[..], [0; 4096]);
+    cluster.shut_down().await;
+}
+
 /// H11. Pings are answered in line with requests; once they are not, nothing that comes on the stream is taken any more.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forwarder_that_was_silent_is_not_listened_to() {

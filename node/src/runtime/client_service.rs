@@ -136,9 +136,7 @@ impl Opened {
     /// holds.
     fn check_silence(&self) -> Result<(), Status> {
         match &self.silence {
-            Some(silence) if silence.is_over(clock::mono()) => Err(Status::aborted(
-                "nothing was heard on this stream for too long; open another",
-            )),
+            Some(silence) if silence.is_over(clock::mono()) => Err(was_silent()),
             _ => Ok(()),
         }
     }
@@ -152,6 +150,10 @@ impl Opened {
             });
         }
     }
+}
+
+fn was_silent() -> Status {
+    Status::aborted("nothing was heard on this stream for too long; open another")
 }
 
 impl Drop for Opened {
@@ -189,6 +191,9 @@ impl Stream {
             tokio::select! {
                 biased;
                 () = &mut tick, if opened.silence.is_some() => {
+                    if !self.look(&mut opened, full).await? {
+                        return Ok(());
+                    }
                     self.ping(&mut opened).await?;
                     tick.as_mut().reset(Instant::now() + every);
                 }
@@ -202,9 +207,7 @@ impl Stream {
                 }
                 request = self.requests.message(), if !full => {
                     let Some(request) = request? else { return Ok(()) };
-                    let more = self.take_all(&mut opened, request).await;
-                    opened.hand_over();
-                    if !more? {
+                    if !self.take_and_hand_over(&mut opened, request).await? {
                         return Ok(());
                     }
                 }
@@ -213,14 +216,50 @@ impl Stream {
         }
     }
 
-    /// Asks a forwarder whether it is there, or ends a stream on which it was not.
+    /// Ends a stream on which a forwarder was silent. What was not read is no silence of its: this server may have been full, or held up
+    /// by replies that leave slowly, with the answers to its pings in the stream all the time.
+    ///
+    /// This protects nobody, it only frees what such a stream holds: an old mutation is refused by `take_mutation`, which looks at the
+    /// answers in front of it, whenever it is taken. So it may come late, and what is still in the stream is taken like anything else.
+    async fn look(&mut self, opened: &mut Opened, full: bool) -> Result<bool, Status> {
+        let Some(silence) = &mut opened.silence else {
+            return Ok(true);
+        };
+        if full || !silence.is_over(clock::mono()) {
+            silence.something_there();
+            return Ok(true);
+        }
+        match self.requests.message().now_or_never() {
+            None if silence.nothing_there() => Err(was_silent()),
+            None => Ok(true),
+            Some(request) => {
+                silence.something_there();
+                match request? {
+                    Some(request) => self.take_and_hand_over(opened, request).await,
+                    None => Ok(false),
+                }
+            }
+        }
+    }
+
+    /// Asks a forwarder whether it is there.
     async fn ping(&self, opened: &mut Opened) -> Result<(), Status> {
-        opened.check_silence()?;
         let Some(silence) = &mut opened.silence else {
             return Ok(());
         };
         let number = silence.ping(clock::mono());
         self.send(0, Reply::Ping(pb::Ping { number })).await
+    }
+
+    /// Takes `request` and what has arrived behind it, for the volume. False at the end of the stream.
+    async fn take_and_hand_over(
+        &mut self,
+        opened: &mut Opened,
+        request: pb::ClientRequest,
+    ) -> Result<bool, Status> {
+        let more = self.take_all(opened, request).await;
+        opened.hand_over();
+        more
     }
 
     /// Takes `request` and whatever has arrived behind it. False at the end of the stream.

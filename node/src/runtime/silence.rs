@@ -9,8 +9,12 @@ use std::time::Duration;
 
 use mainstay_types::MonoTime;
 
-/// Pings without an answer that are remembered. The stream ends before there are more.
+/// Pings without an answer that are remembered: those of four times the limit. An answer to an older one makes nothing younger than the
+/// limit.
 const PINGS_MAX: usize = 16;
+
+/// Looks that find nothing in the stream before it ends. With one alone, the answers might wait for the room that the look before made.
+const LOOKS: u32 = 2;
 
 /// One stream's silence.
 #[derive(Debug)]
@@ -21,6 +25,8 @@ pub(super) struct Silence {
     /// Pings without an answer, and when each was sent; both rise.
     pings: VecDeque<(u64, MonoTime)>,
     next: u64,
+    /// Looks in a row that found nothing.
+    looks: u32,
 }
 
 impl Silence {
@@ -30,6 +36,7 @@ impl Silence {
             since: now,
             pings: VecDeque::new(),
             next: 1,
+            looks: 0,
         }
     }
 
@@ -61,7 +68,18 @@ impl Silence {
         }
     }
 
-    /// Nothing that arrives on the stream is taken any more.
+    /// All that had arrived was read, and the silence is over its limit. Says whether that was so for long enough to end the stream.
+    pub(super) fn nothing_there(&mut self) -> bool {
+        self.looks += 1;
+        self.looks >= LOOKS
+    }
+
+    /// The stream was not read to its end.
+    pub(super) fn something_there(&mut self) {
+        self.looks = 0;
+    }
+
+    /// No mutation that arrives now is taken.
     pub(super) fn is_over(&self, now: MonoTime) -> bool {
         now.since(self.since) >= self.limit
     }
