@@ -474,7 +474,7 @@ impl Driver {
             self.inflight.complete(
                 seq,
                 Err(match refusal {
-                    // It was committed: that must not be told as a refusal.
+                    // It may have been committed: that must not be told as a refusal.
                     Refusal::ResultForgotten => Failed::Unknown(refusal),
                     refusal => Failed::Refused(refusal),
                 }),

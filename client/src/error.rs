@@ -153,8 +153,8 @@ pub enum Refusal {
     /// Refused once before, for a reason that is forgotten.
     #[error("refused before")]
     RefusedBefore,
-    /// Committed, so long ago that its result is no longer kept. Never given for a mutation: see [`UnknownCause::Forgotten`].
-    #[error("committed, but the result is no longer kept")]
+    /// Settled, so long ago that its result is no longer kept. Never given for a mutation: see [`UnknownCause::Forgotten`].
+    #[error("settled, but the result is no longer kept")]
     ResultForgotten,
     /// The data cannot be read where the primary is.
     #[error("unreadable on the primary")]
@@ -245,8 +245,9 @@ pub enum UnknownCause {
         /// The deadline.
         waited: Duration,
     },
-    /// It was committed; the position is no longer known to the cluster.
-    #[error("committed, but the result is no longer kept")]
+    /// It was settled, and the cluster does not remember how: it was committed, or refused, as a conditional append may be. What the volume
+    /// holds tells.
+    #[error("settled, committed or refused, but the result is no longer kept")]
     Forgotten,
     /// The session ended while the request was on its way.
     #[error("session ended: {0}")]

@@ -254,7 +254,7 @@ pub enum Outcome {
     Never,
     /// Taken in and not yet committed.
     Pending,
-    /// So long ago that the result is no longer kept; it was committed.
+    /// Settled so long ago that the result is no longer kept: it was committed, or refused.
     Forgotten,
 }
 
@@ -404,8 +404,11 @@ pub enum Refusal {
     /// The session is not known any more, so nobody can tell what it did.
     #[error("the session is unknown: it expired, or was never opened")]
     UnknownSession,
-    /// So long ago that the result is no longer kept. It was committed.
-    #[error("sequence number {seq} was committed, but its result is no longer kept")]
+    /// Settled so long ago that the result is no longer kept. A refused number leaves none either, so nobody can tell it from a committed
+    /// one.
+    #[error(
+        "sequence number {seq} was settled, committed or refused, but its result is no longer kept"
+    )]
     ResultForgotten {
         /// The number.
         seq: u64,

@@ -182,6 +182,39 @@ fn crowd(rig: &mut Rig) {
     }
 }
 
+/// A conditional append is refused, and the answer is lost; what its session did is forgotten before it asks again. Nobody can tell a
+/// refused number from a committed one then, and nobody may say that it was committed.
+#[test]
+fn what_is_forgotten_is_not_told_to_be_committed() {
+    let mut rig = Rig::primary();
+    rig.open(1, 5);
+    let mut conditional = append_of(1, &["a"]);
+    if let ClientOp::Mutate { expected, .. } = &mut conditional {
+        *expected = Some(Lsn(99));
+    }
+    let refused = rig.call(1, conditional);
+    assert!(
+        matches!(refused, OpResult::Refused(Refusal::UnexpectedLsn { .. })),
+        "{refused:?}"
+    );
+    rig.call(1, append_of(2, &["b"]));
+    crowd(&mut rig);
+    let mut again = opening_as(5, 2, true);
+    if let ClientOp::Open { answered, .. } = &mut again {
+        *answered = 2;
+    }
+    rig.call(1, again);
+    let OpResult::Refused(told) = rig.call(1, append_of(1, &["a"])) else {
+        panic!("taken");
+    };
+    assert_eq!(told, Refusal::ResultForgotten { seq: 1 });
+    assert!(
+        told.to_string()
+            .contains("was settled, committed or refused"),
+        "{told}"
+    );
+}
+
 /// A client comes back to a session that was forgotten, with nothing under way. Nobody may be told that what it had committed never was:
 /// it would be sent again under another number.
 #[test]
