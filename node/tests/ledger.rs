@@ -334,6 +334,38 @@ async fn an_import_that_comes_second_with_a_key_says_so() {
     cluster.shut_down().await;
 }
 
+/// An import is killed with rows on its way; another one reads the book before they land, and sends them again. It has made none of those.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_of_a_killed_import_that_land_late_are_not_called_made() {
+    let cluster = with_books().await;
+    let path = pipe(&cluster.scratch());
+    let (wanted, endpoints) = (of_file(path.clone()), cluster.endpoints());
+    let importing = tokio::spawn(async move {
+        let mut said = Vec::new();
+        import(&ledger(None), &wanted, endpoints, &mut said)
+            .await
+            .expect("imported");
+        serde_json::from_slice::<serde_json::Value>(&said).expect("JSON")
+    });
+    let opened = tokio::task::spawn_blocking(move || std::fs::File::create(path));
+    let mut pipe = opened.await.expect("no panic").expect("the import reads");
+    let late = cluster.scratch().join("late.csv");
+    std::fs::write(&late, HEADER.to_owned() + "7;1;\"PRIJEM\";9.00\n").expect("written");
+    let (books, late) = (ledger(None), of_file(late));
+    let landed = import(&books, &late, cluster.endpoints(), &mut Vec::new()).await;
+    landed.expect("imported");
+    let rows = HEADER.to_owned() + "6;1;\"PRIJEM\";5.00\n7;1;\"PRIJEM\";9.00\n";
+    pipe.write_all(rows.as_bytes()).expect("written");
+    drop(pipe);
+
+    let said = importing.await.expect("no panic");
+    let counts = ["rows", "made", "existed"].map(|name| said[name].as_u64());
+    assert_eq!(counts, [Some(2), Some(1), Some(1)], "{said}");
+    let found = balances(&ledger(None), &cluster).await;
+    assert_eq!(found["1"], 1400);
+    cluster.shut_down().await;
+}
+
 /// What a forced promotion gave up is in the snapshot and in the book of an import that is under way: neither is used.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_is_of_the_history_that_is_read() {

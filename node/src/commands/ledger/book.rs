@@ -106,14 +106,15 @@ impl Book {
 
     /// Whether a transfer is there, with the same content. An error names the one that has its key.
     pub(super) fn knows(&self, transfer: &Transfer) -> Result<bool, Lsn> {
-        self.has(&transfer.key, checksum(transfer))
+        let found = self.place_of(&transfer.key, checksum(transfer));
+        found.map(|place| place.is_some())
     }
 
-    /// The same of a transfer of which only the key and the checksum of its content are left.
-    pub(super) fn has(&self, key: &str, sum: u32) -> Result<bool, Lsn> {
+    /// Where a transfer is of which only the key and the checksum of its content are left; errors as above.
+    pub(super) fn place_of(&self, key: &str, sum: u32) -> Result<Option<Lsn>, Lsn> {
         match self.keys.get(key) {
-            None => Ok(false),
-            Some((_, known)) if *known == sum => Ok(true),
+            None => Ok(None),
+            Some((lsn, known)) if *known == sum => Ok(Some(*lsn)),
             Some((lsn, _)) => Err(*lsn),
         }
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use mainstay_client::PendingAppend;
+use mainstay_types::Lsn;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
@@ -75,9 +76,10 @@ pub async fn import(
         )
     })?;
     let book = open.close().await?;
-    // Somebody else may have taken keys in between: the log decides.
-    let lost = moved_nothing(&seen, &book);
-    let made = committed - lost.len() as u64;
+    // Somebody else may have taken keys in between, be it what an import that was killed had on its way: the log decides.
+    let (repeats, lost) = moved_nothing(&seen, &book);
+    let made = committed - repeats - lost.len() as u64;
+    let existed = existed + repeats;
     if !lost.is_empty() {
         bail!(
             "{} made, {existed} there before, and {} that moved nothing: {}",
@@ -112,19 +114,22 @@ fn print(ledger: &Ledger, imported: &Imported, out: &mut impl Write) -> anyhow::
     Ok(())
 }
 
-/// Rows that were committed and are not the transfer of their key, in words.
-fn moved_nothing(seen: &HashMap<String, Option<u32>>, book: &Book) -> Vec<String> {
-    let mut lost = Vec::new();
-    for (key, sum) in seen {
-        let Some(sum) = sum else { continue };
-        match book.has(key, *sum) {
-            Ok(true) => {}
-            Ok(false) => lost.push(format!("{key:?} is not in the log that was just read")),
+/// Rows that were committed and are not the transfer of their key: how many repeat an equal one in front of them, and the others in words.
+fn moved_nothing(seen: &HashMap<String, Option<(Lsn, u32)>>, book: &Book) -> (u64, Vec<String>) {
+    let (mut repeats, mut lost) = (0, Vec::new());
+    for (key, committed) in seen {
+        let Some((lsn, sum)) = committed else {
+            continue;
+        };
+        match book.place_of(key, *sum) {
+            Ok(Some(first)) if first == *lsn => {}
+            Ok(Some(_)) => repeats += 1,
+            Ok(None) => lost.push(format!("{key:?} is not in the log that was just read")),
             Err(lsn) => lost.push(super::taken(key, lsn).to_string()),
         }
     }
     lost.sort_unstable();
-    lost
+    (repeats, lost)
 }
 
 fn named(lost: &[String]) -> String {
@@ -139,8 +144,8 @@ struct Importer<'a> {
     open: &'a Open<'a>,
     /// On their way, oldest first.
     sent: VecDeque<(Transfer, PendingAppend)>,
-    /// Keys of this file, with a checksum of the content if the row was committed now.
-    seen: HashMap<String, Option<u32>>,
+    /// Keys of this file, with the position and a checksum of the content if the row was committed now.
+    seen: HashMap<String, Option<(Lsn, u32)>>,
     /// Rows, committed, there before.
     imported: (u64, u64, u64),
 }
@@ -200,10 +205,10 @@ impl Importer<'_> {
     async fn settle_oldest(&mut self, bar: &ProgressBar) -> anyhow::Result<()> {
         if let Some((row, pending)) = self.sent.pop_front() {
             let settled = settle(&self.open.log, pending).await;
-            settled.with_context(|| format!("transfer {:?}", row.key))?;
+            let lsn = settled.with_context(|| format!("transfer {:?}", row.key))?;
             self.imported.1 += 1;
             let sum = checksum(&row);
-            self.seen.insert(row.key, Some(sum));
+            self.seen.insert(row.key, Some((lsn, sum)));
             bar.set_message(self.imported.1.to_string());
         }
         Ok(())

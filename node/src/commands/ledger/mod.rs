@@ -103,9 +103,10 @@ impl Open<'_> {
 
     /// The book in a file, which must be that of the log that is read; none if there is no file. And whose book it has to be.
     async fn load(&self, path: &Path) -> anyhow::Result<(Of, Option<Book>)> {
-        let (of, next) = whose::of(&self.ledger.volume, &self.admin, &self.log).await?;
-        let book = snapshot::load(path, &of, next)?;
-        Ok((of, book))
+        snapshot::load(path, async || {
+            whose::of(&self.ledger.volume, &self.admin, &self.log).await
+        })
+        .await
     }
 
     /// Takes in what was committed meanwhile, and keeps the snapshot.
@@ -162,9 +163,10 @@ pub async fn post(
     let open = ledger.open(endpoints, false).await?;
     let existed = open.book.knows(transfer);
     let existed = existed.map_err(|lsn| taken(&transfer.key, lsn))?;
+    let mut made = None;
     if !existed {
         let pending = open.log.submit(transfer.encode()).await?;
-        settle(&open.log, pending).await?;
+        made = Some(settle(&open.log, pending).await?);
     }
     let book = open.close().await?;
     // Somebody else may have taken the key in between: the log decides.
@@ -175,6 +177,7 @@ pub async fn post(
         .keys
         .get(&transfer.key)
         .context("it is not in the log that was just read")?;
+    let existed = made != Some(*lsn);
     if ledger.json {
         return print_json(
             out,

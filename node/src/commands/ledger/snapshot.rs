@@ -28,17 +28,26 @@ struct Stored {
     problems: Vec<String>,
 }
 
-/// The book in `path`, of a log that ends at `next`; `None` if there is no such file.
-pub(super) fn load(path: &Path, of: &Of, next: Lsn) -> anyhow::Result<Option<Book>> {
+/// The book in `path`, `None` if there is no such file; and whose it has to be. `ask` says that, and where the log ends.
+///
+/// The file is read before: another command may replace it meanwhile with one that has more than the log had when that was asked.
+pub(super) async fn load(
+    path: &Path,
+    ask: impl AsyncFnOnce() -> anyhow::Result<(Of, Lsn)>,
+) -> anyhow::Result<(Of, Option<Book>)> {
     let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Ok(text) => Some(text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(error).with_context(|| path.display().to_string()),
     };
-    let read = parse(&text, of, next);
+    let (of, next) = ask().await?;
+    let Some(text) = text else {
+        return Ok((of, None));
+    };
+    let read = parse(&text, &of, next);
     let advice = "remove the file, and the next command computes it anew from the log";
     let book = read.with_context(|| format!("snapshot {}; {advice}", path.display()))?;
-    Ok(Some(book))
+    Ok((of, Some(book)))
 }
 
 fn parse(text: &str, of: &Of, next: Lsn) -> anyhow::Result<Book> {
@@ -112,6 +121,8 @@ fn write_durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::super::transfer::Transfer;
     use super::*;
 
@@ -123,22 +134,48 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_snapshot_reads_back_and_any_other_is_refused() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("book.snapshot");
-        let load = |of: &Of, next| load(&path, of, Lsn(next));
-        assert_eq!(load(&of("a"), 1).expect("no file"), None);
-        let mut book = Book::default();
-        let transfer = Transfer {
+    fn transfer() -> Transfer {
+        Transfer {
             key: "k".to_owned(),
             from: "a".to_owned(),
             to: "b".to_owned(),
             amount: i64::MAX,
             date: None,
             memo: None,
+        }
+    }
+
+    /// The log ends at 8 and the snapshot has all of it; another command appends, and keeps its snapshot, between the two questions of this
+    /// one: where the log ends, and what is in the file.
+    #[tokio::test]
+    async fn a_snapshot_that_another_command_replaces_meanwhile_is_not_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("book.snapshot");
+        let mut book = Book::default();
+        book.take(Lsn(7), &transfer().encode());
+        save(&path, &of("a"), &book).expect("saved");
+        let ask = async || {
+            let mut longer = book.clone();
+            longer.take(Lsn(8), &transfer().encode());
+            save(&path, &of("a"), &longer).expect("saved");
+            Ok((of("a"), Lsn(8)))
         };
-        book.take(Lsn(7), &transfer.encode());
+        let (_, read) = load(&path, ask).await.expect("a valid one");
+        assert_eq!(read, Some(book));
+    }
+
+    #[test]
+    fn a_snapshot_reads_back_and_any_other_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("book.snapshot");
+        let load = |of: &Of, next| {
+            let loading = load(&path, async || Ok((of.clone(), Lsn(next))));
+            let read = loading.now_or_never().expect("nothing to wait for");
+            read.map(|(_, book)| book)
+        };
+        assert_eq!(load(&of("a"), 1).expect("no file"), None);
+        let mut book = Book::default();
+        book.take(Lsn(7), &transfer().encode());
         book.take(Lsn(8), b"?");
         save(&path, &of("a"), &book).expect("saved");
         assert_eq!(load(&of("a"), 9).expect("read"), Some(book));
