@@ -79,7 +79,7 @@ pub struct VolumeExports {
     /// What may be done at most.
     access: Access,
     /// The next client takes the volume over from another host. One does: one that came back would else take it from the host
-    /// that took it from there.
+    /// that took it from there. So it has been used, too, when no answer came: the takeover may be committed all the same.
     takeover: Mutex<bool>,
     park_timeout: Duration,
     overdue: Arc<OverdueCount>,
@@ -219,7 +219,7 @@ impl VolumeExports {
             takeover: true,
         };
         let opened = builder.attach(options).open().await;
-        *takeover = opened.is_err();
+        *takeover = opened.as_ref().is_err_and(took_nothing);
         opened
     }
 
@@ -365,6 +365,14 @@ fn export_info(name: &str, access: Access, volume: &BlockVolume) -> ExportInfo {
     }
 }
 
+/// Whether an opening that failed is known to have taken the volume from nobody.
+fn took_nothing(error: &OpenError) -> bool {
+    match error {
+        OpenError::Name(_) | OpenError::Refused(_) => true,
+        OpenError::NoPrimary { .. } => false,
+    }
+}
+
 fn refusal(error: OpenError) -> NbdOpenError {
     let reason = error.to_string();
     match error {
@@ -389,6 +397,18 @@ mod tests {
         assert_eq!(volume_of("disk:ro"), ("disk", Access::ReadOnly));
         assert_eq!(volume_of("disk-ro"), ("disk-ro", Access::ReadWrite));
         assert_eq!(volume_of(":ro"), ("", Access::ReadOnly));
+    }
+
+    /// A gateway takes the volume over, and the answer is lost; another host takes it from there, and is not to lose it to the gateway's
+    /// next client.
+    #[test]
+    fn a_takeover_whose_answer_was_lost_counts() {
+        let lost = OpenError::NoPrimary {
+            waited: Duration::from_secs(10),
+            last: "no answer".to_owned(),
+        };
+        assert!(!took_nothing(&lost));
+        assert!(took_nothing(&OpenError::Refused(Refusal::WrongKind)));
     }
 
     #[test]
