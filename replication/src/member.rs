@@ -135,6 +135,7 @@ impl Member {
             Input::Stalled => self.handle_stalled(),
             Input::Propose { count } => self.handle_propose(now, count),
             Input::Read { id } => self.handle_read(now, id),
+            Input::ReadsGone { ids } => self.handle_reads_gone(&ids),
             Input::Lease {
                 epoch,
                 until,

@@ -46,6 +46,14 @@ impl Member {
         }
     }
 
+    /// Nobody waits for these any more. Without this, clients that come and go while no quorum answers would fill the memory.
+    pub(crate) fn handle_reads_gone(&mut self, ids: &BTreeSet<u64>) {
+        if let State::Primary(primary) = &mut self.state {
+            primary.reads.queued.retain(|id| !ids.contains(id));
+            primary.reads.covered.retain(|id| !ids.contains(id));
+        }
+    }
+
     fn reads_by_lease(&self, now: MonoTime) -> bool {
         !self.config.confirm_reads && self.holds_lease(now)
     }
@@ -319,6 +327,27 @@ mod tests {
         let mut pair = Pair::new(false);
         pair.handle(Input::Read { id: 7 });
         assert_eq!((pair.ready, pair.rounds), (vec![7], Vec::new()));
+    }
+
+    /// Clients ask while nobody confirms, and leave again.
+    #[test]
+    fn reads_that_nobody_waits_for_are_forgotten() {
+        let mut pair = Pair::new(true);
+        for id in [7, 8, 9] {
+            pair.handle(Input::Read { id });
+        }
+        let ids = BTreeSet::from([7, 8]);
+        pair.handle(Input::ReadsGone { ids });
+        let State::Primary(primary) = &pair.member.state else {
+            panic!("it leads");
+        };
+        assert_eq!(primary.reads.ids().collect::<Vec<_>>(), [9]);
+        // The first round covers nothing any more; what came after it was asked needs the next.
+        assert_eq!(pair.rounds, [1, 2]);
+        pair.confirms(1);
+        assert!(pair.ready.is_empty());
+        pair.confirms(2);
+        assert_eq!(pair.ready, [9]);
     }
 
     /// H9: the guest slept and no clock tells; its lease looks as if it ran, and the others have long promoted somebody.

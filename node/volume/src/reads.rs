@@ -1,12 +1,14 @@
 //! Reads: of what is committed and may be shown, once the core has allowed them.
 
-use mainstay_replication::Mistake;
+use std::collections::BTreeSet;
+
+use mainstay_replication::{Input, Mistake};
 use mainstay_storage::EntryKind;
 use mainstay_storage::format::{ENTRY_HEADER_BYTES, EntryRef};
 use mainstay_types::{Lsn, VolumeKind};
 
 use crate::batch::Voids;
-use crate::event::{Action, ConnId, OpResult, Refusal, Token};
+use crate::event::{Action, ConnId, Now, OpResult, Refusal, Token};
 use crate::pages::{Direction, PageLimits, Stretch};
 use crate::tree::TreeQuestion;
 use crate::volume::{Read, Volume};
@@ -26,8 +28,14 @@ impl Read {
 
 impl Volume {
     /// A connection is gone: what it asked for is read for nobody.
-    pub(crate) fn forget_reads(&mut self, conn: ConnId) {
-        self.reads.retain(|_, read| read.asked_by().0 != conn);
+    pub(crate) fn forget_reads(&mut self, now: Now, conn: ConnId) {
+        let gone = self
+            .reads
+            .extract_if(.., |_, read| read.asked_by().0 == conn);
+        let ids: BTreeSet<u64> = gone.map(|(id, _)| id).collect();
+        if !ids.is_empty() {
+            self.core(now, Input::ReadsGone { ids });
+        }
     }
 
     pub(crate) fn serve_read(&mut self, id: u64, at: Lsn) {

@@ -226,7 +226,7 @@ impl Volume {
             Event::Client { conn, token, op } => self.handle_client(now, conn, token, op),
             Event::ConnClosed { conn } => {
                 self.clients.closed(conn);
-                self.forget_reads(conn);
+                self.forget_reads(now, conn);
             }
             Event::Peer { envelope, batch } => self.handle_peer(now, envelope, batch),
             Event::Register { from, body } => self.core(now, Input::Register { from, body }),

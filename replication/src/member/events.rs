@@ -1,5 +1,6 @@
 //! What a member is told, and what it tells: its start, events in, and what is to be done.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use mainstay_types::{
@@ -67,6 +68,11 @@ pub enum Input {
     Read {
         /// Chosen by the caller.
         id: u64,
+    },
+    /// Nobody waits for these reads any more. They are not answered, unless their answer was given before.
+    ReadsGone {
+        /// As of `Read`.
+        ids: BTreeSet<u64>,
     },
     /// The lease as the node's beats see it.
     Lease {
