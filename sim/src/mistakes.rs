@@ -15,7 +15,7 @@ pub const CAUGHT: [(Mistake, u64); Mistake::ALL.len()] = [
     (Mistake::ReleaseByNode, 1_135),
     (Mistake::GrantsWithoutNames, 1_374),
     (Mistake::NoQuietTime, 1_002),
-    (Mistake::StartUnchecked, 0),
+    (Mistake::StartUnchecked, 6),
     (Mistake::AckBeforeSync, 0),
     (Mistake::ChoiceByLsnAlone, 1_039),
     (Mistake::SealNotDurable, 0),

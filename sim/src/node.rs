@@ -15,7 +15,7 @@ use mainstay_storage::{Checkpoint, Image, LogEnd, Meta, Wal, WalReader};
 use mainstay_types::{ClusterId, Incarnation, Instance, Lineage, Lsn, MonoTime, NodeId, VolumeId};
 use mainstay_volume::disk_reads::read_page;
 use mainstay_volume::store::{
-    CopyConfig, NewCopy, State, carry_out, create_copy, open_log, open_state,
+    CopyConfig, CopyError, NewCopy, State, carry_out, create_copy, open_log, open_state,
 };
 use mainstay_volume::{ConnId, Page, Stretch, Token, Volume, VolumeStart, WalJob, WriteGate};
 
@@ -227,21 +227,48 @@ pub struct OpenArgs {
     pub seed: u64,
 }
 
-/// Opens the newest copy that was completely made.
-pub async fn open(args: OpenArgs, answer: Answer) {
-    let mut reason = "no copy".to_owned();
+/// How often a copy is tried again for which there is no room, as the product does.
+const OPEN_AGAIN_NS: u64 = 1_000_000_000;
+
+/// Opens the newest copy that was completely made, once its disk lets it.
+pub async fn open(executor: Executor, args: OpenArgs, answer: Answer) {
+    let done = loop {
+        match open_newest(&args).await {
+            Ok(opened) => break Done::Opened(Box::new(opened)),
+            Err(error) if error.may_pass => executor.sleep(OPEN_AGAIN_NS).await,
+            Err(error) => break Done::NotOpened(error.reason),
+        }
+    };
+    answer.say(done);
+}
+
+async fn open_newest(args: &OpenArgs) -> Result<Opened, NotOpened> {
     for dir in &args.dirs {
-        match open_one(&args, dir).await {
-            Ok(opened) => return answer.say(Done::Opened(Box::new(opened))),
-            Err(error) => {
-                if !error.contains("does not exist") {
-                    reason = error;
-                    break;
-                }
-            }
+        match open_one(args, dir).await {
+            Err(error) if error.reason.contains("does not exist") => {}
+            other => return other,
         }
     }
-    answer.say(Done::NotOpened(reason));
+    Err(NotOpened {
+        reason: "no copy".to_owned(),
+        may_pass: false,
+    })
+}
+
+/// Why a copy did not open.
+struct NotOpened {
+    reason: String,
+    /// The disk refused for now.
+    may_pass: bool,
+}
+
+impl From<CopyError> for NotOpened {
+    fn from(error: CopyError) -> Self {
+        Self {
+            may_pass: error.may_pass(),
+            reason: text(error),
+        }
+    }
 }
 
 fn text(error: impl std::error::Error) -> String {
@@ -254,10 +281,8 @@ fn text(error: impl std::error::Error) -> String {
     out
 }
 
-async fn open_one(args: &OpenArgs, dir: &Path) -> Result<Opened, String> {
-    let (wal, meta, log) = open_log(&args.disk, dir, &args.config)
-        .await
-        .map_err(text)?;
+async fn open_one(args: &OpenArgs, dir: &Path) -> Result<Opened, NotOpened> {
+    let (wal, meta, log) = open_log(&args.disk, dir, &args.config).await?;
     let (state, start) = open_state(
         &args.disk,
         dir,
@@ -266,8 +291,7 @@ async fn open_one(args: &OpenArgs, dir: &Path) -> Result<Opened, String> {
         &args.witnesses,
         args.seed,
     )
-    .await
-    .map_err(text)?;
+    .await?;
     let reader = wal.reader();
     let base = start.member.log.base().lsn;
     let mut entries = Vec::new();
@@ -277,12 +301,12 @@ async fn open_one(args: &OpenArgs, dir: &Path) -> Result<Opened, String> {
         let batch = match reader.read(next, 1 << 20).await {
             Ok(batch) => batch,
             Err(_) if start.member.damaged => break,
-            Err(error) => return Err(text(error)),
+            Err(error) => return Err(CopyError::from(error).into()),
         };
         next = batch.end.point.lsn.next();
         for chunk in batch.chunks {
             for entry in EntryIter::headers_only(log.facts.log_lineage, chunk) {
-                entries.push(EntryInfo::of(&entry.map_err(text)?));
+                entries.push(EntryInfo::of(&entry.map_err(CopyError::from)?));
             }
         }
     }
@@ -318,7 +342,10 @@ pub async fn create(args: CreateArgs, answer: Answer) {
     )
     .await;
     match made {
-        Ok(()) => open(args.open, answer).await,
+        Ok(()) => answer.say(match open_newest(&args.open).await {
+            Ok(opened) => Done::Opened(Box::new(opened)),
+            Err(error) => Done::NotOpened(error.reason),
+        }),
         Err(error) => answer.say(Done::NotOpened(text(error))),
     }
 }

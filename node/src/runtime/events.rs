@@ -376,6 +376,15 @@ impl EventLog {
         });
     }
 
+    /// A copy does not open for now.
+    pub(super) fn copy_waits(&self, path: &Path, error: &str) {
+        let message = format!(
+            "the copy in {} does not open for now, and is tried again until it does: {error}",
+            path.display()
+        );
+        self.add(warning(EventKind::DamageFound, message));
+    }
+
     /// A copy does not open.
     pub(super) fn copy_failed(&self, _node: &Node, path: &Path, error: &str) {
         let message = format!(

@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use mainstay_replication::{CopyFate, CopyNames, fate_of_copy};
 use mainstay_storage::engine::run_on;
@@ -32,6 +33,9 @@ pub fn incoming_dir(
     let name = format!("{volume}-{lineage}-{incarnation}{INCOMING}");
     volumes_dir(&node.settings.data_dir).join(name)
 }
+
+/// How often a copy that does not open for now is tried again.
+const OPEN_AGAIN: Duration = Duration::from_secs(1);
 
 /// Ends the name of a copy that is being received.
 const INCOMING: &str = ".incoming";
@@ -80,16 +84,69 @@ pub async fn open_all(node: &Arc<Node>) -> std::io::Result<()> {
             std::fs::rename(&path, &aside)?;
             continue;
         }
-        match actor::open(node, path.clone()).await {
-            Ok(handle) => host(node, handle),
+        open_here(node, path).await;
+    }
+    Ok(())
+}
+
+/// Opens a copy that lies in the data directory, at once or once the machine lets it.
+async fn open_here(node: &Arc<Node>, path: PathBuf) {
+    let error = match actor::open(node, path.clone()).await {
+        Ok(handle) => return host(node, handle),
+        Err(error) => error,
+    };
+    let passes = error.may_pass();
+    let told = format!("{:#}", anyhow::Error::from(error));
+    // Until it opens this node must not say that it has no copy: nobody else may have what this one holds, and a full copy would take its
+    // place.
+    let opening = volume_in(&path).and_then(|volume| Opening::begin(node, volume));
+    match opening {
+        Some(opening) if passes => {
+            tracing::warn!(path = %path.display(), error = told, "this copy does not open for now: it is tried again");
+            node.events.copy_waits(&path, &told);
+            node.handle.spawn(open_later(opening, path));
+        }
+        _ => {
+            tracing::error!(path = %path.display(), error = told, "this copy does not open; it is left as it is");
+            node.events.copy_failed(node, &path, &told);
+        }
+    }
+}
+
+/// Tries until the copy opens, cannot be opened for another reason, or the node stops.
+async fn open_later(opening: Opening, path: PathBuf) {
+    let node = opening.node.clone();
+    loop {
+        tokio::select! {
+            () = node.until_stopping() => return,
+            () = tokio::time::sleep(OPEN_AGAIN) => {}
+        }
+        match actor::open(&node, path.clone()).await {
+            Ok(handle) => {
+                tracing::info!(volume = %handle.spec.name, "the copy opened after all");
+                let volume = handle.spec.name.id();
+                host(&node, handle);
+                drop(opening);
+                // What was decided meanwhile found no copy here.
+                if let Some(register) = node.register(volume) {
+                    reconcile(&node, register);
+                }
+                return;
+            }
+            Err(error) if error.may_pass() => {}
             Err(error) => {
                 let error = format!("{:#}", anyhow::Error::from(error));
                 tracing::error!(path = %path.display(), error, "this copy does not open; it is left as it is");
-                node.events.copy_failed(node, &path, &error);
+                return node.events.copy_failed(&node, &path, &error);
             }
         }
     }
-    Ok(())
+}
+
+/// Whose copy lies in a directory, by its name: see [`copy_dir`].
+fn volume_in(path: &Path) -> Option<VolumeId> {
+    let name = path.file_name()?.to_str()?;
+    name.split_once('-')?.0.parse().ok()
 }
 
 fn host(node: &Node, handle: VolumeHandle) {

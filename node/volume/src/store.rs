@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use mainstay_replication::{EpochRuns, MemberStart, OpId, WitnessSet, message::Doubt};
+use mainstay_storage::engine::may_pass;
 use mainstay_storage::image::{CheckpointError, ExportedBlock, ImageConfig, ImageOpenError};
 use mainstay_storage::meta::MetaError;
 use mainstay_storage::wal::{CreateError, OpenError, ReadError, ReadPath, WalError, WalIndex};
@@ -73,6 +74,21 @@ pub enum CopyError {
         /// What it said.
         source: std::io::Error,
     },
+}
+
+impl CopyError {
+    /// Whether the machine refused for now, and the copy's files may be as they should be.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = cause {
+            if let Some(error) = error.downcast_ref::<std::io::Error>() {
+                return may_pass(error);
+            }
+            cause = error.source();
+        }
+        false
+    }
 }
 
 /// Which copy, and how its log is laid out.
@@ -572,6 +588,29 @@ impl From<MetaError> for StoreError {
         match error {
             MetaError::NoSpace { .. } => Self::NoSpace(error.to_string()),
             other => Self::Meta(other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_machine_lacks_for_now_says_nothing_of_a_copy() {
+        let io = |code| std::io::Error::from_raw_os_error(code);
+        let of_log = |source| {
+            CopyError::from(OpenError::Io {
+                path: "log".into(),
+                source,
+            })
+        };
+        // ENOSPC, EMFILE, EIO, ENOENT.
+        for (code, passes) in [(28, true), (24, true), (5, false), (2, false)] {
+            let path = PathBuf::from("copy");
+            let source = io(code);
+            assert_eq!(CopyError::Io { path, source }.may_pass(), passes, "{code}");
+            assert_eq!(of_log(io(code)).may_pass(), passes, "{code}");
         }
     }
 }

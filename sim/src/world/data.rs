@@ -134,7 +134,8 @@ impl World {
         if let Some(process) = &mut self.nodes[i].process {
             process.opening.insert(volume, Opening::Existing);
         }
-        self.executor.spawn(answer.pid, open(args, answer.clone()));
+        let task = open(self.executor.clone(), args, answer.clone());
+        self.executor.spawn(answer.pid, task);
     }
 
     /// Formats a copy for a volume that this node should hold.

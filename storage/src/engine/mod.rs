@@ -191,3 +191,13 @@ pub trait DiskFile: 'static {
 pub fn is_no_space(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
+
+/// Whether an error says that the machine lacks something for now: room, descriptors or memory. It says nothing of the file.
+#[must_use]
+pub fn may_pass(error: &io::Error) -> bool {
+    let scarce = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EAGAIN];
+    is_no_space(error)
+        || error
+            .raw_os_error()
+            .is_some_and(|code| scarce.contains(&code))
+}
