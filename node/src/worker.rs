@@ -179,6 +179,7 @@ fn settings(config: &Config, port: u16) -> Settings {
         client_bytes_max: config.limits.client_bytes_max,
         volume_bytes_max: BLOCK_VOLUME_BYTES_MAX,
         volumes_max: config.limits.volumes_max as usize,
+        keep_cpus_awake: config.node.keep_cpus_awake,
     }
 }
 

@@ -302,5 +302,6 @@ fn settings(dir: &Path, own: &PeerSettings, all: &[PeerSettings]) -> Settings {
         client_bytes_max: 64 * MIB,
         volume_bytes_max: 1 << 40,
         volumes_max: 100,
+        keep_cpus_awake: false,
     }
 }

@@ -49,6 +49,13 @@ pub struct NodeSection {
     /// The room, rack or site where it stands.
     #[serde(default)]
     pub zone: Option<Zone>,
+    /// Keep idle processors of the machine from sleeping while operations are under way.
+    #[serde(default = "yes")]
+    pub keep_cpus_awake: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// `[[peers]]`: one node of the cluster, as others reach it.

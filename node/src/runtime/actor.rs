@@ -190,6 +190,7 @@ impl Actor {
                 self.volume.handle(now, event);
             }
             ToVolume::Client { conn, ops } => {
+                self.node.awake.stir(now.mono);
                 for (token, op) in ops {
                     self.volume.handle(now, Event::Client { conn, token, op });
                 }
@@ -255,7 +256,9 @@ impl Actor {
 
     fn write_log(&mut self) {
         while let Some(job) = self.gate.next(&self.volume) {
-            self.writing.push_back((job.op, clock::mono()));
+            let now = clock::mono();
+            self.node.awake.stir(now);
+            self.writing.push_back((job.op, now));
             let _stopped = self.disk.log.send(ToLog::Job(job));
         }
     }

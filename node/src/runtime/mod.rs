@@ -10,6 +10,7 @@
 pub mod actor;
 pub mod admin_ops;
 pub mod admin_service;
+pub mod awake;
 pub mod beats;
 mod checkpoint_pace;
 mod client_ops;
@@ -68,6 +69,7 @@ use mainstay_volume::store::CopyConfig;
 use mainstay_volume::{Event, VolumeConfig};
 use tokio::sync::{mpsc, watch};
 
+use awake::Awake;
 use beats::BeatsHandle;
 use copies::Copies;
 use events::{EventKind, EventLog};
@@ -148,6 +150,8 @@ pub struct Settings {
     pub volume_bytes_max: u64,
     /// Copies that this node may hold.
     pub volumes_max: usize,
+    /// Idle processors of the machine are kept awake while operations are under way.
+    pub keep_cpus_awake: bool,
 }
 
 impl Settings {
@@ -202,6 +206,8 @@ pub struct Node {
     pub witness_sets: WitnessSets,
     /// Hooks that run.
     pub hooks: Hooks,
+    /// The machine's processors.
+    pub awake: Awake,
     /// A stop was asked for.
     pub stopping: watch::Sender<bool>,
     /// Everything that others wait for is done.
@@ -251,6 +257,11 @@ impl Node {
             forced: Forced::default(),
             witness_sets: WitnessSets::new(&settings.data_dir, witnesses),
             hooks: Hooks::default(),
+            awake: if settings.keep_cpus_awake {
+                Awake::of_machine()
+            } else {
+                Awake::off()
+            },
             stopping: watch::channel(false).0,
             stopped: watch::channel(false).0,
             volumes: RwLock::default(),

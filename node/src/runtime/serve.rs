@@ -120,6 +120,15 @@ pub async fn start(
     for voter in node.witnesses().all() {
         node.add_witness_peer(voter.node, &voter.address);
     }
+    if node.settings.keep_cpus_awake {
+        let node = node.clone();
+        tasks.push(tokio::spawn(async move {
+            tokio::select! {
+                () = node.awake.watch() => {}
+                () = node.until_stopped() => {}
+            }
+        }));
+    }
     if node.settings.data {
         volumes::open_all(&node).await.context("data directory")?;
         node.started();

@@ -270,5 +270,6 @@ fn settings(dir: &std::path::Path, own: &PeerSettings, all: &[PeerSettings]) -> 
         client_bytes_max: 64 << 20,
         volume_bytes_max: 1 << 40,
         volumes_max: 100,
+        keep_cpus_awake: false,
     }
 }
