@@ -7,13 +7,14 @@
 //! Bytes of a proof come from outside: verification answers with an error, and never panics.
 
 mod hash;
+mod lanes;
 mod peaks;
 mod plan;
 mod proof;
 #[cfg(test)]
 mod tests;
 
-pub use hash::{HashError, Leaf, TreeHash};
+pub use hash::{HashError, Leaf, LeafHashes, TreeHash};
 pub use peaks::Peaks;
 pub use plan::{Node, Subtree, consistency_path, inclusion_path};
 pub use proof::{ConsistencyProof, InclusionProof, ProofError, TreeRoot};

@@ -377,3 +377,48 @@ proptest! {
         let _no_panic = (inclusion_path(lsn, size), consistency_path(other, size), Peaks::nodes(size));
     }
 }
+
+/// A leaf of `len` bytes that no other number gives.
+fn record(number: u64, data: &[u8]) -> Leaf<'_> {
+    Leaf::Record {
+        lsn: Lsn(number + 1),
+        timestamp_us: number * 7,
+        data,
+    }
+}
+
+proptest! {
+    #[test]
+    fn leaves_side_by_side_have_the_hashes_of_each_alone(
+        lengths in prop::collection::vec(prop_oneof![0_usize..200, Just(16_300), Just(16_500)], 0..20),
+    ) {
+        let records: Vec<Vec<u8>> = lengths.iter().map(|len| vec![0xa5; *len]).collect();
+        let mut together = LeafHashes::default();
+        let mut alone = Vec::new();
+        for (number, data) in (0..).zip(&records) {
+            together.add(&record(number, data));
+            let head = [&[0, 1][..], &(number + 1).to_be_bytes(), &(number * 7).to_be_bytes()].concat();
+            let digest: [u8; 32] = Sha256::digest([&head[..], data].concat()).into();
+            alone.push(TreeHash(digest));
+        }
+        prop_assert_eq!(together.finish(), alone);
+    }
+
+    #[test]
+    fn leaves_pushed_together_make_the_nodes_of_leaves_pushed_one_by_one(
+        pushes in prop::collection::vec(0_u64..70, 1..8),
+    ) {
+        let mut store = Store::default();
+        let (mut peaks, mut nodes) = (Peaks::default(), Vec::new());
+        for count in pushes {
+            let first = peaks.size();
+            let leaves: Vec<_> = (first..first + count).map(|number| record(number, b"x").hash()).collect();
+            for leaf in &leaves {
+                store.push(*leaf);
+            }
+            nodes.extend(peaks.push_all(&leaves));
+            prop_assert_eq!(&peaks, &store.peaks);
+            prop_assert_eq!(&nodes, &store.nodes);
+        }
+    }
+}

@@ -5,7 +5,7 @@
 
 use mainstay_storage::EntryKind;
 use mainstay_storage::format::{EntryHeader, EntryRef};
-use mainstay_types::merkle::{Leaf, TreeHash};
+use mainstay_types::merkle::{Leaf, LeafHashes, TreeHash};
 use mainstay_types::{Lsn, SessionId};
 
 use crate::batch::FLAG_MORE;
@@ -35,8 +35,18 @@ impl Open {
 }
 
 impl Leaves {
-    /// Takes the next committed entry, and gives every leaf that is decided now, in the order of positions, to `decided`.
-    pub(super) fn take(&mut self, entry: &EntryRef, mut decided: impl FnMut(TreeHash)) {
+    /// Takes the next committed entries, and gives every leaf that is decided now, in the order of positions, to `decided`.
+    pub(super) fn take(&mut self, entries: &[EntryRef], mut decided: impl FnMut(TreeHash)) {
+        let mut hashes = LeafHashes::default();
+        for entry in entries {
+            add_leaf_of(entry, &mut hashes);
+        }
+        for (entry, leaf) in entries.iter().zip(hashes.finish()) {
+            self.take_one(entry, leaf, &mut decided);
+        }
+    }
+
+    fn take_one(&mut self, entry: &EntryRef, leaf: TreeHash, mut decided: impl FnMut(TreeHash)) {
         let header = &entry.header;
         let open = match self.open.take() {
             Some(open) if !open.goes_on_with(header) => {
@@ -49,7 +59,6 @@ impl Leaves {
             }
             open => open,
         };
-        let leaf = leaf_of(entry);
         if header.kind == EntryKind::Record && header.flags & FLAG_MORE != 0 {
             let mut open = open.unwrap_or_else(|| Open {
                 session: header.session,
@@ -68,16 +77,15 @@ impl Leaves {
     }
 }
 
-fn leaf_of(entry: &EntryRef) -> TreeHash {
+fn add_leaf_of(entry: &EntryRef, hashes: &mut LeafHashes) {
     let header = &entry.header;
     let lsn = header.point.lsn;
     match header.kind {
-        EntryKind::Record => Leaf::Record {
+        EntryKind::Record => hashes.add(&Leaf::Record {
             lsn,
             timestamp_us: header.arg / 1000,
             data: &entry.payload(),
-        }
-        .hash(),
-        _ => Leaf::Blank { lsn }.hash(),
+        }),
+        _ => hashes.add(&Leaf::Blank { lsn }),
     }
 }

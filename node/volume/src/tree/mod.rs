@@ -227,18 +227,16 @@ impl<D: Disk> Tree<D> {
         if stuck || first.header.point.lsn != self.taken.next() {
             return false;
         }
-        for entry in entries {
-            self.take_one(entry);
-        }
+        self.take_all(entries);
         true
     }
 
-    fn take_one(&mut self, entry: &EntryRef) {
-        let (peaks, unwritten) = (&mut self.peaks, &mut self.unwritten);
-        self.leaves.take(entry, |leaf| {
-            peaks.push(leaf, |node| unwritten.push(*node));
-        });
-        self.taken = entry.header.point.lsn;
+    fn take_all(&mut self, entries: &[EntryRef]) {
+        let Some(last) = entries.last() else { return };
+        let mut decided = Vec::with_capacity(entries.len());
+        self.leaves.take(entries, |leaf| decided.push(leaf));
+        self.unwritten.extend(self.peaks.push_all(&decided));
+        self.taken = last.header.point.lsn;
     }
 
     /// Takes some of the entries up to `through`, which are committed, from this copy's log.
@@ -255,11 +253,19 @@ impl<D: Disk> Tree<D> {
             read => read?,
         };
         for chunk in batch.chunks {
+            let mut entries = Vec::new();
+            let mut broken = None;
             for entry in EntryIter::headers_only(self.lineage, chunk) {
-                let entry = entry?;
-                if entry.header.point.lsn <= through {
-                    self.take_one(&entry);
+                match entry {
+                    Ok(entry) if entry.header.point.lsn <= through => entries.push(entry),
+                    Ok(_) => break,
+                    Err(error) => broken = Some(error),
                 }
+            }
+            // What lies in front of one that does not read back can be proved.
+            self.take_all(&entries);
+            if let Some(error) = broken {
+                return Err(error.into());
             }
         }
         Ok(if self.taken >= through {
@@ -459,13 +465,13 @@ impl<D: Disk> Tree<D> {
             let batch = self.reader.read(next, STEP_BYTES).await?;
             next = batch.end.point.lsn.next();
             for chunk in batch.chunks {
-                for entry in EntryIter::headers_only(self.lineage, chunk) {
-                    leaves.take(&entry?, |leaf| {
-                        if peaks.size() < self.size() {
-                            peaks.push(leaf, |node| nodes.push(*node));
-                        }
-                    });
-                }
+                let entries = EntryIter::headers_only(self.lineage, chunk);
+                let entries: Vec<EntryRef> = entries.collect::<Result<_, _>>()?;
+                let mut decided = Vec::with_capacity(entries.len());
+                leaves.take(&entries, |leaf| decided.push(leaf));
+                let lacks = usize::try_from(self.size() - peaks.size()).unwrap_or(usize::MAX);
+                decided.truncate(lacks);
+                nodes.extend(peaks.push_all(&decided));
             }
             if write && !nodes.is_empty() {
                 self.file.write(place, &nodes).await?;
