@@ -4,15 +4,17 @@ mod support;
 mod tools;
 
 use std::path::Path;
+use std::time::Duration;
 
-use mainstay_client::{Client, ClientConfig, ReadLimits};
+use mainstay_client::{Client, ClientConfig, LocalNode, ReadLimits};
 use mainstay_node::commands::volume;
+use mainstay_node::runtime::client_service::ClientService;
 use mainstay_proto::v1 as pb;
 use mainstay_proto::v1::client_client::ClientClient;
 use mainstay_proto::v1::client_reply::Body as Said;
 use mainstay_proto::v1::client_request::Body as Ask;
-use mainstay_types::{Lsn, VolumeKind};
-use support::Cluster;
+use mainstay_types::{Lsn, NodeId, VolumeKind};
+use support::{Cluster, PATIENCE};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -198,6 +200,83 @@ async fn first_answers(cluster: &Cluster, open: pb::Open, ask: Ask) -> Vec<Said>
         said.extend(answer.body);
     }
     said
+}
+
+/// A mutation that was taken in time is the volume's at once, whatever its client does with its answers. Else one of them could be handed over
+/// any time later, over what another client wrote meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_does_not_wait_for_answers_that_nobody_reads() {
+    /// Replies that wait for a reader in the node.
+    const REPLIES: u64 = 16;
+    let cluster = Cluster::of(1, 1).await;
+    let size_bytes = 1 << 20;
+    let create = volume::Create::new("disk", VolumeKind::Block { size_bytes });
+    let created = volume::create(&create, cluster.endpoints(), &mut Vec::new()).await;
+    created.expect("created");
+    let (requests, queue) = mpsc::unbounded_channel();
+    let ask = |tag, body| {
+        let body = Some(body);
+        let sent = requests.send(pb::ClientRequest { tag, body });
+        sent.expect("the stream stands");
+    };
+    let service = ClientService(cluster.node(NodeId(1)).clone());
+    let mut answers = LocalNode::volume(&service, queue);
+    let open = pb::Open {
+        volume: "disk".to_owned(),
+        session: 1,
+        attachment: Some(pb::Attachment {
+            name: "host".to_owned(),
+            takeover: false,
+        }),
+        create: true,
+        first_unanswered: 1,
+        patience_ms: 10_000,
+        ..pb::Open::default()
+    };
+    ask(0, Ask::Open(open));
+    let opened = answers.recv().await.expect("an answer").expect("opened");
+    assert!(matches!(opened.body, Some(Said::Opened(_))), "{opened:?}");
+    // Refused where they are taken. The node waits with the last one until somebody reads...
+    let refused = || Ask::Allocation(pb::Allocation::default());
+    for tag in 1..=REPLIES + 1 {
+        ask(tag, refused());
+    }
+    // ...so that it takes these together.
+    let write = pb::Write {
+        seq: 1,
+        offset: 0,
+        data: vec![0xa5; 4096].into(),
+    };
+    ask(100, Ask::Write(write));
+    for tag in 101..=101 + REPLIES {
+        ask(tag, refused());
+    }
+    for _ in 0..=REPLIES {
+        let refused = answers.recv().await.expect("an answer").expect("refused");
+        assert!(
+            matches!(refused.body, Some(Said::Refused(_))),
+            "{refused:?}"
+        );
+    }
+    let written = async {
+        loop {
+            let open = pb::Open {
+                volume: "disk".to_owned(),
+                read_only: true,
+                ..pb::Open::default()
+            };
+            let read = Ask::Read(pb::Read { offset: 0, len: 1 });
+            let said = first_answers(&cluster, open, read).await;
+            if matches!(&said[1], Said::Data(read) if read.data[..] == [0xa5]) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let written = tokio::time::timeout(PATIENCE, written).await;
+    written.expect("the write is carried out");
+    drop(answers);
+    cluster.shut_down().await;
 }
 
 /// What no client of ours asks: it is refused, and the node goes on.

@@ -18,6 +18,7 @@ use mainstay_storage::EntryKind;
 use mainstay_types::{Lsn, VolumeKind};
 use mainstay_volume::{ClientOp, ConnId, Event, OpResult};
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -150,6 +151,10 @@ impl Opened {
             });
         }
     }
+}
+
+fn gone() -> Status {
+    Status::cancelled("the client has gone")
 }
 
 fn was_silent() -> Status {
@@ -292,10 +297,24 @@ impl Stream {
             tag,
             body: Some(body),
         };
-        self.out
-            .send(Ok(reply))
-            .await
-            .map_err(|_| Status::cancelled("the client has gone"))
+        self.out.send(Ok(reply)).await.map_err(|_| gone())
+    }
+
+    /// Answers what is not for the volume. What was taken before it does not wait for a client that is slow to read: a mutation's age was
+    /// looked at when it was taken, and the volume must have it then.
+    async fn answer_here(&self, opened: &mut Opened, tag: u64, body: Reply) -> Result<(), Status> {
+        let reply = pb::ClientReply {
+            tag,
+            body: Some(body),
+        };
+        match self.out.try_send(Ok(reply)) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(reply)) => {
+                opened.hand_over();
+                self.out.send(reply).await.map_err(|_| gone())
+            }
+            Err(TrySendError::Closed(_)) => Err(gone()),
+        }
     }
 
     async fn take(
@@ -353,7 +372,7 @@ impl Stream {
             Body::Allocation(range) => {
                 if range.len == 0 {
                     let refused = replies::bad_request("a range without bytes");
-                    return self.send(tag, refused).await;
+                    return self.answer_here(opened, tag, refused).await;
                 }
                 ClientOp::ReadExtents {
                     offset: range.offset,
@@ -407,7 +426,8 @@ impl Stream {
     ) -> Result<(), Status> {
         let limit = replies::PAYLOAD_BYTES_MAX;
         if read.len as usize > limit {
-            return self.send(tag, replies::too_large(limit as u64)).await;
+            let refused = replies::too_large(limit as u64);
+            return self.answer_here(opened, tag, refused).await;
         }
         let (offset, len) = (read.offset, read.len);
         opened.under_way.take_read(tag, u64::from(len));
@@ -446,7 +466,7 @@ impl Stream {
     ) -> Result<(), Status> {
         opened.check_silence()?;
         if opened.read_only {
-            return self.send(tag, replies::read_only()).await;
+            return self.answer_here(opened, tag, replies::read_only()).await;
         }
         match made {
             Ok((op, bytes)) => {
@@ -454,7 +474,7 @@ impl Stream {
                 opened.taken.push((tag, op));
                 Ok(())
             }
-            Err(reply) => self.send(tag, reply).await,
+            Err(reply) => self.answer_here(opened, tag, reply).await,
         }
     }
 
@@ -501,8 +521,8 @@ impl Stream {
     async fn answer_flushes(&self, opened: &mut Opened) -> Result<(), Status> {
         while let Some(tag) = opened.under_way.next_flushed() {
             let commit = opened.handle.commit.borrow().0;
-            self.send(tag, Reply::Flushed(pb::Flushed { commit }))
-                .await?;
+            let flushed = Reply::Flushed(pb::Flushed { commit });
+            self.answer_here(opened, tag, flushed).await?;
         }
         Ok(())
     }
@@ -537,9 +557,8 @@ impl Stream {
     ) -> Result<(), Status> {
         while opened.late.try_join_next().is_some() {}
         if opened.late.len() >= READS_HERE_MAX {
-            return self
-                .send(tag, replies::refused(&mainstay_volume::Refusal::Overloaded))
-                .await;
+            let refused = replies::refused(&mainstay_volume::Refusal::Overloaded);
+            return self.answer_here(opened, tag, refused).await;
         }
         let (node, handle) = (self.node.clone(), opened.handle.clone());
         let out = self.out.clone();
@@ -556,9 +575,8 @@ impl Stream {
             return Err(Status::invalid_argument("a second Tail with one tag"));
         }
         if opened.tails.len() >= TAILS_MAX {
-            return self
-                .send(tag, replies::refused(&mainstay_volume::Refusal::Overloaded))
-                .await;
+            let refused = replies::refused(&mainstay_volume::Refusal::Overloaded);
+            return self.answer_here(opened, tag, refused).await;
         }
         let tail = Tail {
             conn: self.node.new_conn(),

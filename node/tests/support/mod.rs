@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mainstay_client::Admin;
@@ -101,7 +102,7 @@ impl Cluster {
     }
 
     /// A node that runs.
-    pub(crate) fn node(&self, node: NodeId) -> &Node {
+    pub(crate) fn node(&self, node: NodeId) -> &Arc<Node> {
         &self.nodes[&node].node
     }
 
