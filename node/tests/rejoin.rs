@@ -2,12 +2,14 @@
 
 mod support;
 
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
 use mainstay_client::report::{CreateVolume, Promote};
 use mainstay_client::{AttachOptions, BlockVolume, Client, ClientConfig, ReadLimits};
+use mainstay_replication::MemberConfig;
 use mainstay_types::{Lsn, NodeId, VolumeKind};
 use mainstay_volume::VolumeConfig;
 use support::{Cluster, PATIENCE, healed};
@@ -112,6 +114,71 @@ async fn a_wiped_node_gets_a_full_copy_while_writes_go_on_and_equals_the_others(
         healed(&admin, "disk", 3).await;
     }
     cluster.shut_down().await;
+}
+
+/// A log may take seconds to read at a start, and links are up by then. A full copy that came meanwhile took the directory away from under
+/// whoever read it; what was opened in the end served from files that had no name any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_full_copy_takes_the_place_of_one_that_is_being_opened() {
+    let bounds = VolumeConfig {
+        checkpoint_bytes: 2 << 20,
+        log_keep_bytes: 2 << 20,
+        tail_bytes: 1 << 20,
+        member: MemberConfig {
+            drop_after: Duration::from_millis(500),
+            ..MemberConfig::default()
+        },
+        ..VolumeConfig::default()
+    };
+    let mut cluster = Cluster::with(3, 3, bounds).await;
+    let client = Client::connect(ClientConfig::new(cluster.endpoints())).await;
+    let client = client.expect("connected");
+    let admin = client.admin();
+    let kind = VolumeKind::Block {
+        size_bytes: SIZE as u64,
+    };
+    let created = admin.create_volume(CreateVolume::new("disk", kind)).await;
+    created.expect("created");
+    let attach = AttachOptions {
+        name: "test".to_owned(),
+        takeover: false,
+    };
+    let disk = client.block("disk").attach(attach).open().await;
+    let disk = disk.expect("open");
+    healed(&admin, "disk", 3).await;
+    cluster.stop(NodeId(3)).await;
+    let mut model = Model {
+        content: vec![0; SIZE],
+        seed: 11,
+    };
+    for _ in 0..80 {
+        model.write(&disk, 256 << 10).await;
+    }
+    // Whoever opens this waits until somebody writes to it.
+    let slow = the_copy(&cluster.data_dir(NodeId(3))).join("checkpoint");
+    std::fs::remove_file(&slow).expect("removed");
+    let made = std::process::Command::new("mkfifo").arg(&slow).status();
+    assert!(made.expect("mkfifo runs").success());
+    let release = async {
+        // Many times what a full copy takes to come and to be put in place.
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        let found = std::fs::metadata(&slow).expect("it is still there");
+        assert!(found.file_type().is_fifo(), "another copy is in its place");
+        let open = move || std::fs::OpenOptions::new().write(true).open(slow);
+        let opened = tokio::task::spawn_blocking(open).await;
+        drop(opened.expect("no panic").expect("opened"));
+    };
+    tokio::join!(cluster.restart(NodeId(3)), release);
+    // It does not open, and one was wanted all the time.
+    healed(&admin, "disk", 3).await;
+    model.assert_equal(&disk, NodeId(1)).await;
+    cluster.shut_down().await;
+}
+
+/// The directory of the only copy of a node.
+fn the_copy(data_dir: &Path) -> PathBuf {
+    let mut found = std::fs::read_dir(data_dir.join("volumes")).expect("listed");
+    found.next().expect("one copy").expect("an entry").path()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -228,6 +228,7 @@ mod tests {
                 commit: Lsn::ZERO,
                 primary_last: Lsn(lsn),
                 register_version: 1,
+                lacked_from: Lsn::ZERO,
             };
             let envelope = MemberEnvelope {
                 volume: VolumeId(7),

@@ -121,6 +121,8 @@ pub struct Append {
     pub primary_last: Lsn,
     /// Register version that the primary acts on.
     pub register_version: u64,
+    /// The first entry that a registered member may lack, as the primary knows: no copy may give up anything from there on (H5).
+    pub lacked_from: Lsn,
 }
 
 /// A member's durable position, for one epoch and one primary instance.

@@ -334,6 +334,7 @@ impl Member {
             Vec::new()
         };
         let (commit, primary_last) = (self.commit, self.log.last().lsn);
+        let lacked_from = self.lacked_from();
         let State::Primary(primary) = &mut self.state else {
             return None;
         };
@@ -354,6 +355,7 @@ impl Member {
             commit,
             primary_last,
             register_version: primary.register.version,
+            lacked_from,
         }))
     }
 

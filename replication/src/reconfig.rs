@@ -355,12 +355,28 @@ impl Member {
         primary.progress.get(&node).map(|progress| progress.acked)
     }
 
+    /// The other copies to which entries flow, and up to where each holds this log durably. None if this copy is no primary.
+    pub fn following(&self) -> impl Iterator<Item = (NodeId, Lsn)> {
+        let progress = match &self.state {
+            State::Primary(primary) => Some(&primary.progress),
+            _ => None,
+        };
+        let flowing = progress
+            .into_iter()
+            .flatten()
+            .filter(|(_, progress)| progress.feed == Feed::Streaming);
+        flowing.map(|(node, progress)| (*node, progress.acked))
+    }
+
     /// The first entry that a registered member may lack, as the primary knows: no copy may give up anything from there on (H5).
-    /// A member that has not answered in this epoch may lack everything. Zero for everybody but a primary.
+    /// A member that has not answered in this epoch may lack everything. A replica knows what its primary said last; whoever follows nobody
+    /// knows nothing, which is zero.
     #[must_use]
     pub fn lacked_from(&self) -> Lsn {
-        let State::Primary(primary) = &self.state else {
-            return Lsn::ZERO;
+        let primary = match &self.state {
+            State::Primary(primary) => primary,
+            State::Following(following) => return following.lacked_from,
+            State::Idle => return Lsn::ZERO,
         };
         let joint = primary.joint.iter().flat_map(|joint| &joint.members);
         let registered = primary.register.members.iter().chain(joint);

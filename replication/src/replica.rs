@@ -21,6 +21,8 @@ pub(crate) struct Following {
     /// Once matched and durable up to here, nothing that was acknowledged before the restart can be missing: the
     /// primary's last entry when it was first heard.
     doubt_ends: Lsn,
+    /// What no copy may give up begins here, as that primary said last.
+    pub(crate) lacked_from: Lsn,
     pub(crate) last_heard: MonoTime,
 }
 
@@ -107,6 +109,8 @@ impl Member {
                 }
             }
             following.last_heard = now;
+            // Appends overtake one another; what one member holds, it goes on holding.
+            following.lacked_from = following.lacked_from.max(append.lacked_from);
             return true;
         }
         self.promise(epoch);
@@ -117,6 +121,7 @@ impl Member {
             acked: None,
             answer: false,
             doubt_ends: append.primary_last,
+            lacked_from: append.lacked_from,
             last_heard: now,
         });
         true
@@ -336,6 +341,7 @@ mod tests {
             commit: Lsn::ZERO,
             primary_last: Lsn(last),
             register_version: 1,
+            lacked_from: Lsn::ZERO,
         };
         Input::Message(MemberEnvelope {
             volume: VolumeId(7),

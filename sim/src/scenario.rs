@@ -305,13 +305,19 @@ fn volume_config(rng: &mut Rng, mistakes: Mistakes) -> VolumeConfig {
         mistakes,
         ..MemberConfig::default()
     };
+    let feed_bytes_max = [512, 8_192, 262_144][index(rng, 3)];
+    let tail_bytes = [0, 4_096, 1 << 20][index(rng, 3)];
+    let checkpoint_bytes = [4_096, 32_768, 1 << 20][index(rng, 3)];
+    let keep = index(rng, 4);
     VolumeConfig {
         member,
         record_bytes_max: 1 << 20,
-        feed_bytes_max: [512, 8_192, 262_144][index(rng, 3)],
-        tail_bytes: [0, 4_096, 1 << 20][index(rng, 3)],
-        checkpoint_bytes: [4_096, 32_768, 1 << 20][index(rng, 3)],
-        log_keep_bytes: [1 << 30, 1 << 30, 1 << 30, 65_536][index(rng, 4)],
+        feed_bytes_max,
+        tail_bytes,
+        checkpoint_bytes,
+        log_keep_bytes: [1 << 30, 1 << 30, 1 << 30, 65_536][keep],
+        member_keep_bytes: 1 << 30,
+        lag_bytes_max: [1 << 30, 2_048, 16_384, 16_384][keep],
         parked_max: 64,
     }
 }

@@ -200,6 +200,10 @@ pub async fn receive(
     check_replaceable(node, &register)?;
     let incarnation = Incarnation(node.random());
     let (volume, epoch) = (register.spec.name.id(), register.epoch);
+    // Asked again at the end: all of it would be sent for nothing.
+    if node.is_opening(volume) {
+        return Err(Status::aborted("the copy here is being opened"));
+    }
     let receiving = Receiving::begin(&node.copies.incoming, volume, epoch, incarnation);
     let receiving = receiving.ok_or_else(superseded)?;
     let dir = volumes::incoming_dir(node, volume, register.lineage, incarnation);

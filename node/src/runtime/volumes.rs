@@ -91,15 +91,23 @@ pub async fn open_all(node: &Arc<Node>) -> std::io::Result<()> {
 
 /// Opens a copy that lies in the data directory, at once or once the machine lets it.
 async fn open_here(node: &Arc<Node>, path: PathBuf) {
+    let volume = volume_in(&path);
+    // Links are up by now, and a log may take seconds to read. Until the copy is open this node must not say that it has none, as nobody else
+    // may have what this one holds; and no full copy may take its place, or this one would be read from a directory that is gone, and serve from it.
+    let opening = match volume {
+        Some(volume) => match Opening::begin(node, volume) {
+            Some(opening) if node.volume(volume).is_none() => Some(opening),
+            // Somebody was here first, with another copy.
+            _ => return,
+        },
+        None => None,
+    };
     let error = match actor::open(node, path.clone()).await {
         Ok(handle) => return host(node, handle),
         Err(error) => error,
     };
     let passes = error.may_pass();
     let told = format!("{:#}", anyhow::Error::from(error));
-    // Until it opens this node must not say that it has no copy: nobody else may have what this one holds, and a full copy would take its
-    // place.
-    let opening = volume_in(&path).and_then(|volume| Opening::begin(node, volume));
     match opening {
         Some(opening) if passes => {
             tracing::warn!(path = %path.display(), error = told, "this copy does not open for now: it is tried again");

@@ -161,6 +161,7 @@ fn encode_append(append: &Append) -> pb::Append {
         commit: append.commit.0,
         primary_last: append.primary_last.0,
         register_version: append.register_version,
+        lacked_from: append.lacked_from.0,
     }
 }
 
@@ -180,6 +181,7 @@ fn decode_append(m: pb::Append) -> Result<Append, WireError> {
         commit: lsn("append.commit", m.commit)?,
         primary_last: lsn("append.primary_last", m.primary_last)?,
         register_version: number("append.register_version", m.register_version)?,
+        lacked_from: lsn("append.lacked_from", m.lacked_from)?,
     };
     check_runs(append)
 }

@@ -132,10 +132,10 @@ fn register() -> impl Strategy<Value = Box<Register>> {
 
 /// Appends with well-formed runs: `lengths` entries of rising epochs, or a heartbeat if there are none.
 fn append() -> impl Strategy<Value = Append> {
-    let numbers = (epoch(), point(), 1..1000_u64, lsn(), lsn(), number());
+    let numbers = (epoch(), point(), 1..1000_u64, lsn(), lsn(), number(), lsn());
     let runs = vec((1..5_u64, 1..9_u64), 0..4);
     (numbers, runs).prop_map(
-        |((epoch, prev, first, commit, primary_last, register_version), steps)| {
+        |((epoch, prev, first, commit, primary_last, register_version, lacked_from), steps)| {
             let (mut runs, mut run_epoch, mut next) = (Vec::new(), 0, first);
             for (rise, length) in steps {
                 run_epoch += rise;
@@ -151,6 +151,7 @@ fn append() -> impl Strategy<Value = Append> {
                 commit,
                 primary_last,
                 register_version,
+                lacked_from,
             }
         },
     )

@@ -177,6 +177,10 @@ impl Clients {
         }
     }
 
+    pub(crate) fn staged_bytes(&self) -> u64 {
+        self.staged_bytes as u64
+    }
+
     pub(crate) fn stage(&mut self, entry: BytesMut) {
         self.staged_count += 1;
         self.staged_bytes += entry.len();
@@ -225,7 +229,7 @@ impl Volume {
                 | ClientOp::Close
                 | ClientOp::Outcome { .. }
         );
-        if ordered && (self.memory_is_full() || !self.clients.no_room.is_empty()) {
+        if ordered && (self.mutations_wait() || !self.clients.no_room.is_empty()) {
             return self.clients.no_room.push_back((conn, token, op));
         }
         if let Some(session) = op.opens()

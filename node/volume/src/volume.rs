@@ -3,6 +3,7 @@
 mod checkpoints;
 mod copies;
 mod feed;
+mod lags;
 mod log;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -16,6 +17,8 @@ use mainstay_types::{Lsn, MonoTime, NodeId, VolumeSpec};
 
 use self::checkpoints::Repairs;
 use self::copies::Pins;
+use self::lags::Lags;
+pub(crate) use self::lags::Logged;
 use crate::clients::Clients;
 use crate::event::{Action, ConnId, Event, Now, OpResult, Token};
 use crate::memory::Memory;
@@ -37,8 +40,12 @@ pub struct VolumeConfig {
     pub tail_bytes: usize,
     /// Log written between two checkpoints.
     pub checkpoint_bytes: u64,
-    /// Log kept behind the checkpoint for members that are behind.
+    /// Log kept behind the checkpoint for copies that are no members and are behind.
     pub log_keep_bytes: u64,
+    /// The same for members, which should have left the register long before. A volume that is larger keeps its own size.
+    pub member_keep_bytes: u64,
+    /// Log that another copy may be behind before mutations wait for it, if it goes on; this copy's own disk twice as much.
+    pub lag_bytes_max: u64,
     /// Operations that wait while it is not decided whether this node is primary. Whoever comes behind them is to come again.
     pub parked_max: usize,
 }
@@ -52,6 +59,8 @@ impl Default for VolumeConfig {
             tail_bytes: 8 << 20,
             checkpoint_bytes: 32 << 20,
             log_keep_bytes: 128 << 20,
+            member_keep_bytes: 8 << 30,
+            lag_bytes_max: 32 << 20,
             parked_max: 4096,
         }
     }
@@ -142,9 +151,9 @@ pub struct Volume {
     pub(crate) checkpointed: Lsn,
     since_checkpoint: u64,
     pub(crate) memory: Memory,
-    /// (LSN, bytes logged up to it), a sample every mebibyte: how far back `log_keep_bytes` reaches.
-    logged: VecDeque<(Lsn, u64)>,
-    logged_bytes: u64,
+    /// How far back so many bytes of log reach.
+    pub(crate) logged: Logged,
+    lags: Lags,
     pub(crate) pins: Pins,
     /// Something was released that this copy still holds.
     pub(crate) release_due: bool,
@@ -168,6 +177,7 @@ impl Volume {
             tail.push(vec![entry], bytes);
         }
         let member = Member::new(now.mono, config.member.clone(), start.member);
+        let lag_bytes_max = config.lag_bytes_max;
         let mut volume = Self {
             config,
             spec: start.spec,
@@ -188,8 +198,8 @@ impl Volume {
             checkpointed: start.applied.point.lsn,
             since_checkpoint: 0,
             memory: Memory::default(),
-            logged: VecDeque::new(),
-            logged_bytes: 0,
+            logged: Logged::new(lag_bytes_max),
+            lags: Lags::default(),
             pins: Pins::default(),
             release_due: false,
             repairs: Repairs::default(),
@@ -271,6 +281,7 @@ impl Volume {
     pub fn finish(&mut self, now: Now) {
         self.maybe_release();
         self.maybe_retain(now);
+        self.follow_lags(now);
         self.take_up(now);
         self.flush_if_ready(now);
         self.drain_core(now);
@@ -294,6 +305,7 @@ impl Volume {
             .next_deadline()
             .min(feed.unwrap_or(MonoTime::MAX))
             .min(self.held_until())
+            .min(self.lags_due())
             .min(self.retain_due())
     }
 

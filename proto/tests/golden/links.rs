@@ -144,6 +144,7 @@ fn members(golden: &mut Golden) {
         commit: 399,
         primary_last: 402,
         register_version: 9,
+        lacked_from: 398,
     };
     golden.member("append", Body::Append(append), b"entries");
     let ack = pb::Ack {

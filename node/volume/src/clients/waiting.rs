@@ -24,7 +24,7 @@ impl Volume {
         }
     }
 
-    /// Takes what waited for memory, or for the end of a session that has come.
+    /// Takes what waited for memory or for copies that were behind, or for the end of a session that has come.
     ///
     /// The end of a session is why its next connection waits. The order of events that would lose a write: a client sends its last
     /// write and the end of its session, and none of it is committed yet; the connection breaks; the client opens the session, which
@@ -43,7 +43,7 @@ impl Volume {
                 _ => self.handle_client(now, conn, token, op),
             }
         }
-        if !self.memory_is_full() {
+        if !self.mutations_wait() {
             for (conn, token, op) in std::mem::take(&mut self.clients.no_room) {
                 self.handle_client(now, conn, token, op);
             }

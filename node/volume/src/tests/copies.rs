@@ -89,3 +89,43 @@ fn no_more_log_is_kept_for_a_copy_than_another_one_would_take() {
     }
     assert!(rig.overwrite(10) > base.next().0);
 }
+
+/// The order of events: a member falls behind, and the others give up what it lacks; one of them is lost for good. The other could neither feed
+/// it nor, alone, let it go.
+#[test]
+fn a_primary_gives_up_nothing_that_a_registered_member_lacks() {
+    let mut rig = Rig::block_copy();
+    rig.volume.config.log_keep_bytes = 0;
+    rig.promote_with(1, &[2]);
+    rig.attach();
+    rig.ack(2, 1);
+    for seq in 1..=4 {
+        assert_eq!(rig.overwrite(seq), 2, "{seq}");
+    }
+    rig.ack(2, 3);
+    assert_eq!(rig.overwrite(5), 4);
+    // It should have left long before: a log that fills the disk helps nobody.
+    rig.volume.config.member_keep_bytes = 0;
+    for seq in 6..=16 {
+        rig.overwrite(seq);
+    }
+    assert!(rig.overwrite(17) > 4);
+}
+
+#[test]
+fn nor_does_a_replica_which_knows_from_its_primary() {
+    let mut primary = Rig::block();
+    primary.attach();
+    for seq in 1..=4 {
+        primary.overwrite(seq);
+    }
+    let mut replica = Rig::block_copy();
+    replica.volume.config.log_keep_bytes = 0;
+    let log = primary.log.clone();
+    let commit = log.len() as u64;
+    replica.append(98, &log[..4], 4);
+    assert_eq!(replica.recycled, Some(0), "nothing is known");
+    replica.lacked_from = 3;
+    replica.append(98, &log[4..], commit);
+    assert_eq!(replica.recycled, Some(3));
+}

@@ -5,6 +5,7 @@ mod batches;
 mod conditions;
 mod copies;
 mod handovers;
+mod lags;
 mod memory;
 mod reads;
 mod retention;
@@ -53,6 +54,8 @@ pub(crate) struct Rig {
     pub(crate) checkpoint: Option<(LogEnd, Bytes)>,
     /// The first entry to be kept, as asked for last.
     pub(crate) recycled: Option<u64>,
+    /// What a member may lack begins here, as its primary says.
+    lacked_from: u64,
 }
 
 /// What a reader is shown.
@@ -216,6 +219,7 @@ impl Rig {
             shown: Vec::new(),
             checkpoint: None,
             recycled: None,
+            lacked_from: 0,
         };
         rig.drain();
         rig
@@ -335,6 +339,7 @@ impl Rig {
             commit: Lsn(commit),
             primary_last: last,
             register_version: 1,
+            lacked_from: Lsn(self.lacked_from),
         };
         let mut batch = BytesMut::new();
         for entry in entries {

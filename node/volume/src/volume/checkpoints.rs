@@ -96,29 +96,31 @@ impl Volume {
         }
         let kept = self.kept_from();
         // As far back as somebody needs it, but no further than the bound.
-        let below = self
-            .member
-            .needed_from()
-            .max(kept)
-            .min(self.checkpointed.next());
+        let below = self.member.needed_from().max(kept);
+        // The order of events otherwise: a member falls behind, and all others give up what it lacks; one of them is lost for good; the other
+        // becomes primary and can neither feed it nor, before somebody holds what is committed beside it, let it leave the register (H5).
+        let lacked = self.member.lacked_from().max(self.kept_for_members());
+        let below = below.min(lacked).min(self.checkpointed.next());
         let below = below.min(self.pins.first().unwrap_or(below));
         self.out.push_back(Action::Recycle { below });
     }
 
+    /// How far back the log reaches that is kept for registered members. It is kept until they have left the register, but without a majority of
+    /// witnesses nobody leaves, and the log would fill the disk.
+    fn kept_for_members(&self) -> Lsn {
+        self.logged
+            .reaching_back(self.copy_bytes().max(self.config.member_keep_bytes))
+    }
+
     /// How far back `log_keep_bytes` reaches.
     pub(crate) fn kept_from(&mut self) -> Lsn {
-        // The newest sample that lies the bound or more behind; none as long as the bound is not reached.
-        let keep_from = self.logged_bytes.saturating_sub(self.config.log_keep_bytes);
-        let mut kept = Lsn::ZERO;
-        while let Some((lsn, bytes)) = self.logged.front()
-            && *bytes <= keep_from
-        {
-            kept = *lsn;
-            if self.logged.get(1).is_none_or(|(_, next)| *next > keep_from) {
-                break;
-            }
-            self.logged.pop_front();
-        }
+        let kept = self.logged.reaching_back(self.config.log_keep_bytes);
+        let measured = kept.min(self.kept_for_members());
+        let measured = self
+            .pins
+            .first()
+            .map_or(measured, |first| measured.min(first));
+        self.logged.forget_below(measured);
         kept
     }
 }

@@ -21,8 +21,6 @@ const STALLED_AFTER: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 struct Pin {
     from: Lsn,
-    /// Bytes logged before the copy began.
-    logged: u64,
     /// Since when, once the copy was sent, the learner is where it is.
     fed: Option<MonoTime>,
 }
@@ -57,11 +55,7 @@ impl Volume {
     }
 
     fn pin(&mut self, to: NodeId, from: Lsn) {
-        let pin = Pin {
-            from,
-            logged: self.logged_bytes,
-            fed: None,
-        };
+        let pin = Pin { from, fed: None };
         self.pins.0.insert(to, pin);
     }
 
@@ -82,23 +76,27 @@ impl Volume {
         self.pins.0.remove(&node);
     }
 
+    /// More log than this is not kept for anybody: another full copy takes less.
+    pub(super) fn copy_bytes(&self) -> u64 {
+        match self.spec.kind {
+            VolumeKind::Block { size_bytes } => size_bytes.max(self.config.log_keep_bytes),
+            // Nothing but what is trimmed goes.
+            VolumeKind::Log => u64::MAX,
+        }
+    }
+
     /// Keeps no more log for learners than they need.
     pub(super) fn follow_pins(&mut self, now: Now) {
         if self.pins.0.is_empty() {
             return;
         }
-        let logged = self.logged_bytes;
-        let bytes_max = match self.spec.kind {
-            VolumeKind::Block { size_bytes } => size_bytes.max(self.config.log_keep_bytes),
-            // Nothing but what is trimmed goes.
-            VolumeKind::Log => u64::MAX,
-        };
-        let member = &self.member;
+        let bytes_max = self.copy_bytes();
+        let (member, logged) = (&self.member, &self.logged);
         self.pins.0.retain(|node, pin| {
             let (Some(acked), true) = (member.acked(*node), member.acting_epoch().is_some()) else {
                 return false;
             };
-            if logged - pin.logged > bytes_max {
+            if logged.behind(pin.from.prev()) > bytes_max {
                 // Another copy takes less.
                 return false;
             }

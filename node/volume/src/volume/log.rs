@@ -36,6 +36,7 @@ impl Volume {
         let write = match write {
             LogWrite::Cut { after } => {
                 self.tail.truncate(after);
+                self.logged.cut(after);
                 self.joined = None;
                 WalWrite::Cut { after }
             }
@@ -83,7 +84,7 @@ impl Volume {
         } else {
             join(entries.iter().map(|entry| entry.bytes.clone()).collect())
         };
-        self.note_logged(bytes.len(), last);
+        self.logged.note(bytes.len(), last);
         self.tail.push(entries, bytes.clone());
         Some(vec![bytes])
     }
@@ -107,20 +108,9 @@ impl Volume {
         let entries = EntryIter::headers_only(lineage, bytes.clone())
             .collect::<Result<Vec<_>, _>>()
             .expect("entries that were encoded and stamped here decode");
-        self.note_logged(bytes.len(), end.point.lsn);
+        self.logged.note(bytes.len(), end.point.lsn);
         self.tail.push(entries, bytes.clone());
         bytes
-    }
-
-    fn note_logged(&mut self, bytes: usize, last: Lsn) {
-        self.logged_bytes += bytes as u64;
-        if self
-            .logged
-            .back()
-            .is_none_or(|(_, at)| self.logged_bytes >= at + (1 << 20))
-        {
-            self.logged.push_back((last, self.logged_bytes));
-        }
     }
 
     /// Applies what is committed and answers the clients that wait for it.
