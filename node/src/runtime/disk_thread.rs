@@ -3,6 +3,7 @@
 
 mod donor;
 
+use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -189,6 +190,8 @@ struct Worker {
     rebuilt_at: Option<Lsn>,
     /// The newest checkpoint, under way or done.
     checkpointing: Option<JoinHandle<()>>,
+    /// Why the last checkpoint was put off, as it was said.
+    put_off: Rc<RefCell<Option<String>>>,
     pacing: Pacing,
     repairer: Rc<Repairer>,
     /// An entry could not be applied: the image shows nothing any more.
@@ -268,6 +271,7 @@ impl Worker {
             tree,
             rebuilt_at,
             checkpointing: None,
+            put_off: Rc::default(),
             pacing: Pacing::new(),
             repairer: Rc::new(repairer),
             failed: false,
@@ -470,7 +474,7 @@ impl Worker {
     async fn checkpoint(&mut self, blob: Bytes, at: LogEnd) {
         let (state, to) = (self.state.clone(), self.to.clone());
         let (name, held) = (self.name.clone(), self.held.clone());
-        let repairer = self.repairer.clone();
+        let (repairer, put_off) = (self.repairer.clone(), self.put_off.clone());
         let pace = self.pacing.begin(self.node.checkpoint_bytes());
         let mut work = Box::pin(async move {
             let mut mended = false;
@@ -502,9 +506,18 @@ impl Worker {
                 }
             };
             let event = match result {
-                Ok(at) => Event::Checkpointed { at },
+                Ok(at) => {
+                    if put_off.take().is_some() {
+                        tracing::info!(volume = %name, "checkpoints are written again");
+                    }
+                    Event::Checkpointed { at }
+                }
                 Err(error) => {
-                    tracing::warn!(volume = %name, error, "checkpoint put off");
+                    // A disk that is full refuses each of them, for hours.
+                    if put_off.borrow().as_ref() != Some(&error) {
+                        tracing::warn!(volume = %name, error, "checkpoint put off");
+                        put_off.replace(Some(error));
+                    }
                     Event::CheckpointFailed { mended }
                 }
             };
