@@ -24,7 +24,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use mainstay_types::{Incarnation, Lineage, LogPoint, Lsn};
 
-pub use errors::{CreateError, OpenError, ReadError, WalError};
+pub use errors::{CreateError, OpenError, ReadError, RecycleError, WalError};
 pub(crate) use index::SegmentInfo;
 pub use index::WalIndex;
 use prepare::Progress;
@@ -443,7 +443,7 @@ impl<D: Disk> Wal<D> {
     ///
     /// # Errors
     /// See [`RecyclePlan::run`].
-    pub async fn recycle_below(&mut self, lsn: Lsn) -> io::Result<usize> {
+    pub async fn recycle_below(&mut self, lsn: Lsn) -> Result<usize, RecycleError> {
         self.plan_recycle(lsn).run(&self.disk).await
     }
 

@@ -213,6 +213,35 @@ fn recycling_unlinks_whole_segments_and_keeps_the_one_asked_for() {
     check_contents(&wal);
 }
 
+/// The order of events: a segment was unlinked, and the directory could not be opened to be synced. All behind it stayed until the next
+/// start.
+#[test]
+fn recycling_that_lacks_a_descriptor_is_run_again_and_one_whose_sync_failed_is_not() {
+    for again in [true, false] {
+        let disk = SimDisk::immediate(3);
+        let mut wal = create(&disk);
+        for _ in 0..20 {
+            append(&mut wal, &[20_000]);
+        }
+        let plan = wal.plan_recycle(Lsn(15));
+        let fault = if again {
+            Fault::NoDescriptor
+        } else {
+            Fault::Eio
+        };
+        disk.fail_nth(OpKind::SyncDir, 1, fault);
+        let refused = block_on(plan.run(&disk)).expect_err("no sync");
+        assert_eq!(matches!(refused, RecycleError::Refused(_)), again);
+        if again {
+            assert!(block_on(plan.run(&disk)).expect("unlinked") > 1);
+            disk.crash();
+            let (wal, log) = open(&disk);
+            assert_eq!((log.last.lsn, log.damage), (Lsn(20), None));
+            assert!(wal.first_lsn() > Lsn(3));
+        }
+    }
+}
+
 #[test]
 fn a_failed_write_or_sync_ends_the_log_for_this_process() {
     for kind in [OpKind::Write, OpKind::Sync] {
