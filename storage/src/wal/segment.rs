@@ -53,23 +53,13 @@ pub(super) async fn open_active<D: Disk>(
 }
 
 /// Writes the header of a prepared segment: from here on it is part of the log. Durable on return.
-pub(super) async fn activate<D: Disk>(
-    disk: &D,
-    dir: &Path,
+pub(super) async fn activate<F: DiskFile>(
+    active: &Active<F>,
     header: &SegmentHeader,
-) -> io::Result<Active<D::File>> {
-    let active = open_active(
-        disk,
-        dir,
-        header.seq,
-        crate::engine::PAGE,
-        header.file_bytes,
-    )
-    .await?;
+) -> io::Result<()> {
     let mut page = AlignedBuf::zeroed(crate::format::SEGMENT_HEADER_BYTES);
     header.encode(&mut page);
-    active.file.write_durable(page, 0).await.0?;
-    Ok(active)
+    active.file.write_durable(page, 0).await.0
 }
 
 /// Segment files that are no longer part of the log.

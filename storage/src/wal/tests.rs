@@ -328,6 +328,40 @@ fn a_full_disk_is_an_answer_and_space_given_back_is_used() {
     assert_eq!(check_contents(&wal), appended + 1);
 }
 
+/// A log came to the end of its segment in a moment without descriptors: the next one could not be opened, and the copy was finished for its
+/// process, although nothing had been written.
+#[test]
+fn a_segment_that_cannot_be_opened_for_now_is_begun_later() {
+    for prepared in [true, false] {
+        let disk = SimDisk::immediate(5);
+        let mut wal = create(&disk);
+        append(&mut wal, &[40_000]);
+        if prepared {
+            block_on(wal.prepare_next()).expect("room");
+        }
+        let mut end = wal.durable().end();
+        let entries = batch(&mut end, 1, &[40_000]);
+        for nth in 1..=2 {
+            // The first one of a segment that is not prepared makes it.
+            disk.fail_nth(OpKind::Open, nth, Fault::NoDescriptor);
+            let refused = block_on(wal.append(&entries, Lsn(0)));
+            assert!(matches!(refused, Err(WalError::Prepare(_))), "{refused:?}");
+            if prepared {
+                break;
+            }
+        }
+        disk.clear_faults();
+        block_on(wal.append(&entries, Lsn(0)))
+            .map(drop)
+            .expect("a descriptor");
+        append(&mut wal, &[10]);
+        disk.crash();
+        let (wal, log) = open(&disk);
+        assert_eq!((log.last.lsn, log.doubt, log.damage), (Lsn(3), None, None));
+        assert_eq!(check_contents(&wal), 3);
+    }
+}
+
 #[test]
 fn entries_that_do_not_continue_the_log_are_refused_and_nothing_is_written() {
     let disk = SimDisk::immediate(6);
