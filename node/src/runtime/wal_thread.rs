@@ -194,7 +194,7 @@ impl LogWriter {
                         if !std::mem::replace(&mut full, true) {
                             tracing::warn!(
                                 error,
-                                "the disk is full: writes wait until there is room"
+                                "there is no room for the log: writes wait until there is"
                             );
                         }
                         tokio::time::sleep(ROOM_AGAIN).await;
