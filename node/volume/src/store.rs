@@ -80,15 +80,20 @@ impl CopyError {
     /// Whether the machine refused for now, and the copy's files may be as they should be.
     #[must_use]
     pub fn may_pass(&self) -> bool {
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
-        while let Some(error) = cause {
-            if let Some(error) = error.downcast_ref::<std::io::Error>() {
-                return may_pass(error);
-            }
-            cause = error.source();
-        }
-        false
+        cause_may_pass(self)
     }
+}
+
+/// Whether what the system said, if it is below an error, may pass.
+pub(crate) fn cause_may_pass(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            return may_pass(error);
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Which copy, and how its log is laid out.
