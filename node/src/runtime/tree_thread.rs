@@ -128,7 +128,7 @@ pub(super) fn start(
                 goal: Lsn::ZERO,
                 recycle: None,
                 waiting: Vec::new(),
-                said: false,
+                failing: None,
             };
             keeper.open(false).await;
             keeper.run().await;
@@ -247,8 +247,47 @@ struct Keeper<D: Disk> {
     /// What the log may give back.
     recycle: Option<Lsn>,
     waiting: Vec<Waiting>,
-    /// An error was logged, and the next ones of its kind are not.
-    said: bool,
+    /// Something failed, which was said, and did not succeed since.
+    failing: Option<Failing>,
+}
+
+/// What failed, and when it is tried again: each message in between would only work against a disk that is full.
+struct Failing {
+    step: Step,
+    /// How far the step had come.
+    had: u64,
+    not_before: Instant,
+}
+
+/// What a tree can fail at.
+#[derive(Clone, Copy)]
+enum Step {
+    /// Taking entries from the log.
+    Take,
+    /// Writing nodes.
+    Write,
+    /// Making them durable.
+    Sync,
+}
+
+impl Step {
+    fn of(error: &TreeError) -> Self {
+        match error {
+            // Only a mark looks at nodes that were written.
+            TreeError::File(TreeFileError::Unsynced { .. }) | TreeError::Damaged => Self::Sync,
+            TreeError::File(_) => Self::Write,
+            _ => Self::Take,
+        }
+    }
+
+    /// How far it has come: that there was nothing to do is no success.
+    fn reached<D: Disk>(self, tree: &Tree<D>) -> u64 {
+        match self {
+            Self::Take => tree.taken().0,
+            Self::Write => tree.written(),
+            Self::Sync => tree.marked(),
+        }
+    }
 }
 
 impl<D: Disk> Keeper<D> {
@@ -335,7 +374,9 @@ impl<D: Disk> Keeper<D> {
                 });
             }
             ToTree::Mark(through) => {
-                if let Kept::Tree(tree) = &mut self.tree {
+                if !self.pauses()
+                    && let Kept::Tree(tree) = &mut self.tree
+                {
                     let marked = tree.mark(through).await;
                     self.note(marked, "the log's tree is not synced");
                 }
@@ -354,10 +395,14 @@ impl<D: Disk> Keeper<D> {
         if let Some(last) = entries.last() {
             self.goal = self.goal.max(last.header.point.lsn);
         }
+        let pauses = self.pauses();
         let Kept::Tree(tree) = &mut self.tree else {
             return;
         };
         let _or_from_the_log = tree.take(entries);
+        if pauses {
+            return;
+        }
         let written = tree.write_if_many().await;
         self.note(written, "nodes of the log's tree wait in memory");
     }
@@ -392,6 +437,12 @@ impl<D: Disk> Keeper<D> {
             Kept::Failed { again: Some(_), .. } => return Rest::For(FAILED_AGAIN),
             Kept::Failed { .. } | Kept::Absent(_) => return Rest::UntilTold,
         };
+        if let Some(failing) = &self.failing
+            && failing.not_before > Instant::now()
+            && tree.taken() < self.goal
+        {
+            return Rest::For(failing.not_before - Instant::now());
+        }
         let settled = Lsn(self.settled.load(Ordering::Relaxed));
         let caught_up = tree.catch_up(self.goal.min(settled)).await;
         let rest = match caught_up {
@@ -411,9 +462,11 @@ impl<D: Disk> Keeper<D> {
         let Some(below) = self.recycle else {
             return true;
         };
+        let pauses = self.pauses();
         match &mut self.tree {
             Kept::Failed { .. } => return true,
             Kept::Absent(_) => {}
+            Kept::Tree(_) if pauses => return false,
             // It catches up first.
             Kept::Tree(tree) if tree.size() < below.prev().0 => return true,
             Kept::Tree(tree) => {
@@ -485,14 +538,35 @@ impl<D: Disk> Keeper<D> {
         });
     }
 
-    fn note<E: Into<TreeError>>(&mut self, outcome: Result<(), E>, what: &str) {
-        match outcome {
-            Ok(()) => self.said = false,
-            Err(error) if !std::mem::replace(&mut self.said, true) => {
-                let error: TreeError = error.into();
-                tracing::warn!(volume = %self.name, %error, "{what}; it is tried again");
+    /// Whether the disk is left alone for now.
+    fn pauses(&self) -> bool {
+        let failing = self.failing.as_ref();
+        failing.is_some_and(|failing| failing.not_before > Instant::now())
+    }
+
+    /// Says what fails once, and once that it does no longer.
+    fn note(&mut self, outcome: Result<(), TreeError>, what: &str) {
+        let Kept::Tree(tree) = &self.tree else { return };
+        match (outcome, &mut self.failing) {
+            (Ok(()), Some(failing)) if failing.step.reached(tree) > failing.had => {
+                self.failing = None;
+                tracing::info!(volume = %self.name, "the log's tree goes on");
             }
-            Err(_) => {}
+            (Ok(()), _) => {}
+            (Err(_), Some(failing)) => {
+                // It may have begun again at its mark.
+                failing.had = failing.had.min(failing.step.reached(tree));
+                failing.not_before = Instant::now() + FAILED_AGAIN;
+            }
+            (Err(error), None) => {
+                tracing::warn!(volume = %self.name, %error, "{what}; it is tried again");
+                let step = Step::of(&error);
+                self.failing = Some(Failing {
+                    step,
+                    had: step.reached(tree),
+                    not_before: Instant::now() + FAILED_AGAIN,
+                });
+            }
         }
     }
 }
@@ -522,10 +596,13 @@ async fn send_nodes<D: Disk>(
 
 #[cfg(test)]
 mod tests {
+    use std::cell::{Cell, RefCell};
     use std::path::Path;
+    use std::pin::Pin;
+    use std::rc::Rc;
 
     use mainstay_storage::engine::SimDisk;
-    use mainstay_storage::engine::sim::{Fault, OpKind};
+    use mainstay_storage::engine::sim::{Fault, OpKind, SimHook, SimOp, Stage};
     use mainstay_storage::format::{EntryIter, EntryKind, encode_unstamped, stamp};
     use mainstay_storage::{LogEnd, Wal, WalConfig};
     use mainstay_types::{Epoch, Incarnation, LogPoint, SessionId};
@@ -584,7 +661,7 @@ mod tests {
                 goal: Lsn::ZERO,
                 recycle: None,
                 waiting: Vec::new(),
-                said: false,
+                failing: None,
             };
             Self {
                 disk,
@@ -638,6 +715,61 @@ mod tests {
             rig.keeper.take(ToTree::Recycle(Lsn(11))).await;
             assert!(matches!(rig.keeper.advance().await, Rest::UntilTold));
             assert!(rig.log.try_recv().is_err());
+        });
+    }
+
+    /// While it is full, there is no room for nodes.
+    #[derive(Default)]
+    struct NoRoom {
+        disk: RefCell<Option<SimDisk>>,
+        tried: Cell<u32>,
+    }
+
+    impl SimHook for NoRoom {
+        fn operation(&self, op: SimOp<'_>) -> Pin<Box<dyn Future<Output = ()>>> {
+            if op.kind == OpKind::Write && op.stage == Stage::Before && op.path.ends_with("tree") {
+                self.tried.set(self.tried.get() + 1);
+                if let Some(disk) = &*self.disk.borrow() {
+                    disk.fail_nth(OpKind::Write, 1, Fault::NoSpace);
+                }
+            }
+            Box::pin(std::future::ready(()))
+        }
+    }
+
+    /// The order of events: nodes find no room, and the next look finds nothing to take from the log, which went for a success. Each batch of
+    /// entries worked against the full disk, and said so, twenty times a second.
+    #[test]
+    fn a_full_disk_is_left_alone_for_a_while_and_said_to_be_full_once() {
+        run(async || {
+            let mut rig = Rig::new(1300).await;
+            let room = Rc::new(NoRoom::default());
+            rig.keeper.disk = rig.disk.with_hook(room.clone());
+            rig.keeper.open(false).await;
+            room.tried.set(0);
+            room.disk.replace(Some(rig.disk.clone()));
+            let entries = rig.entries.clone();
+            rig.take(&entries[..1200]).await;
+            for entry in entries[1200..1250].chunks(1) {
+                assert!(matches!(rig.keeper.advance().await, Rest::UntilTold));
+                assert!(rig.keeper.failing.is_some(), "nothing was written");
+                // However long each step of this test takes.
+                rig.keeper.failing.as_mut().expect("failing").not_before =
+                    Instant::now() + Duration::from_secs(600);
+                rig.take(entry).await;
+                rig.keeper.take(ToTree::Mark(Lsn(1200))).await;
+            }
+            assert_eq!(room.tried.get(), 1, "it is left alone");
+
+            rig.keeper.failing.as_mut().expect("failing").not_before = Instant::now();
+            rig.take(&entries[1250..1251]).await;
+            assert_eq!(room.tried.get(), 2, "it is tried again");
+            assert!(rig.keeper.failing.is_some(), "in vain");
+            room.disk.replace(None);
+            rig.keeper.failing.as_mut().expect("failing").not_before = Instant::now();
+            rig.take(&entries[1251..]).await;
+            assert!(rig.keeper.failing.is_none(), "there is room");
+            assert_eq!(rig.keeper.taken(), Lsn(1300));
         });
     }
 }

@@ -319,7 +319,8 @@ impl<D: Disk> Tree<D> {
     }
 
     /// Nodes in the file.
-    fn written(&self) -> u64 {
+    #[must_use]
+    pub fn written(&self) -> u64 {
         Node::count(self.size()) - self.unwritten.len() as u64
     }
 
