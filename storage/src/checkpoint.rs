@@ -10,7 +10,7 @@ use bytes::Bytes;
 use mainstay_types::{Epoch, Lineage, LogPoint, Lsn};
 
 use crate::codec::{crc, is_zero, put_u16, put_u32, put_u64, u16_at, u32_at, u64_at};
-use crate::engine::{AlignedBuf, Caching, Disk, DiskFile, OpenMode, PAGE_BYTES};
+use crate::engine::{AlignedBuf, Caching, Disk, DiskFile, OpenMode, PAGE_BYTES, is_no_descriptor};
 use crate::format::LogEnd;
 use crate::recovery::scan::read_content;
 
@@ -61,6 +61,14 @@ pub enum CheckpointFileError {
         found: Lineage,
         /// Ours.
         expected: Lineage,
+    },
+    /// There was no descriptor for the file that is to replace it. Nothing was written: the old one is there.
+    #[error("checkpoint {path}")]
+    NoDescriptor {
+        /// The file.
+        path: PathBuf,
+        /// The disk's answer.
+        source: io::Error,
     },
     /// The disk refused.
     #[error("checkpoint {path}")]
@@ -251,34 +259,49 @@ impl<D: Disk> CheckpointFile<D> {
     /// Replaces it, durable on return; a crash or a dropped call leaves the old one or the new one.
     ///
     /// # Errors
-    /// [`CheckpointFileError::Io`]; the old one or the new one is there.
+    /// [`CheckpointFileError::NoDescriptor`], and `Io`, after which the old one or the new one is there.
     pub async fn store(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointFileError> {
-        self.replace(checkpoint)
+        let file = match self.begin(checkpoint).await {
+            // Only here: without one for the directory that is synced last, the new record may be there.
+            Err(source) if is_no_descriptor(&source) => {
+                let path = self.path();
+                return Err(CheckpointFileError::NoDescriptor { path, source });
+            }
+            file => file.map_err(|source| self.io_error(source))?,
+        };
+        self.replace(file, checkpoint)
             .await
             .map_err(|source| self.io_error(source))
     }
 
-    async fn replace(&self, checkpoint: &Checkpoint) -> io::Result<()> {
+    fn temporary(&self) -> PathBuf {
+        self.dir.join("checkpoint.tmp")
+    }
+
+    /// The file that is to replace it, still empty.
+    async fn begin(&self, checkpoint: &Checkpoint) -> io::Result<D::File> {
         if checkpoint.blob.len() > BLOB_BYTES_MAX {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "checkpoint blob above 64 MiB",
             ));
         }
-        let temporary = self.dir.join("checkpoint.tmp");
+        let temporary = self.temporary();
         if self.disk.exists(&temporary).await? {
             self.disk.remove(&temporary).await?;
         }
-        let record = encode(self.lineage, checkpoint);
-        let file = self
-            .disk
+        self.disk
             .open(&temporary, OpenMode::CreateNew, Caching::Buffered)
-            .await?;
+            .await
+    }
+
+    async fn replace(&self, file: D::File, checkpoint: &Checkpoint) -> io::Result<()> {
+        let record = encode(self.lineage, checkpoint);
         file.write_durable(AlignedBuf::padded_from(&record), 0)
             .await
             .0?;
         drop(file);
-        self.disk.rename(&temporary, &self.path()).await?;
+        self.disk.rename(&self.temporary(), &self.path()).await?;
         self.disk.sync_dir(&self.dir).await
     }
 }

@@ -216,6 +216,10 @@ impl<D: Disk> TreeFile<D> {
         let Some(mark) = newest else {
             return Err(TreeFileError::Damaged { path });
         };
+        if mark.serial == 0 {
+            // Whoever made it may not have come to the end of that: a loss of power could take the file away, with marks of later.
+            disk.sync_dir(dir).await.map_err(io)?;
+        }
         Ok(Some(Self {
             file,
             path,
@@ -401,5 +405,26 @@ mod tests {
         block_on(tree.write(4, &[hash])).expect("write");
         let read = block_on(tree.read(3, 5)).expect("read");
         assert_eq!(read, [None, Some(hash)]);
+    }
+
+    /// The order of events: there was no descriptor for the directory when the file was made, it was opened later, and its first mark let
+    /// the log give entries back. A loss of power took the file away.
+    #[test]
+    fn a_file_that_was_not_made_to_its_end_outlives_a_loss_of_power_once_it_is_open() {
+        use crate::engine::Disk as _;
+        use crate::engine::sim::{Fault, OpKind};
+        let (disk, dir) = (SimDisk::immediate(1), Path::new("/v"));
+        block_on(disk.create_dir_all(dir)).expect("directory");
+        disk.fail_nth(OpKind::SyncDir, 1, Fault::NoDescriptor);
+        let made = block_on(TreeFile::create(&disk, dir, LINEAGE));
+        assert!(matches!(made, Err(TreeFileError::Io { .. })));
+        let opened = block_on(TreeFile::open(&disk, dir, LINEAGE)).expect("it opens");
+        let (peaks, nodes) = grown(5);
+        let mut file = opened.expect("a file");
+        block_on(file.write(0, &nodes)).expect("written");
+        block_on(file.mark(&peaks)).expect("marked");
+        disk.crash();
+        let opened = block_on(TreeFile::open(&disk, dir, LINEAGE)).expect("it opens");
+        assert_eq!(opened.map(|file| file.marked().size()), Some(5));
     }
 }

@@ -3,6 +3,7 @@
 
 mod donor;
 
+use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -149,26 +150,53 @@ pub(super) async fn start(
     let (ready_to, ready) = oneshot::channel();
     let (node, path) = (node.clone(), dir.clone());
     let run = move || {
-        let ran = run_on(engine, |disk| async move {
-            match Worker::open(disk, &node, &path, to).await {
-                Ok((worker, thread, volume)) => {
-                    let _gone = ready_to.send(Ok((thread, volume)));
-                    worker.run().await;
+        let open = |ready: Ready<_>| {
+            let path = path.clone();
+            run_on(engine, |disk| async move {
+                match Worker::open(disk, &node, &path, to).await {
+                    Ok((worker, thread, volume)) => {
+                        ready.say(Ok((thread, volume)));
+                        worker.run().await;
+                    }
+                    Err(error) => ready.say(Err(error)),
                 }
-                Err(error) => {
-                    let _gone = ready_to.send(Err(error));
-                }
-            }
-        });
-        if let Err(error) = ran {
-            tracing::error!(%error, "no runtime for the volume");
-        }
+            })
+        };
+        open_or_say(&path, ready_to, open);
     };
     std::thread::Builder::new()
         .name("volume".to_owned())
         .spawn(run)
         .map_err(io)?;
     ready.await.map_err(|_| gone())?
+}
+
+/// Where to say what came of an open.
+type OpenedTo<T> = oneshot::Sender<Result<T, CopyError>>;
+
+/// Who waits to hear what came of an open; it is said once.
+struct Ready<T>(Rc<Cell<Option<OpenedTo<T>>>>);
+
+impl<T> Ready<T> {
+    fn say(&self, opened: Result<T, CopyError>) {
+        if let Some(to) = self.0.take() {
+            let _gone = to.send(opened);
+        }
+    }
+}
+
+/// Has `open` say what comes of it. If there is no runtime for that, the error says why: a ring takes a descriptor, and a copy that lacks
+/// one is tried again.
+fn open_or_say<T>(
+    path: &Path,
+    ready: OpenedTo<T>,
+    open: impl FnOnce(Ready<T>) -> std::io::Result<()>,
+) {
+    let ready = Ready(Rc::new(Cell::new(Some(ready))));
+    if let Err(source) = open(Ready(ready.0.clone())) {
+        let path = path.to_owned();
+        ready.say(Err(CopyError::Io { path, source }));
+    }
 }
 
 struct Worker {
@@ -189,6 +217,8 @@ struct Worker {
     rebuilt_at: Option<Lsn>,
     /// The newest checkpoint, under way or done.
     checkpointing: Option<JoinHandle<()>>,
+    /// Why the last checkpoint was put off, as it was said.
+    put_off: Rc<RefCell<Option<String>>>,
     pacing: Pacing,
     repairer: Rc<Repairer>,
     /// An entry could not be applied: the image shows nothing any more.
@@ -268,6 +298,7 @@ impl Worker {
             tree,
             rebuilt_at,
             checkpointing: None,
+            put_off: Rc::default(),
             pacing: Pacing::new(),
             repairer: Rc::new(repairer),
             failed: false,
@@ -470,7 +501,7 @@ impl Worker {
     async fn checkpoint(&mut self, blob: Bytes, at: LogEnd) {
         let (state, to) = (self.state.clone(), self.to.clone());
         let (name, held) = (self.name.clone(), self.held.clone());
-        let repairer = self.repairer.clone();
+        let (repairer, put_off) = (self.repairer.clone(), self.put_off.clone());
         let pace = self.pacing.begin(self.node.checkpoint_bytes());
         let mut work = Box::pin(async move {
             let mut mended = false;
@@ -502,9 +533,18 @@ impl Worker {
                 }
             };
             let event = match result {
-                Ok(at) => Event::Checkpointed { at },
+                Ok(at) => {
+                    if put_off.take().is_some() {
+                        tracing::info!(volume = %name, "checkpoints are written again");
+                    }
+                    Event::Checkpointed { at }
+                }
                 Err(error) => {
-                    tracing::warn!(volume = %name, error, "checkpoint put off");
+                    // A disk that is full refuses each of them, for hours.
+                    if put_off.borrow().as_ref() != Some(&error) {
+                        tracing::warn!(volume = %name, error, "checkpoint put off");
+                        put_off.replace(Some(error));
+                    }
                     Event::CheckpointFailed { mended }
                 }
             };
@@ -559,6 +599,16 @@ fn unreadable(error: &ReadError) -> ConnAnswer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A node that started short of descriptors got no ring for a copy, took its thread for ended, and never tried again.
+    #[test]
+    fn an_open_without_a_runtime_says_why() {
+        let (ready_to, mut ready) = oneshot::channel::<Result<(), CopyError>>();
+        let no_descriptor = |_| Err(std::io::Error::from_raw_os_error(24));
+        open_or_say(Path::new("copy"), ready_to, no_descriptor);
+        let said = ready.try_recv().expect("something is said");
+        assert!(said.expect_err("not open").may_pass());
+    }
 
     #[test]
     fn runs_of_blocks_are_cut_to_the_bytes_asked_for() {

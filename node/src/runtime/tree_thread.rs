@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use mainstay_storage::engine::{Engine, RealDisk, run_on};
+use mainstay_storage::engine::{Engine, run_on};
 use mainstay_storage::format::EntryRef;
 use mainstay_storage::wal::WalIndex;
-use mainstay_storage::{TreeFile, TreeFileError};
+use mainstay_storage::{Disk, TreeFile, TreeFileError};
 use mainstay_types::{Lineage, Lsn, VolumeName};
 use mainstay_volume::tree::{CaughtUp, Tree, TreeAnswer, TreeError, TreeQuestion, export_nodes};
 use tokio::sync::{mpsc, oneshot};
@@ -111,12 +111,15 @@ pub(super) fn start(
             tracing::debug!(%error, "the log's tree is hashed at full priority");
         }
         let ran = run_on(Engine::Threads, |disk| async move {
-            let opened = Tree::open(disk, &dir, index, lineage).await;
-            let keeper = Keeper {
-                tree: Kept::of(&name, opened),
+            let mut keeper = Keeper {
+                tree: Kept::Failed {
+                    why: String::new(),
+                    again: None,
+                },
                 name,
                 disk,
                 dir,
+                index,
                 lineage,
                 inbox,
                 log,
@@ -125,8 +128,9 @@ pub(super) fn start(
                 goal: Lsn::ZERO,
                 recycle: None,
                 waiting: Vec::new(),
-                said: false,
+                failing: None,
             };
+            keeper.open(false).await;
             keeper.run().await;
         });
         if let Err(error) = ran {
@@ -199,29 +203,16 @@ impl TreeFeed {
 }
 
 /// What there is of a tree.
-enum Kept {
-    Tree(Box<Tree<RealDisk>>),
+enum Kept<D: Disk> {
+    Tree(Box<Tree<D>>),
     /// None, and there can be none: the log goes on without.
     Absent(String),
     /// It did not open: what is in the log stays there until it does.
-    Failed(String),
-}
-
-impl Kept {
-    fn of(name: &VolumeName, opened: Result<Tree<RealDisk>, TreeError>) -> Self {
-        match opened {
-            Ok(tree) => Self::Tree(Box::new(tree)),
-            Err(TreeError::Absent(why)) => {
-                tracing::warn!(volume = %name, why, "no Merkle tree");
-                Self::Absent(why)
-            }
-            Err(error) => {
-                let why = format!("the log's tree does not open: {error}");
-                tracing::error!(volume = %name, %error, "the log's tree does not open; nothing is trimmed from its files");
-                Self::Failed(why)
-            }
-        }
-    }
+    Failed {
+        why: String,
+        /// When it is tried again; never in this process if its file is to blame.
+        again: Option<Instant>,
+    },
 }
 
 /// A question that waits for entries.
@@ -240,11 +231,12 @@ enum Rest {
     UntilTold,
 }
 
-struct Keeper {
+struct Keeper<D: Disk> {
     name: VolumeName,
-    tree: Kept,
-    disk: RealDisk,
+    tree: Kept<D>,
+    disk: D,
     dir: PathBuf,
+    index: Arc<WalIndex>,
     lineage: Lineage,
     inbox: mpsc::UnboundedReceiver<ToTree>,
     log: mpsc::UnboundedSender<ToLog>,
@@ -255,11 +247,82 @@ struct Keeper {
     /// What the log may give back.
     recycle: Option<Lsn>,
     waiting: Vec<Waiting>,
-    /// An error was logged, and the next ones of its kind are not.
-    said: bool,
+    /// Something failed, which was said, and did not succeed since.
+    failing: Option<Failing>,
 }
 
-impl Keeper {
+/// What failed, and when it is tried again: each message in between would only work against a disk that is full.
+struct Failing {
+    step: Step,
+    /// How far the step had come.
+    had: u64,
+    not_before: Instant,
+}
+
+/// What a tree can fail at.
+#[derive(Clone, Copy)]
+enum Step {
+    /// Taking entries from the log.
+    Take,
+    /// Writing nodes.
+    Write,
+    /// Making them durable.
+    Sync,
+}
+
+impl Step {
+    fn of(error: &TreeError) -> Self {
+        match error {
+            // Only a mark looks at nodes that were written.
+            TreeError::File(TreeFileError::Unsynced { .. }) | TreeError::Damaged => Self::Sync,
+            TreeError::File(_) => Self::Write,
+            _ => Self::Take,
+        }
+    }
+
+    /// How far it has come: that there was nothing to do is no success.
+    fn reached<D: Disk>(self, tree: &Tree<D>) -> u64 {
+        match self {
+            Self::Take => tree.taken().0,
+            Self::Write => tree.written(),
+            Self::Sync => tree.marked(),
+        }
+    }
+}
+
+impl<D: Disk> Keeper<D> {
+    /// Opens the tree. One for which the machine lacks something is opened later, and takes what was missed from the log then. That it `waits`
+    /// for that was said.
+    async fn open(&mut self, waits: bool) {
+        let (name, index) = (&self.name, self.index.clone());
+        self.tree = match Tree::open(self.disk.clone(), &self.dir, index, self.lineage).await {
+            Ok(tree) => {
+                if waits {
+                    tracing::info!(volume = %name, "the log's tree opened after all");
+                }
+                Kept::Tree(Box::new(tree))
+            }
+            Err(TreeError::Absent(why)) => {
+                tracing::warn!(volume = %name, why, "no Merkle tree");
+                Kept::Absent(why)
+            }
+            Err(error) => {
+                let again = error.may_pass().then(|| Instant::now() + FAILED_AGAIN);
+                match again {
+                    Some(_) if waits => {}
+                    Some(_) => {
+                        tracing::warn!(volume = %name, %error, "the log's tree does not open for now; nothing is trimmed from its files until it does");
+                    }
+                    None => {
+                        tracing::error!(volume = %name, %error, "the log's tree does not open; nothing is trimmed from its files");
+                    }
+                }
+                let why = format!("the log's tree does not open: {error}");
+                Kept::Failed { why, again }
+            }
+        };
+    }
+
     async fn run(mut self) {
         loop {
             let message = match self.advance().await {
@@ -311,7 +374,9 @@ impl Keeper {
                 });
             }
             ToTree::Mark(through) => {
-                if let Kept::Tree(tree) = &mut self.tree {
+                if !self.pauses()
+                    && let Kept::Tree(tree) = &mut self.tree
+                {
                     let marked = tree.mark(through).await;
                     self.note(marked, "the log's tree is not synced");
                 }
@@ -326,14 +391,18 @@ impl Keeper {
     }
 
     async fn take_entries(&mut self, entries: &[EntryRef]) {
-        let Kept::Tree(tree) = &mut self.tree else {
-            return;
-        };
-        // What is missing in front, or lost again when a write fails, is taken from the log.
+        // What is missing in front, or lost again when a write fails, is taken from the log; all of it, once a tree opens later.
         if let Some(last) = entries.last() {
             self.goal = self.goal.max(last.header.point.lsn);
         }
+        let pauses = self.pauses();
+        let Kept::Tree(tree) = &mut self.tree else {
+            return;
+        };
         let _or_from_the_log = tree.take(entries);
+        if pauses {
+            return;
+        }
         let written = tree.write_if_many().await;
         self.note(written, "nodes of the log's tree wait in memory");
     }
@@ -356,9 +425,24 @@ impl Keeper {
     }
 
     async fn catch_up(&mut self) -> Rest {
-        let Kept::Tree(tree) = &mut self.tree else {
-            return Rest::UntilTold;
+        if let Kept::Failed { again, .. } = &self.tree {
+            match again {
+                Some(at) if *at > Instant::now() => return Rest::For(*at - Instant::now()),
+                Some(_) => self.open(true).await,
+                None => {}
+            }
+        }
+        let tree = match &mut self.tree {
+            Kept::Tree(tree) => tree,
+            Kept::Failed { again: Some(_), .. } => return Rest::For(FAILED_AGAIN),
+            Kept::Failed { .. } | Kept::Absent(_) => return Rest::UntilTold,
         };
+        if let Some(failing) = &self.failing
+            && failing.not_before > Instant::now()
+            && tree.taken() < self.goal
+        {
+            return Rest::For(failing.not_before - Instant::now());
+        }
         let settled = Lsn(self.settled.load(Ordering::Relaxed));
         let caught_up = tree.catch_up(self.goal.min(settled)).await;
         let rest = match caught_up {
@@ -378,9 +462,11 @@ impl Keeper {
         let Some(below) = self.recycle else {
             return true;
         };
+        let pauses = self.pauses();
         match &mut self.tree {
-            Kept::Failed(_) => return true,
+            Kept::Failed { .. } => return true,
             Kept::Absent(_) => {}
+            Kept::Tree(_) if pauses => return false,
             // It catches up first.
             Kept::Tree(tree) if tree.size() < below.prev().0 => return true,
             Kept::Tree(tree) => {
@@ -413,7 +499,7 @@ impl Keeper {
     fn taken(&self) -> Lsn {
         match &self.tree {
             Kept::Tree(tree) => tree.taken(),
-            Kept::Absent(_) | Kept::Failed(_) => Lsn(u64::MAX),
+            Kept::Absent(_) | Kept::Failed { .. } => Lsn(u64::MAX),
         }
     }
 
@@ -424,7 +510,9 @@ impl Keeper {
     ) -> Result<TreeAnswer, TreeError> {
         let tree = match &mut self.tree {
             Kept::Tree(tree) => tree,
-            Kept::Absent(why) | Kept::Failed(why) => return Err(TreeError::Absent(why.clone())),
+            Kept::Absent(why) | Kept::Failed { why, .. } => {
+                return Err(TreeError::Absent(why.clone()));
+            }
         };
         match tree.answer(question, through).await {
             Err(TreeError::Damaged) => {}
@@ -440,7 +528,7 @@ impl Keeper {
         if !matches!(self.tree, Kept::Tree(_)) {
             return;
         }
-        let (disk, dir, lineage) = (self.disk, self.dir.clone(), self.lineage);
+        let (disk, dir, lineage) = (self.disk.clone(), self.dir.clone(), self.lineage);
         let name = self.name.clone();
         tokio::task::spawn_local(async move {
             if let Err(error) = send_nodes(&disk, &dir, lineage, base, &parts).await {
@@ -450,20 +538,41 @@ impl Keeper {
         });
     }
 
-    fn note<E: Into<TreeError>>(&mut self, outcome: Result<(), E>, what: &str) {
-        match outcome {
-            Ok(()) => self.said = false,
-            Err(error) if !std::mem::replace(&mut self.said, true) => {
-                let error: TreeError = error.into();
-                tracing::warn!(volume = %self.name, %error, "{what}; it is tried again");
+    /// Whether the disk is left alone for now.
+    fn pauses(&self) -> bool {
+        let failing = self.failing.as_ref();
+        failing.is_some_and(|failing| failing.not_before > Instant::now())
+    }
+
+    /// Says what fails once, and once that it does no longer.
+    fn note(&mut self, outcome: Result<(), TreeError>, what: &str) {
+        let Kept::Tree(tree) = &self.tree else { return };
+        match (outcome, &mut self.failing) {
+            (Ok(()), Some(failing)) if failing.step.reached(tree) > failing.had => {
+                self.failing = None;
+                tracing::info!(volume = %self.name, "the log's tree goes on");
             }
-            Err(_) => {}
+            (Ok(()), _) => {}
+            (Err(_), Some(failing)) => {
+                // It may have begun again at its mark.
+                failing.had = failing.had.min(failing.step.reached(tree));
+                failing.not_before = Instant::now() + FAILED_AGAIN;
+            }
+            (Err(error), None) => {
+                tracing::warn!(volume = %self.name, %error, "{what}; it is tried again");
+                let step = Step::of(&error);
+                self.failing = Some(Failing {
+                    step,
+                    had: step.reached(tree),
+                    not_before: Instant::now() + FAILED_AGAIN,
+                });
+            }
         }
     }
 }
 
-async fn send_nodes(
-    disk: &RealDisk,
+async fn send_nodes<D: Disk>(
+    disk: &D,
     dir: &std::path::Path,
     lineage: Lineage,
     base: Lsn,
@@ -483,4 +592,184 @@ async fn send_nodes(
         place = next;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+    use std::path::Path;
+    use std::pin::Pin;
+    use std::rc::Rc;
+
+    use mainstay_storage::engine::SimDisk;
+    use mainstay_storage::engine::sim::{Fault, OpKind, SimHook, SimOp, Stage};
+    use mainstay_storage::format::{EntryIter, EntryKind, encode_unstamped, stamp};
+    use mainstay_storage::{LogEnd, Wal, WalConfig};
+    use mainstay_types::{Epoch, Incarnation, LogPoint, SessionId};
+
+    use super::*;
+
+    const LINEAGE: Lineage = Lineage(7);
+
+    /// A log of the entries 1 to `last`, all of them settled, and the keeper of its tree, which is not open yet.
+    struct Rig {
+        disk: SimDisk,
+        keeper: Keeper<SimDisk>,
+        entries: Vec<EntryRef>,
+        log: mpsc::UnboundedReceiver<ToLog>,
+    }
+
+    impl Rig {
+        async fn new(last: u64) -> Self {
+            let (disk, dir) = (SimDisk::immediate(1), Path::new("/copy"));
+            let config = WalConfig {
+                segment_bytes: 64 << 10,
+                ..WalConfig::new(LINEAGE, Incarnation(1))
+            };
+            let mut wal = Wal::create(disk.clone(), dir, config, LogEnd::ZERO)
+                .await
+                .expect("created");
+            let (mut end, mut chunks) = (LogEnd::ZERO, Vec::new());
+            for lsn in (1..=last).map(Lsn) {
+                let mut entry =
+                    encode_unstamped(EntryKind::Record, SessionId(1), 2, lsn.0, 4, b"text");
+                let epoch = Epoch(1);
+                let crc = stamp(&mut entry, LINEAGE, epoch, lsn, end.crc);
+                let point = LogPoint { epoch, lsn };
+                end = LogEnd { point, crc };
+                chunks.push(entry.freeze());
+            }
+            let appended = wal.append(&chunks, Lsn::ZERO).await;
+            appended.map(drop).expect("appended");
+            let decode = |chunk| EntryIter::new(LINEAGE, chunk).map(|entry| entry.expect("own"));
+            let (_to, inbox) = mpsc::unbounded_channel();
+            let (log_to, log) = mpsc::unbounded_channel();
+            let keeper = Keeper {
+                name: "ledger".parse().expect("a name"),
+                tree: Kept::Failed {
+                    why: String::new(),
+                    again: None,
+                },
+                disk: disk.clone(),
+                dir: dir.to_owned(),
+                index: wal.index(),
+                lineage: LINEAGE,
+                inbox,
+                log: log_to,
+                backlog: Arc::default(),
+                settled: Arc::new(AtomicU64::new(last)),
+                goal: Lsn::ZERO,
+                recycle: None,
+                waiting: Vec::new(),
+                failing: None,
+            };
+            Self {
+                disk,
+                keeper,
+                entries: chunks.into_iter().flat_map(decode).collect(),
+                log,
+            }
+        }
+
+        async fn take(&mut self, entries: &[EntryRef]) {
+            let entries = entries.to_vec();
+            self.keeper
+                .take(ToTree::Entries { entries, bytes: 0 })
+                .await;
+        }
+    }
+
+    fn run<F: Future<Output = ()>>(test: impl FnOnce() -> F) {
+        run_on(Engine::Threads, |_| test()).expect("runs");
+    }
+
+    /// A log whose tree met a moment without descriptors at the start gave nothing back any more until the next one.
+    #[test]
+    fn a_tree_that_does_not_open_for_now_is_opened_later() {
+        run(async || {
+            let mut rig = Rig::new(20).await;
+            rig.disk.fail_nth(OpKind::Open, 1, Fault::NoDescriptor);
+            rig.keeper.open(false).await;
+            let first = rig.entries[..5].to_vec();
+            rig.take(&first).await;
+            rig.keeper.take(ToTree::Recycle(Lsn(11))).await;
+            assert!(matches!(rig.keeper.advance().await, Rest::For(_)));
+            assert!(rig.log.try_recv().is_err(), "what is not covered stays");
+
+            let Kept::Failed { again, .. } = &mut rig.keeper.tree else {
+                panic!("open without a descriptor");
+            };
+            *again = Some(Instant::now());
+            while matches!(rig.keeper.advance().await, Rest::No) {}
+            let told = rig.log.try_recv();
+            assert!(matches!(told, Ok(ToLog::Recycle(Lsn(11)))), "{told:?}");
+        });
+    }
+
+    #[test]
+    fn a_tree_whose_file_is_to_blame_stays_closed() {
+        run(async || {
+            let mut rig = Rig::new(20).await;
+            rig.disk.fail_nth(OpKind::Open, 1, Fault::Eio);
+            rig.keeper.open(false).await;
+            rig.keeper.take(ToTree::Recycle(Lsn(11))).await;
+            assert!(matches!(rig.keeper.advance().await, Rest::UntilTold));
+            assert!(rig.log.try_recv().is_err());
+        });
+    }
+
+    /// While it is full, there is no room for nodes.
+    #[derive(Default)]
+    struct NoRoom {
+        disk: RefCell<Option<SimDisk>>,
+        tried: Cell<u32>,
+    }
+
+    impl SimHook for NoRoom {
+        fn operation(&self, op: SimOp<'_>) -> Pin<Box<dyn Future<Output = ()>>> {
+            if op.kind == OpKind::Write && op.stage == Stage::Before && op.path.ends_with("tree") {
+                self.tried.set(self.tried.get() + 1);
+                if let Some(disk) = &*self.disk.borrow() {
+                    disk.fail_nth(OpKind::Write, 1, Fault::NoSpace);
+                }
+            }
+            Box::pin(std::future::ready(()))
+        }
+    }
+
+    /// The order of events: nodes find no room, and the next look finds nothing to take from the log, which went for a success. Each batch of
+    /// entries worked against the full disk, and said so, twenty times a second.
+    #[test]
+    fn a_full_disk_is_left_alone_for_a_while_and_said_to_be_full_once() {
+        run(async || {
+            let mut rig = Rig::new(1300).await;
+            let room = Rc::new(NoRoom::default());
+            rig.keeper.disk = rig.disk.with_hook(room.clone());
+            rig.keeper.open(false).await;
+            room.tried.set(0);
+            room.disk.replace(Some(rig.disk.clone()));
+            let entries = rig.entries.clone();
+            rig.take(&entries[..1200]).await;
+            for entry in entries[1200..1250].chunks(1) {
+                assert!(matches!(rig.keeper.advance().await, Rest::UntilTold));
+                assert!(rig.keeper.failing.is_some(), "nothing was written");
+                // However long each step of this test takes.
+                rig.keeper.failing.as_mut().expect("failing").not_before =
+                    Instant::now() + Duration::from_secs(600);
+                rig.take(entry).await;
+                rig.keeper.take(ToTree::Mark(Lsn(1200))).await;
+            }
+            assert_eq!(room.tried.get(), 1, "it is left alone");
+
+            rig.keeper.failing.as_mut().expect("failing").not_before = Instant::now();
+            rig.take(&entries[1250..1251]).await;
+            assert_eq!(room.tried.get(), 2, "it is tried again");
+            assert!(rig.keeper.failing.is_some(), "in vain");
+            room.disk.replace(None);
+            rig.keeper.failing.as_mut().expect("failing").not_before = Instant::now();
+            rig.take(&entries[1251..]).await;
+            assert!(rig.keeper.failing.is_none(), "there is room");
+            assert_eq!(rig.keeper.taken(), Lsn(1300));
+        });
+    }
 }

@@ -10,10 +10,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use mainstay_storage::engine::{Engine, run_on};
-use mainstay_storage::wal::RecyclePlan;
+use mainstay_storage::wal::{RecycleError, RecyclePlan};
 
 /// Between two files.
 const NAP: Duration = Duration::from_millis(40);
+
+/// What the machine refused for now is tried again after this.
+const REFUSED_AGAIN: Duration = Duration::from_secs(1);
 
 /// Ends what it does when it is dropped: nothing touches the directory afterwards. What was left comes back at the next open.
 #[derive(Debug, Default)]
@@ -56,6 +59,7 @@ impl Drop for Recycler {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
             let _panicked = thread.join();
         }
     }
@@ -114,29 +118,53 @@ impl Shared {
 }
 
 fn spawn(shared: Arc<Shared>) -> io::Result<JoinHandle<()>> {
-    std::thread::Builder::new()
-        .name("wal-recycle".to_owned())
-        .spawn(move || {
-            while let Some(plan) = shared.next() {
-                if let Err(error) = carry_out(plan, &shared) {
-                    shared.break_off();
-                    tracing::warn!(%error, "segments stay until the next start");
-                    return;
-                }
-            }
-        })
+    spawn_with(shared, carry_out)
 }
 
-fn carry_out(plan: RecyclePlan, shared: &Arc<Shared>) -> io::Result<()> {
-    let shared = shared.clone();
-    let nap = move || {
+fn spawn_with(
+    shared: Arc<Shared>,
+    mut carry_out: impl FnMut(&RecyclePlan, &Arc<Shared>) -> Result<(), RecycleError> + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    let run = move || {
+        let mut refused = false;
+        while let Some(plan) = shared.next() {
+            loop {
+                match carry_out(&plan, &shared) {
+                    Ok(()) => break refused = false,
+                    // One moment without a descriptor would keep every segment from here on.
+                    Err(RecycleError::Refused(error)) => {
+                        if !std::mem::replace(&mut refused, true) {
+                            tracing::warn!(%error, "segments stay until the machine can give them back");
+                        }
+                        std::thread::park_timeout(REFUSED_AGAIN);
+                        if !shared.goes_on() {
+                            break;
+                        }
+                    }
+                    Err(RecycleError::Failed(error)) => {
+                        shared.break_off();
+                        tracing::warn!(%error, "segments stay until the next start");
+                        return;
+                    }
+                }
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("wal-recycle".to_owned())
+        .spawn(run)
+}
+
+fn carry_out(plan: &RecyclePlan, shared: &Arc<Shared>) -> Result<(), RecycleError> {
+    let nap = || {
         std::thread::sleep(NAP);
         shared.goes_on()
     };
     let ran = run_on(Engine::Threads, |disk| async move {
         plan.run_gently(&disk, nap).await
     });
-    ran.and_then(|gone| gone).map(drop)
+    // Without a runtime nothing was begun.
+    ran.map_err(RecycleError::Refused)?.map(drop)
 }
 
 #[cfg(test)]
@@ -246,5 +274,42 @@ mod tests {
 
         let first = first_after_restart(dir.path());
         assert!(first > Lsn(30) && first <= Lsn(45), "begins at {first}");
+    }
+
+    /// One moment without a descriptor broke the plan off, and no segment of the log went any more until the next start.
+    #[test]
+    fn what_the_machine_refused_for_now_goes_later() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let [first, second] = log_with_two_plans(dir.path());
+        let mut recycler = Recycler::default();
+        recycler.start_on(first, |shared| {
+            let mut refusals = 1;
+            spawn_with(shared, move |plan, shared| {
+                if refusals > 0 {
+                    refusals -= 1;
+                    return Err(RecycleError::Refused(io::Error::from_raw_os_error(24)));
+                }
+                carry_out(plan, shared)
+            })
+        });
+        recycler.start(second);
+        wait_for(&mut recycler);
+
+        let first = first_after_restart(dir.path());
+        assert!(first > Lsn(30) && first <= Lsn(45), "begins at {first}");
+    }
+
+    #[test]
+    fn a_machine_that_refuses_for_ever_keeps_nobody_from_stopping() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let [first, _] = log_with_two_plans(dir.path());
+        let mut recycler = Recycler::default();
+        recycler.start_on(first, |shared| {
+            spawn_with(shared, |_, _| {
+                Err(RecycleError::Refused(io::Error::from_raw_os_error(24)))
+            })
+        });
+        drop(recycler);
+        assert_eq!(first_after_restart(dir.path()), Lsn(1));
     }
 }

@@ -5,14 +5,15 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use mainstay_storage::engine::{Engine, RealDisk, run_on};
+use mainstay_storage::engine::{Engine, run_on};
 use mainstay_storage::meta::MetaError;
 use mainstay_storage::wal::PreparedSegment;
-use mainstay_storage::{Meta, Wal};
+use mainstay_storage::{Disk, Meta, Wal};
 use mainstay_types::Lsn;
 use mainstay_volume::store::{CopyConfig, CopyError, LogFacts, StoreError, carry_out, open_log};
 use mainstay_volume::{Event, WalJob, WalWrite};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::handle::ToVolume;
 use super::wal_recycler::Recycler;
@@ -113,9 +114,9 @@ fn write_log(
     }
 }
 
-struct LogWriter {
-    wal: Wal<RealDisk>,
-    meta: Meta<RealDisk>,
+struct LogWriter<D: Disk> {
+    wal: Wal<D>,
+    meta: Meta<D>,
     jobs: mpsc::UnboundedReceiver<ToLog>,
     events: mpsc::UnboundedSender<ToVolume>,
     queue: VecDeque<WalJob>,
@@ -123,11 +124,14 @@ struct LogWriter {
     recycler: Recycler,
     /// The last segment could not be prepared, which was said.
     no_segment: bool,
+    /// There was no room for saying that the image is consistent: it is said then. Nothing waits for it, so a stop does not either: the
+    /// next start asks for it again.
+    rebuilt_due: Option<Instant>,
 }
 
-impl LogWriter {
+impl<D: Disk> LogWriter<D> {
     async fn open(
-        disk: RealDisk,
+        disk: D,
         dir: &Path,
         config: &CopyConfig,
         jobs: mpsc::UnboundedReceiver<ToLog>,
@@ -143,6 +147,7 @@ impl LogWriter {
             commit: Lsn::ZERO,
             recycler: Recycler::default(),
             no_segment: false,
+            rebuilt_due: None,
         };
         Ok((writer, facts))
     }
@@ -152,6 +157,11 @@ impl LogWriter {
         let mut unmarked = false;
         self.prepare(&prepared_to);
         loop {
+            let due = self.rebuilt_due;
+            if due.is_some_and(|at| at <= Instant::now()) {
+                self.remember_rebuilt().await;
+                continue;
+            }
             let next = tokio::select! {
                 biased;
                 job = self.jobs.recv() => match job {
@@ -172,6 +182,7 @@ impl LogWriter {
                     }
                     continue;
                 }
+                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => continue,
             };
             let mut stop = self.take(next).await;
             let mut full = false;
@@ -194,7 +205,7 @@ impl LogWriter {
                         if !std::mem::replace(&mut full, true) {
                             tracing::warn!(
                                 error,
-                                "the disk is full: writes wait until there is room"
+                                "there is no room for the log: writes wait until there is"
                             );
                         }
                         tokio::time::sleep(ROOM_AGAIN).await;
@@ -236,19 +247,23 @@ impl LogWriter {
                     first: self.wal.first_lsn(),
                 });
             }
-            ToLog::Rebuilt => loop {
-                match self.meta.update(|facts| facts.rebuilding = false).await {
-                    Ok(()) => break self.tell(Event::Rebuilt),
-                    Err(MetaError::NoSpace { .. }) => tokio::time::sleep(ROOM_AGAIN).await,
-                    Err(error) => break self.fail(error.to_string()),
-                }
-            },
+            ToLog::Rebuilt => self.remember_rebuilt().await,
             ToLog::Stop { commit } => {
                 self.commit = self.commit.max(commit);
                 return true;
             }
         }
         false
+    }
+
+    /// Writes down that the image is consistent, now or once there is room.
+    async fn remember_rebuilt(&mut self) {
+        self.rebuilt_due = None;
+        match self.meta.update(|facts| facts.rebuilding = false).await {
+            Ok(()) => self.tell(Event::Rebuilt),
+            Err(MetaError::NoSpace { .. }) => self.rebuilt_due = Some(Instant::now() + ROOM_AGAIN),
+            Err(error) => self.fail(error.to_string()),
+        }
     }
 
     /// Writes a floor of the commit point down, so that a later start finds out if the log lost its end.
@@ -316,8 +331,17 @@ fn commit_floor(commit: Lsn, durable: Lsn, queue: &VecDeque<WalJob>) -> Option<L
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::pin::Pin;
+    use std::rc::Rc;
+
     use mainstay_replication::OpId;
-    use mainstay_types::{ClusterId, Epoch, Incarnation, Lineage, NodeId, VolumeKind, VolumeSpec};
+    use mainstay_storage::engine::sim::{Fault, OpKind, SimHook, SimOp, Stage};
+    use mainstay_storage::engine::{RealDisk, SimDisk};
+    use mainstay_storage::format::{EntryKind, encode_unstamped, stamp};
+    use mainstay_types::{
+        ClusterId, Epoch, Incarnation, Lineage, NodeId, SessionId, VolumeKind, VolumeSpec,
+    };
     use mainstay_volume::store::{NewCopy, create_copy};
     use tokio::sync::mpsc::error::TryRecvError;
 
@@ -355,8 +379,7 @@ mod tests {
         run_on(Engine::Threads, stop_a_log_at_work).expect("runs");
     }
 
-    async fn stop_a_log_at_work(disk: RealDisk) {
-        let dir = tempfile::tempdir().expect("a directory");
+    fn new_copy() -> (CopyConfig, NewCopy) {
         let config = CopyConfig {
             cluster: ClusterId(1),
             node: NodeId(1),
@@ -372,6 +395,12 @@ mod tests {
             incarnation: Incarnation(1),
             sealed: Epoch::ZERO,
         };
+        (config, new)
+    }
+
+    async fn stop_a_log_at_work(disk: RealDisk) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (config, new) = new_copy();
         let path = dir.path().join("copy");
         create_copy(&disk, &path, &config, new)
             .await
@@ -392,5 +421,73 @@ mod tests {
             }
         };
         assert_eq!((rebuilt, left), (20, TryRecvError::Disconnected));
+    }
+
+    /// While it is full, there is no room for the durable facts.
+    struct NoRoomForFacts {
+        disk: SimDisk,
+        full: Rc<Cell<bool>>,
+    }
+
+    impl SimHook for NoRoomForFacts {
+        fn operation(&self, op: SimOp<'_>) -> Pin<Box<dyn Future<Output = ()>>> {
+            let write = op.kind == OpKind::Write && op.stage == Stage::Before;
+            if self.full.get() && write && op.path.ends_with("meta") {
+                self.disk.fail_nth(OpKind::Write, 1, Fault::NoSpace);
+            }
+            Box::pin(std::future::ready(()))
+        }
+    }
+
+    /// A copy that had been made anew found no room for saying that it is whole now. Appends, promises and the stop waited behind that, until
+    /// there was.
+    #[test]
+    fn nothing_waits_for_room_to_say_that_a_copy_is_whole() {
+        run_on(Engine::Threads, |_| append_beside_full_facts()).expect("runs");
+    }
+
+    async fn append_beside_full_facts() {
+        let (plain, path) = (SimDisk::immediate(1), Path::new("/copy"));
+        let (config, new) = new_copy();
+        let created = create_copy(&plain, path, &config, new).await;
+        created.expect("created");
+        let full = Rc::new(Cell::new(false));
+        let disk = plain.with_hook(Rc::new(NoRoomForFacts {
+            disk: plain.clone(),
+            full: full.clone(),
+        }));
+        let (jobs, taken) = mpsc::unbounded_channel();
+        let (events_to, mut events) = mpsc::unbounded_channel();
+        let opened = LogWriter::open(disk, path, &config, taken, events_to).await;
+        let (writer, _facts) = opened.expect("opened");
+        let ended = tokio::task::spawn_local(writer.run());
+        let mut next = async || {
+            let event = tokio::time::timeout(Duration::from_secs(60), events.recv()).await;
+            match event.expect("it comes") {
+                Some(ToVolume::Event(event)) => event,
+                other => panic!("{other:?}"),
+            }
+        };
+
+        let mut entry = encode_unstamped(EntryKind::Record, SessionId(1), 2, 1, 4, b"text");
+        stamp(&mut entry, Lineage(1), Epoch(1), Lsn(1), 0);
+        let append = WalWrite::Append {
+            entries: vec![entry.freeze()],
+            commit: Lsn::ZERO,
+        };
+        let send = |job| jobs.send(job).expect("it takes jobs");
+        full.set(true);
+        send(ToLog::Rebuilt);
+        send(ToLog::Job(job(1, append)));
+        let event = next().await;
+        assert!(matches!(event, Event::Stored { op: OpId(1) }), "{event:?}");
+        full.set(false);
+        let event = next().await;
+        assert!(matches!(event, Event::Rebuilt), "{event:?}");
+        full.set(true);
+        send(ToLog::Rebuilt);
+        send(ToLog::Stop { commit: Lsn::ZERO });
+        let ended = tokio::time::timeout(Duration::from_secs(60), ended).await;
+        ended.expect("in time").expect("it ends");
     }
 }

@@ -80,15 +80,20 @@ impl CopyError {
     /// Whether the machine refused for now, and the copy's files may be as they should be.
     #[must_use]
     pub fn may_pass(&self) -> bool {
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
-        while let Some(error) = cause {
-            if let Some(error) = error.downcast_ref::<std::io::Error>() {
-                return may_pass(error);
-            }
-            cause = error.source();
-        }
-        false
+        cause_may_pass(self)
     }
+}
+
+/// Whether what the system said, if it is below an error, may pass.
+pub(crate) fn cause_may_pass(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            return may_pass(error);
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Which copy, and how its log is laid out.
@@ -563,7 +568,8 @@ fn put_back(
 /// Why a write of the log was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The disk is full. Nothing was written, nothing is lost; the write stays at the front of the jobs.
+    /// The disk is full, or the machine lacks something else for now. Nothing was written, nothing is lost; the write stays at the front of
+    /// the jobs.
     #[error("{0}")]
     NoSpace(String),
     /// The log.
@@ -577,7 +583,13 @@ pub enum StoreError {
 impl From<WalError> for StoreError {
     fn from(error: WalError) -> Self {
         match error {
-            WalError::NoSpace(_) | WalError::Prepare(_) => Self::NoSpace(error.to_string()),
+            WalError::NoSpace(ref cause) | WalError::Prepare(ref cause) => {
+                Self::NoSpace(format!("{error}: {cause}"))
+            }
+            // Of a cut, which reads where the log is to end before it changes anything.
+            WalError::Read(ReadError::Io(ref cause)) if may_pass(cause) => {
+                Self::NoSpace(format!("{error}: {cause}"))
+            }
             other => Self::Wal(other),
         }
     }
@@ -594,7 +606,85 @@ impl From<MetaError> for StoreError {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use mainstay_storage::engine::SimDisk;
+    use mainstay_storage::engine::sim::{Fault, OpKind};
+    use mainstay_storage::format::{EntryKind, encode_unstamped, stamp};
+    use mainstay_types::{LogPoint, SessionId};
+
     use super::*;
+
+    fn job(op: u64, write: WalWrite) -> WalJob {
+        let op = OpId(op);
+        WalJob { op, write }
+    }
+
+    /// Entries 1 to `last` of epoch 1.
+    fn entries(last: u64) -> Vec<Bytes> {
+        let mut end = LogEnd::ZERO;
+        let stamped = (1..=last).map(|lsn| {
+            let mut entry = encode_unstamped(EntryKind::Record, SessionId(1), 2, lsn, 4, &[7; 100]);
+            let (epoch, lsn) = (Epoch(1), Lsn(lsn));
+            let crc = stamp(&mut entry, Lineage(1), epoch, lsn, end.crc);
+            let point = LogPoint { epoch, lsn };
+            end = LogEnd { point, crc };
+            entry.freeze()
+        });
+        stamped.collect()
+    }
+
+    /// A cut reads where the log is to end, makes a segment, and opens it. Each of the three could end the copy by one moment without
+    /// descriptors.
+    #[test]
+    fn a_cut_that_lacks_a_descriptor_is_carried_out_later() {
+        // Nothing on this disk ever waits.
+        let mut cut = pin!(cut_without_descriptors());
+        let done = cut.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert_eq!(done, Poll::Ready(()));
+    }
+
+    async fn cut_without_descriptors() {
+        let (disk, dir) = (SimDisk::immediate(1), Path::new("/copy"));
+        let config = CopyConfig {
+            cluster: ClusterId(1),
+            node: NodeId(1),
+            segment_bytes: 64 << 10,
+        };
+        let new = NewCopy {
+            spec: VolumeSpec {
+                name: "ledger".parse().expect("a name"),
+                kind: VolumeKind::Log,
+            },
+            lineage: Lineage(1),
+            log_lineage: Lineage(1),
+            incarnation: Incarnation(1),
+            sealed: Epoch::ZERO,
+        };
+        let created = create_copy(&disk, dir, &config, new).await;
+        created.expect("created");
+        let (mut wal, mut meta, _) = open_log(&disk, dir, &config).await.expect("opened");
+        let append = WalWrite::Append {
+            entries: entries(4),
+            commit: Lsn::ZERO,
+        };
+        let mut jobs = VecDeque::from([job(1, append), job(2, WalWrite::Cut { after: Lsn(2) })]);
+        let done = carry_out(&mut wal, &mut meta, &mut jobs).await;
+        assert_eq!(done.expect("appended"), Some(OpId(1)));
+        for nth in 1..=3 {
+            disk.fail_nth(OpKind::Open, nth, Fault::NoDescriptor);
+            let refused = carry_out(&mut wal, &mut meta, &mut jobs).await;
+            assert!(
+                matches!(refused, Err(StoreError::NoSpace(_))),
+                "{refused:?}"
+            );
+            assert_eq!(jobs.len(), 1);
+        }
+        let done = carry_out(&mut wal, &mut meta, &mut jobs).await;
+        assert_eq!(done.expect("a descriptor"), Some(OpId(2)));
+        assert_eq!(wal.durable().point().lsn, Lsn(2));
+    }
 
     #[test]
     fn what_the_machine_lacks_for_now_says_nothing_of_a_copy() {

@@ -157,6 +157,9 @@ pub struct Volume {
     pub(crate) pins: Pins,
     /// Something was released that this copy still holds.
     pub(crate) release_due: bool,
+    /// The checkpoint that it needs failed, and none is begun because of it before. What has grown asks by itself, and only once more has
+    /// come.
+    release_again: Option<MonoTime>,
     /// Memory holds blocks that no entry behind the last checkpoint made.
     repairs: Repairs,
     /// When the primary looks at the log's retention next.
@@ -202,6 +205,7 @@ impl Volume {
             lags: Lags::default(),
             pins: Pins::default(),
             release_due: false,
+            release_again: None,
             repairs: Repairs::default(),
             retain_at: MonoTime::ZERO,
             copied_until: Lsn::ZERO,
@@ -304,6 +308,7 @@ impl Volume {
         self.member
             .next_deadline()
             .min(feed.unwrap_or(MonoTime::MAX))
+            .min(self.release_again.unwrap_or(MonoTime::MAX))
             .min(self.held_until())
             .min(self.lags_due())
             .min(self.retain_due())

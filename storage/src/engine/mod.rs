@@ -192,6 +192,13 @@ pub fn is_no_space(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 
+/// Whether an error says that there is no descriptor for a file that was to be opened. No call on an open file says so, a sync least of
+/// all.
+#[must_use]
+pub fn is_no_descriptor(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
 /// Whether an error says that the machine lacks something for now: room, descriptors or memory. It says nothing of the file.
 #[must_use]
 pub fn may_pass(error: &io::Error) -> bool {

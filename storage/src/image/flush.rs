@@ -517,6 +517,7 @@ pub(super) fn write_error(error: io::Error) -> CheckpointError {
 
 pub(super) fn record_error(error: CheckpointFileError) -> CheckpointError {
     match error {
+        CheckpointFileError::NoDescriptor { source, .. } => CheckpointError::NoSpace(source),
         CheckpointFileError::Io { source, .. } => write_error(source),
         other => CheckpointError::Poisoned {
             reason: other.to_string(),

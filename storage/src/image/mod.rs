@@ -165,8 +165,8 @@ pub enum CheckpointError {
         /// Block number.
         block: u64,
     },
-    /// No room. Nothing is lost; may be repeated.
-    #[error("no space for the checkpoint")]
+    /// No room, or no descriptor for its record. Nothing is lost; may be repeated.
+    #[error("no room for the checkpoint")]
     NoSpace(#[source] io::Error),
     /// The image is being replaced.
     #[error("the image is being rebuilt")]

@@ -305,6 +305,34 @@ fn a_full_disk_loses_nothing_and_a_failed_sync_ends_the_image() {
     }
 }
 
+/// A checkpoint was written in a moment without descriptors: its record could not be begun, and the image was finished for its process. One
+/// whose record may be in place is: the next one's intent would begin at the record before it, and a start would not take it for its own.
+#[test]
+fn a_checkpoint_without_a_descriptor_for_its_record_is_repeated() {
+    let disk = SimDisk::immediate(4);
+    let image = create(&disk);
+    replay(&image, &entries(&sample_ops()));
+    disk.fail_nth(OpKind::Open, 1, Fault::NoDescriptor);
+    let refused = block_on(image.checkpoint(Bytes::new()));
+    assert!(
+        matches!(refused, Err(CheckpointError::NoSpace(_))),
+        "{refused:?}"
+    );
+    assert_eq!(whole(&image), model(&sample_ops()));
+    let at = block_on(image.checkpoint(Bytes::new())).expect("a descriptor");
+    disk.crash();
+    let (image, checkpoint) = open(&disk);
+    assert_eq!(checkpoint.applied, at);
+    assert_eq!(whole(&image), model(&sample_ops()));
+
+    disk.fail_nth(OpKind::SyncDir, 1, Fault::NoDescriptor);
+    let finished = block_on(image.checkpoint(Bytes::new()));
+    assert!(
+        matches!(finished, Err(CheckpointError::Poisoned { .. })),
+        "{finished:?}"
+    );
+}
+
 #[test]
 fn a_full_copy_is_equal_and_an_interrupted_one_is_refused() {
     let donor_disk = SimDisk::immediate(5);

@@ -122,6 +122,17 @@ pub enum WalError {
     Read(#[from] ReadError),
 }
 
+/// Why segments that are no longer part of the log were not given back.
+#[derive(Debug, thiserror::Error)]
+pub enum RecycleError {
+    /// The machine lacks something for now, and no sync failed: the plan may be run again.
+    #[error("unlink a segment")]
+    Refused(#[source] io::Error),
+    /// Whether the last file went is unknown: nothing behind it may go in this process.
+    #[error("unlink a segment")]
+    Failed(#[source] io::Error),
+}
+
 /// Why entries could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {

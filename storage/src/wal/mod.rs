@@ -24,7 +24,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use mainstay_types::{Incarnation, Lineage, LogPoint, Lsn};
 
-pub use errors::{CreateError, OpenError, ReadError, WalError};
+pub use errors::{CreateError, OpenError, ReadError, RecycleError, WalError};
 pub(crate) use index::SegmentInfo;
 pub use index::WalIndex;
 use prepare::Progress;
@@ -33,7 +33,7 @@ pub use reader::{ReadBatch, ReadPath, WalReader};
 pub use segment::RecyclePlan;
 use segment::{Active, activate, open_active};
 
-use crate::engine::{AlignedBuf, Disk, DiskFile, PAGE};
+use crate::engine::{AlignedBuf, Disk, DiskFile, PAGE, may_pass};
 use crate::format::{LogEnd, SegmentHeader};
 use crate::recovery::walk::recover;
 use crate::recovery::{Damage, Doubt, RecoveredLog};
@@ -164,7 +164,8 @@ impl<D: Disk> Wal<D> {
             buf: None,
         };
         let prepared = wal.plan(0).run(&wal.disk).await.map_err(fail)?;
-        wal.activate(prepared, start).await.map_err(fail)?;
+        let active = wal.open_prepared(prepared).await.map_err(fail)?;
+        wal.activate(active, start).await.map_err(fail)?;
         Ok(wal)
     }
 
@@ -443,7 +444,7 @@ impl<D: Disk> Wal<D> {
     ///
     /// # Errors
     /// See [`RecyclePlan::run`].
-    pub async fn recycle_below(&mut self, lsn: Lsn) -> io::Result<usize> {
+    pub async fn recycle_below(&mut self, lsn: Lsn) -> Result<usize, RecycleError> {
         self.plan_recycle(lsn).run(&self.disk).await
     }
 
@@ -527,19 +528,36 @@ impl<D: Disk> Wal<D> {
                 }
             }
         };
-        let result = self.activate(prepared, end).await;
+        let active = match self.open_prepared(prepared).await {
+            Ok(active) => active,
+            // It is as it was prepared, for the next try.
+            Err(error) if may_pass(&error) => {
+                self.prepared = Some(prepared);
+                self.state = State::Ready;
+                return Err(prepare_error(error));
+            }
+            Err(error) => return self.finish(Err(error)),
+        };
+        let result = self.activate(active, end).await;
         self.finish(result)
     }
 
-    async fn activate(&mut self, prepared: PreparedSegment, end: LogEnd) -> io::Result<()> {
+    /// Opens a prepared segment. Nothing is written to it yet.
+    async fn open_prepared(&self, prepared: PreparedSegment) -> io::Result<Active<D::File>> {
+        let PreparedSegment { seq, bytes } = prepared;
+        open_active(&self.disk, &self.dir, seq, PAGE, bytes).await
+    }
+
+    async fn activate(&mut self, active: Active<D::File>, end: LogEnd) -> io::Result<()> {
         let header = SegmentHeader {
             lineage: self.config.lineage,
             incarnation: self.config.incarnation,
-            seq: prepared.seq,
+            seq: active.seq,
             prev: end,
-            file_bytes: prepared.bytes,
+            file_bytes: active.file_bytes,
         };
-        self.active = Some(activate(&self.disk, &self.dir, &header).await?);
+        activate(&active, &header).await?;
+        self.active = Some(active);
         self.progress.begin();
         let mut state = self.index.lock();
         let keep = state
@@ -547,7 +565,7 @@ impl<D: Disk> Wal<D> {
             .partition_point(|info| info.first_lsn() <= end.point.lsn);
         self.dead
             .extend(state.segments.drain(keep..).map(|info| info.seq));
-        state.segments.push(SegmentInfo::new(prepared.seq, end));
+        state.segments.push(SegmentInfo::new(header.seq, end));
         state.end = end;
         self.end = end;
         self.doubt = None;

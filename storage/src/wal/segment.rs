@@ -6,7 +6,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::engine::{AlignedBuf, Caching, Disk, DiskFile, OpenMode};
+use super::errors::RecycleError;
+use crate::engine::{AlignedBuf, Caching, Disk, DiskFile, OpenMode, is_no_descriptor, may_pass};
 use crate::format::SegmentHeader;
 use crate::recovery::scan::segment_name;
 
@@ -52,23 +53,13 @@ pub(super) async fn open_active<D: Disk>(
 }
 
 /// Writes the header of a prepared segment: from here on it is part of the log. Durable on return.
-pub(super) async fn activate<D: Disk>(
-    disk: &D,
-    dir: &Path,
+pub(super) async fn activate<F: DiskFile>(
+    active: &Active<F>,
     header: &SegmentHeader,
-) -> io::Result<Active<D::File>> {
-    let active = open_active(
-        disk,
-        dir,
-        header.seq,
-        crate::engine::PAGE,
-        header.file_bytes,
-    )
-    .await?;
+) -> io::Result<()> {
     let mut page = AlignedBuf::zeroed(crate::format::SEGMENT_HEADER_BYTES);
     header.encode(&mut page);
-    active.file.write_durable(page, 0).await.0?;
-    Ok(active)
+    active.file.write_durable(page, 0).await.0
 }
 
 /// Segment files that are no longer part of the log.
@@ -92,8 +83,8 @@ impl RecyclePlan {
     /// the rest comes back at the next open, as part of the log.
     ///
     /// # Errors
-    /// The disk's; the rest comes back at the next open.
-    pub async fn run<D: Disk>(self, disk: &D) -> io::Result<usize> {
+    /// [`RecycleError`]; the rest comes back at the next open.
+    pub async fn run<D: Disk>(&self, disk: &D) -> Result<usize, RecycleError> {
         self.run_gently(disk, || true).await
     }
 
@@ -105,18 +96,26 @@ impl RecyclePlan {
     /// # Errors
     /// As for `run`.
     pub async fn run_gently<D: Disk>(
-        self,
+        &self,
         disk: &D,
         mut nap: impl FnMut() -> bool,
-    ) -> io::Result<usize> {
+    ) -> Result<usize, RecycleError> {
         let mut gone = 0;
         for seq in &self.seqs {
             if gone > 0 && !nap() {
                 break;
             }
             match disk.remove(&self.dir.join(segment_name(*seq))).await {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => disk.sync_dir(&self.dir).await?,
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if may_pass(&error) => return Err(RecycleError::Refused(error)),
+                Err(error) => return Err(RecycleError::Failed(error)),
+            }
+            match disk.sync_dir(&self.dir).await {
+                Ok(()) => {}
+                // Of room or memory, the sync itself may have said it.
+                Err(error) if is_no_descriptor(&error) => return Err(RecycleError::Refused(error)),
+                Err(error) => return Err(RecycleError::Failed(error)),
             }
             gone += 1;
         }

@@ -213,6 +213,35 @@ fn recycling_unlinks_whole_segments_and_keeps_the_one_asked_for() {
     check_contents(&wal);
 }
 
+/// The order of events: a segment was unlinked, and the directory could not be opened to be synced. All behind it stayed until the next
+/// start.
+#[test]
+fn recycling_that_lacks_a_descriptor_is_run_again_and_one_whose_sync_failed_is_not() {
+    for again in [true, false] {
+        let disk = SimDisk::immediate(3);
+        let mut wal = create(&disk);
+        for _ in 0..20 {
+            append(&mut wal, &[20_000]);
+        }
+        let plan = wal.plan_recycle(Lsn(15));
+        let fault = if again {
+            Fault::NoDescriptor
+        } else {
+            Fault::Eio
+        };
+        disk.fail_nth(OpKind::SyncDir, 1, fault);
+        let refused = block_on(plan.run(&disk)).expect_err("no sync");
+        assert_eq!(matches!(refused, RecycleError::Refused(_)), again);
+        if again {
+            assert!(block_on(plan.run(&disk)).expect("unlinked") > 1);
+            disk.crash();
+            let (wal, log) = open(&disk);
+            assert_eq!((log.last.lsn, log.damage), (Lsn(20), None));
+            assert!(wal.first_lsn() > Lsn(3));
+        }
+    }
+}
+
 #[test]
 fn a_failed_write_or_sync_ends_the_log_for_this_process() {
     for kind in [OpKind::Write, OpKind::Sync] {
@@ -297,6 +326,40 @@ fn a_full_disk_is_an_answer_and_space_given_back_is_used() {
     disk.set_capacity(None);
     append(&mut wal, &[9000]);
     assert_eq!(check_contents(&wal), appended + 1);
+}
+
+/// A log came to the end of its segment in a moment without descriptors: the next one could not be opened, and the copy was finished for its
+/// process, although nothing had been written.
+#[test]
+fn a_segment_that_cannot_be_opened_for_now_is_begun_later() {
+    for prepared in [true, false] {
+        let disk = SimDisk::immediate(5);
+        let mut wal = create(&disk);
+        append(&mut wal, &[40_000]);
+        if prepared {
+            block_on(wal.prepare_next()).expect("room");
+        }
+        let mut end = wal.durable().end();
+        let entries = batch(&mut end, 1, &[40_000]);
+        for nth in 1..=2 {
+            // The first one of a segment that is not prepared makes it.
+            disk.fail_nth(OpKind::Open, nth, Fault::NoDescriptor);
+            let refused = block_on(wal.append(&entries, Lsn(0)));
+            assert!(matches!(refused, Err(WalError::Prepare(_))), "{refused:?}");
+            if prepared {
+                break;
+            }
+        }
+        disk.clear_faults();
+        block_on(wal.append(&entries, Lsn(0)))
+            .map(drop)
+            .expect("a descriptor");
+        append(&mut wal, &[10]);
+        disk.crash();
+        let (wal, log) = open(&disk);
+        assert_eq!((log.last.lsn, log.doubt, log.damage), (Lsn(3), None, None));
+        assert_eq!(check_contents(&wal), 3);
+    }
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! Trims: what readers are shown no more, what copies give back, and a log that is copied whole.
 
+use std::time::Duration;
+
 use mainstay_storage::EntryKind;
 use mainstay_storage::format::encode_unstamped;
 use mainstay_types::{Lsn, SessionId};
 
 use super::{Rig, append_of};
 use crate::trims::release_of;
-use crate::{ClientOp, Direction, OpResult, PageLimits, Refusal};
+use crate::{ClientOp, Direction, Event, OpResult, PageLimits, Refusal};
 
 const CONN: u64 = 1;
 
@@ -127,6 +129,30 @@ fn what_is_not_there_cannot_be_trimmed() {
     assert_eq!(lsns(&mut rig, 8), []);
     rig.call(CONN, append_of(8, &["f"]));
     assert_eq!(lsns(&mut rig, 8), [9]);
+}
+
+/// The order of events: a log is trimmed, and the checkpoint behind which its segments go finds a full disk. The next one was asked for at
+/// once, and refused as fast, for as long as the disk was full.
+#[test]
+fn a_checkpoint_for_a_trim_that_failed_is_tried_again_after_a_while() {
+    let mut rig = log_beside(&[]);
+    rig.slow_checkpoints = true;
+    rig.checkpoint = None;
+    rig.call(CONN, trim(6, 5));
+    for _ in 0..2 {
+        assert!(rig.checkpoint.take().is_some(), "begun");
+        rig.event(Event::CheckpointFailed { mended: false });
+        assert_eq!(rig.checkpoint, None, "not at once");
+        let again = rig.volume.next_deadline();
+        assert!(again <= rig.now().mono + Duration::from_secs(1));
+        rig.pass(500_000_000);
+        assert_eq!(rig.checkpoint, None, "nor whenever something happens");
+        rig.pass(500_000_000);
+    }
+    let (at, _) = rig.checkpoint.take().expect("begun");
+    rig.event(Event::Checkpointed { at });
+    rig.pass(10_000_000_000);
+    assert_eq!(rig.checkpoint, None, "it is in the file");
 }
 
 /// A trim is no append: a writer's token fences no operator.

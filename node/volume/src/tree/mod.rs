@@ -34,6 +34,7 @@ use mainstay_types::merkle::{
 };
 use mainstay_types::{Lineage, Lsn};
 
+use crate::store::cause_may_pass;
 pub use import::{NODES_AT_ONCE, TreeImport, export_nodes};
 use leaves::Leaves;
 
@@ -128,6 +129,14 @@ pub enum TreeError {
     /// An entry of the log.
     #[error(transparent)]
     Entry(#[from] EntryError),
+}
+
+impl TreeError {
+    /// Whether the machine refused for now, and the tree's file may be as it should be.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        cause_may_pass(self)
+    }
 }
 
 /// The tree of one copy of a log. Stays on its thread.
@@ -310,7 +319,8 @@ impl<D: Disk> Tree<D> {
     }
 
     /// Nodes in the file.
-    fn written(&self) -> u64 {
+    #[must_use]
+    pub fn written(&self) -> u64 {
         Node::count(self.size()) - self.unwritten.len() as u64
     }
 

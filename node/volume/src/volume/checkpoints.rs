@@ -12,6 +12,9 @@ use crate::event::{Action, Now};
 /// that would ask for one.
 const REPAIRS_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
+/// One that is to let a log give back what was trimmed, after this pause: a disk that is full would refuse each at once.
+const RELEASE_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
 /// Whether repaired blocks wait for a checkpoint.
 #[derive(Debug, Default)]
 pub(super) struct Repairs {
@@ -46,7 +49,9 @@ impl Volume {
         let share = self.config.checkpoint_bytes;
         let grown = self.since_checkpoint >= share || self.memory.is_due(share);
         let repaired = self.repairs.due && now.mono >= self.repairs.not_before;
-        let due = (grown || self.release_due || repaired) && !self.checkpoint_runs;
+        self.release_again = self.release_again.filter(|at| now.mono < *at);
+        let released = self.release_due && self.release_again.is_none();
+        let due = (grown || released || repaired) && !self.checkpoint_runs;
         // The image must not know entries that this copy's own log could still lose.
         if due && self.applied <= self.member.durable() {
             self.begin_checkpoint();
@@ -75,6 +80,7 @@ impl Volume {
 
     pub(super) fn handle_checkpoint_failed(&mut self, now: Now, mended: bool) {
         self.checkpoint_runs = false;
+        self.release_again = (self.release_due && !mended).then(|| now.mono + RELEASE_AGAIN_AFTER);
         self.memory.checkpoint_failed(self.config.checkpoint_bytes);
         self.repairs.due |= std::mem::take(&mut self.repairs.under_way) || mended;
         self.repairs.not_before = if mended {
@@ -88,6 +94,7 @@ impl Volume {
         self.checkpoint_runs = false;
         self.repairs.under_way = false;
         self.repairs.not_before = MonoTime::ZERO;
+        self.release_again = None;
         self.memory.checkpointed();
         self.checkpointed = self.checkpointed.max(at.point.lsn);
         if matches!(self.spec.kind, VolumeKind::Log) {

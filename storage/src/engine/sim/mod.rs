@@ -100,6 +100,8 @@ pub enum Fault {
     Eio,
     /// `ENOSPC`. Nothing was done.
     NoSpace,
+    /// `EMFILE`, of an operation that opens something. Nothing was done.
+    NoDescriptor,
     /// A read that gives half of what was asked; `EIO` for other operations.
     Short,
 }
@@ -423,6 +425,7 @@ impl State {
 fn error_of(fault: Fault) -> io::Error {
     io::Error::from_raw_os_error(match fault {
         Fault::NoSpace => libc::ENOSPC,
+        Fault::NoDescriptor => libc::EMFILE,
         Fault::Eio | Fault::Short => libc::EIO,
     })
 }
@@ -569,7 +572,7 @@ impl SimFile {
             data: data.to_vec(),
         };
         match self.disk.strike(OpKind::Write) {
-            Some(Fault::NoSpace) => return Err(error_of(Fault::NoSpace)),
+            Some(fault @ (Fault::NoSpace | Fault::NoDescriptor)) => return Err(error_of(fault)),
             Some(fault) => {
                 let mut state = self.disk.state.borrow_mut();
                 let mut inode = self.inode.borrow_mut();
