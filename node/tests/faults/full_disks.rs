@@ -19,6 +19,9 @@ const BUSY_STORAGE: &str = "[storage]\nsegment_mib = 1\ncheckpoint_wal_mib = 1\n
 /// Far more than the logs of both volumes that are kept for copies which were away, without the ballast.
 const DISK_MIB: u32 = 400;
 
+/// Longer than a node takes to start.
+const FULL_FOR: Duration = Duration::from_secs(3);
+
 /// Takes all the room there is on a file system, until it is dropped.
 struct Ballast(PathBuf);
 
@@ -71,6 +74,35 @@ async fn one_full_disk_stops_nobody_and_its_node_comes_back_by_itself() {
     rig.stage.wait_whole(DISK).await.expect("whole");
     assert_eq!(rig.worker(ONE), worker, "without a restart");
     rig.disk_ends_equal(disk).await;
+    rig.prove(load, true).await;
+    rig.stop().await;
+}
+
+/// Fault 29 at a start: what could not be opened or written is, once there is room, and nobody starts the node again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_starts_on_a_full_disk_comes_back_by_itself() {
+    let name = "full_disks::a_node_that_starts_on_a_full_disk_comes_back_by_itself";
+    if elsewhere(name, &["mount"]) {
+        return;
+    }
+    let setup = Setup::new().config(BUSY_STORAGE);
+    let at = setup.data_dir(ONE);
+    mount_small(&at, DISK_MIB);
+    let rig = setup.start().await;
+    let load = rig.load().await;
+    let before = rig.primary().await;
+    rig.kill(ONE).await;
+    let ballast = Ballast::fill(&at);
+    rig.served_above(before.epoch).await;
+    let full = async {
+        tokio::time::sleep(FULL_FOR).await;
+        drop(ballast);
+    };
+    // It is said to run once its run file says so, which takes room.
+    tokio::join!(rig.restart(ONE), full);
+    progress(&load).await;
+    rig.whole().await;
+    rig.stage.wait_whole(DISK).await.expect("whole");
     rig.prove(load, true).await;
     rig.stop().await;
 }

@@ -4,7 +4,7 @@ use std::io::Read;
 
 use mainstay_node::devcluster::Signal;
 use mainstay_node::processes;
-use mainstay_node::supervisor::EXIT_CONFIG;
+use mainstay_node::supervisor::{EXIT_CONFIG, read_run_file};
 
 use crate::Test;
 use crate::fakes::EXIT_AT_ONCE;
@@ -35,6 +35,10 @@ pub(crate) const TESTS: &[Test] = &[
     (
         "a_second_supervisor_of_one_node_is_refused",
         a_second_supervisor_of_one_node_is_refused,
+    ),
+    (
+        "a_run_file_that_cannot_be_written_is_written_once_it_can",
+        a_run_file_that_cannot_be_written_is_written_once_it_can,
     ),
 ];
 
@@ -140,4 +144,21 @@ fn a_second_supervisor_of_one_node_is_refused() {
     assert_eq!(node.starts().len(), 1);
     kill(first.id(), Signal::TERM);
     ended(&mut first);
+}
+
+/// The file was written when the worker began and when it ended, and at no other time: a worker that began on a full disk was hidden
+/// from everybody for as long as it ran.
+fn a_run_file_that_cannot_be_written_is_written_once_it_can() {
+    let mut node = TestNode::new();
+    let scratch = node.data_dir.join("supervisor.json.new");
+    std::fs::create_dir(&scratch).expect("in the way");
+    let mut supervisor = node.supervise(&[]);
+    wait_for("a worker", || node.starts().first().cloned());
+    wait_for("the worker's handlers", || answers(&node).then_some(()));
+    assert_eq!(read_run_file(&node.data_dir), None);
+    std::fs::remove_dir(&scratch).expect("out of the way");
+    let worker = node.worker(&supervisor, None);
+    assert!(processes::runs(worker.pid, &worker.instance.to_string()));
+    kill(supervisor.id(), Signal::TERM);
+    assert_eq!(ended(&mut supervisor).code(), Some(0));
 }
