@@ -21,6 +21,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mainstay_storage::engine::may_pass;
 use mainstay_types::{Instance, NodeId};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
@@ -179,9 +180,21 @@ struct Ended {
 
 impl<S: ReleaseSink> Supervisor<S> {
     async fn supervise(&mut self) -> Result<i32, SupervisorError> {
+        let mut last = None;
         loop {
             let instance = new_instance()?;
-            let ended = self.run_worker(instance).await?;
+            let ended = match (self.run_worker(instance).await, last) {
+                // At the first start somebody waits for the answer. Later on nobody would start the node again.
+                (Err(SupervisorError::Spawn { source, .. }), Some(last)) if may_pass(&source) => {
+                    tracing::warn!(error = %source, "cannot start a worker for now: it is tried again");
+                    if !self.wait_before_restart(Duration::ZERO).await {
+                        return Ok(exit_code(last));
+                    }
+                    continue;
+                }
+                (ended, _) => ended?,
+            };
+            last = Some(ended.status);
             if !ended.status.success() {
                 self.report(instance, &ended);
             }
