@@ -153,7 +153,9 @@ async fn a_mark_that_could_not_be_kept_hides_no_alarm() {
     cluster.stop(WITNESS).await;
     let older = cluster.scratch().join("older");
     cluster.save(WITNESS, &older);
-    let dirs: Vec<_> = [1, 2, 3].map(|node| cluster.data_dir(NodeId(node))).into();
+    let dirs: Vec<_> = [1, 2, 3, 102, 103]
+        .map(|node| cluster.data_dir(NodeId(node)))
+        .into();
     let known = || {
         let files = dirs.iter().map(|dir| dir.join("stores-seen.json"));
         let known: Vec<_> = files
