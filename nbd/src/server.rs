@@ -77,7 +77,7 @@ impl Server {
     pub async fn serve(&self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
         let (stop, stopped) = watch::channel(());
         let mut connections = JoinSet::new();
-        let mut refusals = RefusalLog::default();
+        let (mut refusals, mut failures) = (SeldomLog::default(), SeldomLog::default());
         tokio::pin!(shutdown);
         loop {
             tokio::select! {
@@ -91,11 +91,17 @@ impl Server {
                                 server.serve_tcp(stream, peer, place, stopped).await;
                             });
                         }
-                        None => refusals.note(peer),
+                        None => {
+                            if let Some(count) = refusals.note() {
+                                tracing::warn!(%peer, count, "no room for another connection");
+                            }
+                        }
                     },
                     Err(error) => {
                         // Out of descriptors, mostly: accepting again at once would only burn a core.
-                        tracing::warn!(%error, "accept");
+                        if let Some(count) = failures.note() {
+                            tracing::warn!(%error, count, "accept");
+                        }
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 },
@@ -187,7 +193,7 @@ const KEEPALIVE_RETRIES: u32 = 3;
 /// How long the kernel sends a reply again, or waits for a peer to open its window, before it ends the connection: while there is a
 /// reply on its way, it asks no questions. On Linux also the least silence behind questions.
 const USER_TIMEOUT: Duration = Duration::from_secs(10);
-const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Replies leave at once, and a connection whose path was cut ends within about 22 s: 11 s of silence, and as long again if a reply was
 /// sent into it at its end. What its client still sends again when the path is back finds nobody.
@@ -208,30 +214,40 @@ fn report_panic(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-/// Says that connections are refused, once a second at most, however many there are.
+/// Has something said once a second at most, however often it happens.
 #[derive(Default)]
-struct RefusalLog {
+struct SeldomLog {
     last: Option<Instant>,
     unsaid: u64,
 }
 
-impl RefusalLog {
-    fn note(&mut self, peer: SocketAddr) {
+impl SeldomLog {
+    /// It happened once more. How often since it was said last, if it is to be said now.
+    fn note(&mut self) -> Option<u64> {
         self.unsaid += 1;
-        if self
-            .last
-            .is_none_or(|last| last.elapsed() >= REFUSAL_LOG_INTERVAL)
-        {
-            tracing::warn!(%peer, count = self.unsaid, "no room for another connection");
+        let due = self.last.is_none_or(|last| last.elapsed() >= LOG_INTERVAL);
+        due.then(|| {
             self.last = Some(Instant::now());
-            self.unsaid = 0;
-        }
+            std::mem::take(&mut self.unsaid)
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A listener without descriptors said so ten times a second.
+    #[tokio::test(start_paused = true)]
+    async fn what_happens_often_is_said_seldom() {
+        let mut log = SeldomLog::default();
+        let mut said = Vec::new();
+        for _ in 0..25 {
+            said.extend(log.note());
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
+        assert_eq!(said, [1, 10, 10]);
+    }
 
     #[tokio::test]
     async fn a_cut_path_ends_an_accepted_connection_soon() {

@@ -15,8 +15,12 @@ pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()>
     text.push('\n');
     let mut scratch = path.as_os_str().to_owned();
     scratch.push(".new");
-    fs::write(&scratch, text)?;
-    fs::rename(&scratch, path)
+    let written = fs::write(&scratch, text).and_then(|()| fs::rename(&scratch, path));
+    if written.is_err() {
+        // Half a file is of no use, and may hold the last room there is.
+        let _gone = fs::remove_file(&scratch);
+    }
+    written
 }
 
 /// The same, durable on return: a crash leaves the old file or the new one.

@@ -21,6 +21,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mainstay_storage::engine::may_pass;
 use mainstay_types::{Instance, NodeId};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
@@ -119,6 +120,7 @@ pub async fn run<S: ReleaseSink>(options: Options, sink: S) -> Result<i32, Super
         options,
         run_file,
         signals,
+        unwritten: None,
         reports: JoinSet::new(),
         sink: Arc::new(sink),
         pause: PAUSE_MIN,
@@ -155,6 +157,8 @@ struct Supervisor<S> {
     options: Options,
     run_file: RunFile,
     signals: Signals,
+    /// What the run file should say and could not be made to.
+    unwritten: Option<RunState>,
     /// Reports on their way; each ends by itself within a bounded time.
     reports: JoinSet<()>,
     sink: Arc<S>,
@@ -176,9 +180,21 @@ struct Ended {
 
 impl<S: ReleaseSink> Supervisor<S> {
     async fn supervise(&mut self) -> Result<i32, SupervisorError> {
+        let mut last = None;
         loop {
             let instance = new_instance()?;
-            let ended = self.run_worker(instance).await?;
+            let ended = match (self.run_worker(instance).await, last) {
+                // At the first start somebody waits for the answer. Later on nobody would start the node again.
+                (Err(SupervisorError::Spawn { source, .. }), Some(last)) if may_pass(&source) => {
+                    tracing::warn!(error = %source, "cannot start a worker for now: it is tried again");
+                    if !self.wait_before_restart(Duration::ZERO).await {
+                        return Ok(exit_code(last));
+                    }
+                    continue;
+                }
+                (ended, _) => ended?,
+            };
+            last = Some(ended.status);
             if !ended.status.success() {
                 self.report(instance, &ended);
             }
@@ -206,6 +222,7 @@ impl<S: ReleaseSink> Supervisor<S> {
                     asked = true;
                     forward(&child, signal);
                 }
+                () = tokio::time::sleep(NOTE_AGAIN), if self.unwritten.is_some() => self.note_again(),
             }
         };
         let status = status.map_err(|source| SupervisorError::System {
@@ -260,16 +277,33 @@ impl<S: ReleaseSink> Supervisor<S> {
         let pause = self.pause;
         self.pause = (pause * 2).min(PAUSE_MAX);
         tracing::info!(?pause, "starting a new worker after a pause");
-        tokio::select! {
-            () = tokio::time::sleep(pause) => true,
-            _ = self.signals.next() => false,
+        let over = tokio::time::sleep(pause);
+        tokio::pin!(over);
+        loop {
+            tokio::select! {
+                () = &mut over => return true,
+                _ = self.signals.next() => return false,
+                () = tokio::time::sleep(NOTE_AGAIN), if self.unwritten.is_some() => self.note_again(),
+            }
         }
     }
 
-    /// Keeps the run file true. It is for people and for `mainstay up`; the node goes on without it.
-    fn note(&self, state: RunState) {
-        if let Err(error) = self.run_file.write(state) {
-            tracing::warn!(%error, path = %self.run_file.path().display(), "cannot write the run file");
+    /// Keeps the run file true. The node goes on without it, but a worker that it does not name is hidden from `mainstay up`, and from
+    /// the next supervisor.
+    fn note(&mut self, state: RunState) {
+        if let Err(error) = self.run_file.write(&state) {
+            if self.unwritten.is_none() {
+                tracing::warn!(%error, path = %self.run_file.path().display(), "cannot write the run file: it is tried again");
+            }
+            self.unwritten = Some(state);
+        } else if self.unwritten.take().is_some() {
+            tracing::info!(path = %self.run_file.path().display(), "the run file is written after all");
+        }
+    }
+
+    fn note_again(&mut self) {
+        if let Some(state) = self.unwritten.clone() {
+            self.note(state);
         }
     }
 }
@@ -320,6 +354,8 @@ pub fn read_run_file(data_dir: &Path) -> Option<Run> {
     runfile::read(data_dir)
 }
 
+/// How often a run file that could not be written is tried again.
+const NOTE_AGAIN: Duration = Duration::from_secs(1);
 /// The first restart comes quickly: most crashes do not repeat.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// Later ones leave the machine and the log files alone.

@@ -144,3 +144,51 @@ async fn an_older_data_directory_is_refused_and_an_empty_one_is_filled() {
     healed(&admin, LEDGER, 3).await;
     cluster.shut_down().await;
 }
+
+/// A mark that could not be kept counted as the alarm about that node: a later one, for a reason, was never raised.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mark_that_could_not_be_kept_hides_no_alarm() {
+    let mut cluster = Cluster::start().await;
+    let (admin, _log) = with_ledger(&cluster).await;
+    cluster.stop(WITNESS).await;
+    let older = cluster.scratch().join("older");
+    cluster.save(WITNESS, &older);
+    let dirs: Vec<_> = [1, 2, 3, 102, 103]
+        .map(|node| cluster.data_dir(NodeId(node)))
+        .into();
+    let known = || {
+        let files = dirs.iter().map(|dir| dir.join("stores-seen.json"));
+        let known: Vec<_> = files
+            .map(|file| std::fs::read(file).expect("kept"))
+            .collect();
+        known
+    };
+    let before = known();
+    for dir in &dirs {
+        std::fs::create_dir(dir.join("stores-seen.new")).expect("in the way");
+    }
+    cluster.restart(WITNESS).await;
+    // For as long as this is so there are no links to it.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(known(), before);
+    for dir in &dirs {
+        std::fs::remove_dir(dir.join("stores-seen.new")).expect("out of the way");
+    }
+    let give_up = tokio::time::Instant::now() + PATIENCE;
+    while known()
+        .iter()
+        .zip(&before)
+        .any(|(now, before)| now == before)
+    {
+        assert!(tokio::time::Instant::now() < give_up, "not kept");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    cluster.stop(WITNESS).await;
+    cluster.restart(WITNESS).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    cluster.stop(WITNESS).await;
+    cluster.put_back(WITNESS, &older);
+    cluster.restart(WITNESS).await;
+    until_told(&admin, "an older copy of its store").await;
+    cluster.shut_down().await;
+}

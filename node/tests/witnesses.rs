@@ -197,3 +197,27 @@ async fn a_witness_whose_store_is_lost_comes_back_as_a_newcomer() {
     promotes(&admin, &log).await;
     cluster.shut_down().await;
 }
+
+/// The file was written once for each set. What there was no room for was not known after the next start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_the_witnesses_are_is_kept_once_it_can_be() {
+    let cluster = Cluster::with_standby(3, 3, 1).await;
+    let (admin, _log) = with_ledger(&cluster).await;
+    let dir = cluster.data_dir(NodeId(1));
+    let (file, in_the_way) = (dir.join("witnesses.json"), dir.join("witnesses.new"));
+    std::fs::create_dir(&in_the_way).expect("made");
+    let changed = admin.change_witnesses(replace(103, 104)).await;
+    changed.expect("changed");
+    known_to_all(&cluster, &[101, 102, 104]).await;
+    let kept = || std::fs::read_to_string(&file).expect("kept at the start");
+    // It was tried, and not only once.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!kept().contains("\"node\":104"), "{}", kept());
+    std::fs::remove_dir(&in_the_way).expect("removed");
+    let give_up = tokio::time::Instant::now() + PATIENCE;
+    while !kept().contains("\"node\":104") || kept().contains("\"node\":103") {
+        assert!(tokio::time::Instant::now() < give_up, "{}", kept());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    cluster.shut_down().await;
+}

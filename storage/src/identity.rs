@@ -1,10 +1,12 @@
 //! Whose data directory this is, and that only one process uses it. Real file systems only.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use mainstay_types::{ClusterId, NodeId};
+
+use crate::engine::is_no_space;
 
 /// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -99,11 +101,29 @@ impl DataDirLock {
             }
             Err(TryLockError::Error(source)) => return Err(DataDirError::Io { path, source }),
         }
-        let pid = std::process::id();
-        file.set_len(0)
-            .and_then(|()| writeln!(file, "{pid}"))
-            .map_err(io_error(&path))?;
+        sign_lock(&mut file).map_err(io_error(&path))?;
         Ok(Self { _file: file })
+    }
+}
+
+/// Writes into a lock file who holds it. In place, as a full disk has no other block for it; where it has none at all the file says
+/// nobody: the lock counts, and this is for people.
+///
+/// # Errors
+/// The file system's, but for a lack of room.
+pub fn sign_lock(file: &mut File) -> io::Result<()> {
+    let line = format!("{}\n", std::process::id());
+    let signed = file
+        .rewind()
+        .and_then(|()| file.write_all(line.as_bytes()))
+        .and_then(|()| file.set_len(line.len() as u64));
+    match signed {
+        // Rather nobody than the holder before.
+        Err(error) if is_no_space(&error) => {
+            let _as_it_is = file.set_len(0);
+            Ok(())
+        }
+        signed => signed,
     }
 }
 
@@ -210,6 +230,21 @@ mod tests {
         );
         drop(lock);
         DataDirLock::acquire(dir.path()).expect("free again");
+    }
+
+    /// The file was emptied first, which gave its block away, and could not be written then: nothing started on a full disk.
+    #[test]
+    fn a_lock_holds_where_there_is_no_room_to_say_whose_it_is() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("lock");
+        fs::write(&path, "12345678901 and more\n").expect("written");
+        drop(DataDirLock::acquire(dir.path()).expect("free"));
+        let signed = fs::read_to_string(&path).expect("read");
+        assert_eq!(signed, format!("{}\n", std::process::id()));
+        let mut options = OpenOptions::new();
+        let full = options.read(true).write(true).open("/dev/full");
+        let mut full = full.expect("opens");
+        sign_lock(&mut full).expect("held all the same");
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! The file in which a node keeps its events across restarts: `events.log` in its data directory (`docs/disk-format.md`).
 //!
 //! Written by a thread of its own, so that no event waits for a disk. What a loss of power tears off the end is cut at the next
-//! start. An event log is there for people: a file that cannot be read or written costs a warning, never the node.
+//! start. An event log is there for people: a file that cannot be read or written costs a warning, never the node. What cannot be written
+//! waits, within bounds, until it can.
 
+use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use mainstay_proto::v1 as pb;
@@ -23,6 +26,12 @@ const FILE_BYTES_MAX: u64 = 4 << 20;
 /// One event is a few hundred bytes.
 const EVENT_BYTES_MAX: usize = 1 << 20;
 
+/// What waits for a disk that takes nothing; beyond this the oldest go.
+const WAITING_BYTES_MAX: usize = 1 << 20;
+
+/// How often such a disk is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// The end that hands events over.
 #[derive(Debug)]
 pub struct EventFile {
@@ -31,22 +40,23 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// Opens the log in `dir`, and what it holds, oldest first.
+    /// Opens the log in `dir`, and what it holds, oldest first. A file that cannot be written yet is one later.
     ///
     /// # Errors
-    /// The disk's.
+    /// What the log holds does not read.
     pub fn open(dir: &Path) -> io::Result<(Self, Vec<pb::Event>)> {
         std::fs::create_dir_all(dir)?;
         let path = dir.join("events.log");
         let (mut events, _) = read(&dir.join("events.old"))?;
         let (newer, intact) = read(&path)?;
         events.extend(newer);
-        let file = open_at(&path, intact)?;
         let (to, lines) = mpsc::channel();
         let writer = Writer {
             path,
-            file,
-            bytes: intact,
+            file: None,
+            intact,
+            waiting: VecDeque::new(),
+            failed: false,
         };
         let thread = std::thread::Builder::new()
             .name("events".to_owned())
@@ -67,7 +77,7 @@ impl EventFile {
 }
 
 impl Drop for EventFile {
-    /// Waits until everything handed over is written.
+    /// Waits until everything handed over is written, or was tried once more.
     fn drop(&mut self) {
         self.to = None;
         if let Some(thread) = self.thread.take() {
@@ -145,33 +155,83 @@ fn open_at(path: &Path, intact: u64) -> io::Result<std::fs::File> {
 
 struct Writer {
     path: PathBuf,
-    file: std::fs::File,
-    bytes: u64,
+    /// None until it is open, and after a failure: it is opened behind what is whole then, so that nothing torn hides what follows.
+    file: Option<std::fs::File>,
+    /// How many bytes of the file are whole.
+    intact: u64,
+    /// Records that are not in the file yet, oldest first.
+    waiting: VecDeque<Vec<u8>>,
+    /// The last try failed: that was said.
+    failed: bool,
 }
 
 impl Writer {
     fn run(mut self, lines: &mpsc::Receiver<Vec<u8>>) {
-        while let Ok(mut batch) = lines.recv() {
-            while let Ok(more) = lines.try_recv() {
-                batch.extend_from_slice(&more);
-            }
-            if let Err(error) = self.write(&batch) {
-                let path = self.path.display();
-                tracing::warn!(%path, %error, "events are not kept any more; they are still shown until this process ends");
+        // There from the start, also if nothing happens.
+        self.write_or_keep();
+        loop {
+            let more = if self.waiting.is_empty() {
+                lines.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else {
+                lines.recv_timeout(AGAIN)
+            };
+            self.waiting.extend(more.as_ref().ok().cloned());
+            self.waiting.extend(lines.try_iter());
+            self.write_or_keep();
+            if more == Err(RecvTimeoutError::Disconnected) {
                 return;
             }
         }
     }
 
-    fn write(&mut self, batch: &[u8]) -> io::Result<()> {
-        if self.bytes > FILE_BYTES_MAX {
-            std::fs::rename(&self.path, self.path.with_extension("old"))?;
-            self.file = open_at(&self.path, 0)?;
-            self.bytes = 0;
+    fn write_or_keep(&mut self) {
+        let written = self.write();
+        let path = self.path.display();
+        match written {
+            Ok(()) if std::mem::take(&mut self.failed) => {
+                tracing::info!(%path, "events are kept again");
+            }
+            Ok(()) => {}
+            Err(error) => {
+                if !std::mem::replace(&mut self.failed, true) {
+                    tracing::warn!(%path, %error, "events cannot be kept for now: it is tried again");
+                }
+                self.file = None;
+                let mut bytes: usize = self.waiting.iter().map(Vec::len).sum();
+                while bytes > WAITING_BYTES_MAX {
+                    bytes -= self
+                        .waiting
+                        .pop_front()
+                        .map_or(bytes, |oldest| oldest.len());
+                }
+            }
         }
-        self.file.write_all(batch)?;
-        self.bytes += batch.len() as u64;
-        self.file.sync_data()
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        if self.intact > FILE_BYTES_MAX {
+            self.file = None;
+            std::fs::rename(&self.path, self.path.with_extension("old"))?;
+            // Before anything else may fail: an empty file must not be put in the place of this one.
+            self.intact = 0;
+        }
+        let file = match &mut self.file {
+            Some(file) => file,
+            None => {
+                let file = open_at(&self.path, self.intact)?;
+                self.intact = self.intact.max(HEADER.len() as u64);
+                self.file.insert(file)
+            }
+        };
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let batch = self.waiting.make_contiguous().concat();
+        file.write_all(&batch)?;
+        file.sync_data()?;
+        self.intact += batch.len() as u64;
+        self.waiting.clear();
+        Ok(())
     }
 }
 
@@ -247,5 +307,55 @@ mod tests {
             let decoded = decode(&Bytes::from(bad), HEADER.len());
             assert!(decoded.is_none(), "byte {at}");
         }
+    }
+
+    /// A disk without room for the file at the start, or for one record later, ended it until the next start.
+    #[test]
+    fn events_wait_for_a_disk_that_takes_none() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (elsewhere, path) = (dir.path().join("elsewhere"), dir.path().join("events.log"));
+        std::os::unix::fs::symlink(elsewhere.join("events"), &path).expect("made");
+        let (file, _) = EventFile::open(dir.path()).expect("nothing to be read");
+        file.keep(&event(1));
+        std::fs::create_dir(&elsewhere).expect("made");
+        drop(file);
+        assert_eq!(numbers(dir.path()), [1]);
+
+        let intact = std::fs::metadata(&path).expect("there").len();
+        let mut writer = Writer {
+            path: path.clone(),
+            file: None,
+            intact,
+            waiting: VecDeque::new(),
+            failed: false,
+        };
+        let mut options = std::fs::OpenOptions::new();
+        writer.file = Some(options.write(true).open("/dev/full").expect("opens"));
+        writer.waiting.push_back(record(&event(2)));
+        // What a write left that found no room for all of it.
+        let mut torn = std::fs::read(&path).expect("read");
+        torn.extend_from_slice(&record(&event(2))[..20]);
+        std::fs::write(&path, torn).expect("written");
+        writer.write_or_keep();
+        assert!(writer.failed && writer.waiting.len() == 1);
+        writer.waiting.push_back(record(&event(3)));
+        writer.write_or_keep();
+        assert!(!writer.failed && writer.waiting.is_empty());
+        assert_eq!(numbers(dir.path()), [1, 2, 3]);
+
+        // The oldest go.
+        writer.path = dir.path().join("nowhere").join("events.log");
+        writer.file = None;
+        let many = 2 * WAITING_BYTES_MAX / record(&event(9)).len();
+        writer.waiting = (0..many as u64)
+            .map(|number| record(&event(number)))
+            .collect();
+        writer.write_or_keep();
+        let kept: usize = writer.waiting.iter().map(Vec::len).sum();
+        assert!(kept <= WAITING_BYTES_MAX && kept > WAITING_BYTES_MAX / 2);
+        assert_eq!(
+            writer.waiting.back(),
+            Some(&record(&event(many as u64 - 1)))
+        );
     }
 }

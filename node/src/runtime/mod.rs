@@ -330,7 +330,10 @@ impl Node {
                 why: error.to_string(),
             })
         });
-        if let Err(error) = &checked {
+        // What could not be kept here says nothing of the other one, and must not hide an alarm about it later.
+        if let Err(error) = &checked
+            && !matches!(error, MarkError::File { .. })
+        {
             let mut said = self
                 .forgetful
                 .lock()

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures_util::{Stream, StreamExt as _};
 use mainstay_proto::MESSAGE_BYTES_MAX;
 use mainstay_proto::tuning::node_server;
 use mainstay_proto::v1::admin_server::AdminServer;
@@ -30,6 +31,9 @@ const STREAMS_END: Duration = Duration::from_millis(300);
 
 /// How long a stop waits for the witness's last write.
 const WITNESS_ENDS: Duration = Duration::from_millis(500);
+
+/// After a connection that could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A node that runs.
 #[derive(Debug)]
@@ -173,10 +177,23 @@ async fn serve_grpc(node: Arc<Node>, listener: TcpListener) {
         .add_service(health)
         .add_service(reflection)
         .add_service(reflection_alpha)
-        .serve_with_incoming_shutdown(incoming, async { node.until_stopped().await });
+        .serve_with_incoming_shutdown(unhurried(incoming), async { node.until_stopped().await });
     if let Err(error) = serve.await {
         tracing::error!(%error, "gRPC server ended");
     }
+}
+
+/// The same connections, with a pause behind each that failed: tonic accepts the next one at once, and a process without descriptors
+/// would burn a core.
+fn unhurried<T>(
+    incoming: impl Stream<Item = std::io::Result<T>>,
+) -> impl Stream<Item = std::io::Result<T>> {
+    incoming.then(|accepted| async {
+        if accepted.is_err() {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
+        accepted
+    })
 }
 
 impl Running {
@@ -235,4 +252,19 @@ pub async fn bind(what: &str, address: SocketAddr) -> anyhow::Result<TcpListener
         ),
         _ => anyhow::anyhow!("{what} address {address}: {error}"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_that_cannot_be_accepted_do_not_follow_each_other_at_once() {
+        let refused = || Err(std::io::Error::from_raw_os_error(24));
+        let incoming = futures_util::stream::iter([Ok(1), refused(), refused(), Ok(2)]);
+        let began = tokio::time::Instant::now();
+        let all: Vec<std::io::Result<i32>> = unhurried(incoming).collect().await;
+        assert_eq!(all.len(), 4);
+        assert_eq!(began.elapsed(), 2 * ACCEPT_PAUSE);
+    }
 }

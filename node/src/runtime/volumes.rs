@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mainstay_replication::{CopyFate, CopyNames, fate_of_copy};
-use mainstay_storage::engine::run_on;
+use mainstay_storage::engine::{may_pass, run_on};
 use mainstay_types::{Epoch, Incarnation, Lineage, Register, VolumeId, VolumeSpec};
 use mainstay_volume::store::{CopyError, NewCopy, create_copy};
 use tokio::sync::oneshot;
@@ -34,8 +34,8 @@ pub fn incoming_dir(
     volumes_dir(&node.settings.data_dir).join(name)
 }
 
-/// How often a copy that does not open for now is tried again.
-const OPEN_AGAIN: Duration = Duration::from_secs(1);
+/// How often what the machine refused for now is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Ends the name of a copy that is being received.
 const INCOMING: &str = ".incoming";
@@ -124,22 +124,14 @@ async fn open_here(node: &Arc<Node>, path: PathBuf) {
 /// Tries until the copy opens, cannot be opened for another reason, or the node stops.
 async fn open_later(opening: Opening, path: PathBuf) {
     let node = opening.node.clone();
-    loop {
-        tokio::select! {
-            () = node.until_stopping() => return,
-            () = tokio::time::sleep(OPEN_AGAIN) => {}
-        }
+    while again(&node).await {
         match actor::open(&node, path.clone()).await {
             Ok(handle) => {
                 tracing::info!(volume = %handle.spec.name, "the copy opened after all");
                 let volume = handle.spec.name.id();
-                host(&node, handle);
+                host(&node, handle.clone());
                 drop(opening);
-                // What was decided meanwhile found no copy here.
-                if let Some(register) = node.register(volume) {
-                    reconcile(&node, register);
-                }
-                return;
+                return go_on(&node, volume, Some(&handle));
             }
             Err(error) if error.may_pass() => {}
             Err(error) => {
@@ -149,6 +141,21 @@ async fn open_later(opening: Opening, path: PathBuf) {
             }
         }
     }
+}
+
+/// Waits for the next try of what the machine refused for now; false once the node stops.
+async fn again(node: &Node) -> bool {
+    tokio::select! {
+        () = node.until_stopping() => false,
+        () = tokio::time::sleep(AGAIN) => true,
+    }
+}
+
+/// See [`CopyError::may_pass`].
+fn passes(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain();
+    let io = causes.find_map(|cause| cause.downcast_ref::<std::io::Error>());
+    io.is_some_and(may_pass)
 }
 
 /// Whose copy lies in a directory, by its name: see [`copy_dir`].
@@ -180,38 +187,99 @@ pub(super) fn reconcile(node: &Arc<Node>, register: Register) {
         fate_of_copy(copy, &register)
     });
     match (hosted, fate) {
-        (Some(handle), Some(CopyFate::Drop)) => then(node, register, |node, register| async move {
-            drop_copy(&node, handle).await;
-            // The name may have been created anew: then a copy of the new volume belongs here.
-            reconcile(&node, register);
-        }),
-        (Some(handle), Some(CopyFate::SetAside)) => {
-            then(node, register, |node, register| async move {
-                if set_aside(&node, handle, &register).await {
-                    reconcile(&node, register);
-                }
+        (Some(handle), Some(fate @ (CopyFate::Drop | CopyFate::SetAside | CopyFate::Adopt))) => {
+            then(node, register, |node, register| {
+                end_history(node, handle, fate, register)
             });
-        }
-        (Some(handle), Some(CopyFate::Adopt)) => {
-            then(node, register, |node, register| async move {
-                adopt_lineage(&node, handle, &register).await;
-            })
         }
         (Some(_), _) => {}
         (None, _) => {
-            let wanted =
-                node.settings.data && register.policy.placement.contains(&node.settings.node);
-            if wanted && !register.deleted {
-                then(node, register, |node, register| async move {
-                    let (lineage, log_lineage) = (register.lineage, register.log_lineage);
-                    let made =
-                        format_copy(&node, &register.spec, lineage, log_lineage, Epoch::ZERO).await;
-                    if let Err(error) = made {
-                        tracing::warn!(volume = %register.spec.name, error = %format!("{:#}", anyhow::Error::from(error)),
-                            "no copy could be made here");
-                    }
-                });
+            if wants_copy(node, &register) {
+                then(node, register, make_copy);
             }
+        }
+    }
+}
+
+/// The same for what is decided by now: while a copy was being opened, made or replaced that found none here. `own` is the copy that
+/// is there if nobody else put one in its place; another is the business of whoever did, and of a register that may not be decided yet.
+fn go_on(node: &Arc<Node>, volume: VolumeId, own: Option<&VolumeHandle>) {
+    let hosted = node.volume(volume);
+    let other = |hosted: &VolumeHandle| !own.is_some_and(|own| own.to.same_channel(&hosted.to));
+    if let Some(register) = node.register(volume)
+        && !hosted.as_ref().is_some_and(other)
+    {
+        reconcile(node, register);
+    }
+}
+
+fn wants_copy(node: &Node, register: &Register) -> bool {
+    let placed = register.policy.placement.contains(&node.settings.node);
+    node.settings.data && placed && !register.deleted
+}
+
+/// Ends a copy's part in its history, as `fate` says, and goes on with what is decided by then.
+async fn end_history(node: Arc<Node>, handle: VolumeHandle, fate: CopyFate, register: Register) {
+    let volume = handle.spec.name.id();
+    let Some(opening) = Opening::begin(&node, volume) else {
+        if again(&node).await {
+            go_on(&node, volume, Some(&handle));
+        }
+        return;
+    };
+    let hosted = node.volume(volume);
+    if !hosted.is_some_and(|hosted| hosted.to.same_channel(&handle.to)) {
+        // Another copy took its place.
+        return;
+    }
+    unhost(&node, volume);
+    stop_one(&handle, false).await;
+    let (ended, own) = match fate {
+        CopyFate::Adopt => {
+            let adopted = adopt_lineage(&node, &handle, &register).await;
+            (adopted.is_some(), adopted)
+        }
+        CopyFate::SetAside => (set_aside(&node, &handle, &register).await, None),
+        // The name may have been created anew: then a copy of the new volume belongs here.
+        CopyFate::Drop | CopyFate::Keep => (drop_copy(&node, &handle).await, None),
+    };
+    drop(opening);
+    if ended {
+        go_on(&node, volume, own.as_ref());
+    }
+}
+
+/// Makes the empty copy that a register wants here. What the machine refuses for now is tried again until there is one, or something
+/// else is decided: that has a task of its own.
+async fn make_copy(node: Arc<Node>, register: Register) {
+    let volume = register.spec.name.id();
+    let (lineage, log_lineage) = (register.lineage, register.log_lineage);
+    let mut told = false;
+    loop {
+        let made = format_copy(&node, &register.spec, lineage, log_lineage, Epoch::ZERO).await;
+        if let Some(hosted) = node.volume(volume) {
+            if hosted.lineage == lineage {
+                go_on(&node, volume, Some(&hosted));
+            }
+            return;
+        }
+        if let Err(error) = made {
+            let passes = error.may_pass();
+            let error = format!("{:#}", anyhow::Error::from(error));
+            if !passes {
+                return tracing::warn!(volume = %register.spec.name, error, "no copy could be made here");
+            }
+            if !std::mem::replace(&mut told, true) {
+                tracing::warn!(volume = %register.spec.name, error, "no copy can be made here for now: it is tried again");
+            }
+        }
+        // Nothing is held meanwhile: a full copy may come.
+        let newest = |newest: Register| newest.id == register.id;
+        if !again(&node).await
+            || !node.register(volume).is_some_and(newest)
+            || node.volume(volume).is_some()
+        {
+            return;
         }
     }
 }
@@ -225,7 +293,7 @@ where
     node.handle.spawn(work(node.clone(), register));
 }
 
-/// Formats an empty copy, unless there is one, and hosts it.
+/// Formats an empty copy, unless there is one, and hosts it. Does nothing if somebody else is at it.
 ///
 /// # Errors
 /// The disk's.
@@ -291,16 +359,29 @@ async fn format_and_open(node: &Arc<Node>, new: NewCopy) -> Result<(), CopyError
     let dir = copy_dir(node, volume, new.lineage);
     if dir.join("meta").exists() {
         // A copy that did not open: it is kept, and not formatted over.
+        host(node, actor::open(node, dir).await?);
         return Ok(());
     }
+    let made = format_in(node, &dir, new).await;
+    if made.is_err() {
+        // Nothing was ever promised for it. A part of a copy takes room, which may be what is missing.
+        discard(&dir).await;
+    }
+    let handle = made?;
+    tracing::info!(volume = %handle.spec.name, "formatted an empty copy");
+    host(node, handle);
+    Ok(())
+}
+
+async fn format_in(node: &Arc<Node>, dir: &Path, new: NewCopy) -> Result<VolumeHandle, CopyError> {
     let io = |source| CopyError::Io {
-        path: dir.clone(),
+        path: dir.to_owned(),
         source,
     };
     if dir.exists() {
-        remove_copy(&dir).await.map_err(io)?;
+        remove_copy(dir).await.map_err(io)?;
     }
-    let (config, engine, path) = (node.copy_config(), node.settings.engine, dir.clone());
+    let (config, engine, path) = (node.copy_config(), node.settings.engine, dir.to_owned());
     let made = tokio::task::spawn_blocking(move || {
         run_on(engine, |disk| async move {
             create_copy(&disk, &path, &config, new).await
@@ -309,10 +390,7 @@ async fn format_and_open(node: &Arc<Node>, new: NewCopy) -> Result<(), CopyError
     made.await
         .map_err(|_| io(std::io::Error::other("formatting was interrupted")))?
         .map_err(io)??;
-    let handle = actor::open(node, dir).await?;
-    tracing::info!(volume = %handle.spec.name, "formatted an empty copy");
-    host(node, handle);
-    Ok(())
+    actor::open(node, dir.to_owned()).await
 }
 
 /// Puts a full copy that was received in `from` in the place of the one that is here, and opens it, if it is still `allowed` to take
@@ -326,21 +404,27 @@ pub async fn adopt_copy(
     from: &Path,
     allowed: impl FnOnce() -> Result<(), tonic::Status>,
 ) -> anyhow::Result<()> {
-    let Some(_opening) = Opening::begin(node, register.spec.name.id()) else {
+    let volume = register.spec.name.id();
+    let Some(opening) = Opening::begin(node, volume) else {
         anyhow::bail!("the copy here is being opened");
     };
     allowed()?;
-    let replaced = replace_copy(node, register, from).await?;
-    host(node, replaced);
-    Ok(())
+    let replaced = replace_copy(node, register, from).await;
+    if let Ok(replaced) = &replaced {
+        host(node, replaced.clone());
+    }
+    drop(opening);
+    // If it failed, there may be a copy that is to be opened, or none.
+    go_on(node, volume, replaced.as_ref().ok());
+    replaced.map(|_| ())
 }
 
-/// Removes what was received and is not wanted.
+/// Removes what was received, or made, and is not wanted.
 pub async fn discard(dir: &Path) {
     if dir.exists()
         && let Err(error) = remove_copy(dir).await
     {
-        tracing::warn!(path = %dir.display(), %error, "a full copy that is not wanted is left until the next start");
+        tracing::warn!(path = %dir.display(), %error, "a copy that is not wanted is left until the next start");
     }
 }
 
@@ -373,12 +457,12 @@ async fn remove_copy(dir: &Path) -> std::io::Result<()> {
         .unwrap_or_else(|ended| Err(std::io::Error::other(ended)))
 }
 
-/// Durably gives a copy's directory the name under which it is removed.
+/// Durably gives a copy's directory, if it is still there, the name under which it is removed.
 fn take_away(dir: &Path) -> std::io::Result<PathBuf> {
     let mut name = dir.to_owned().into_os_string();
     name.push(REMOVED);
     let removed = PathBuf::from(name);
-    if removed.exists() {
+    if removed.exists() && dir.exists() {
         // An earlier removal broke off in this process.
         std::fs::remove_dir_all(&removed)?;
     }
@@ -386,58 +470,105 @@ fn take_away(dir: &Path) -> std::io::Result<PathBuf> {
     Ok(removed)
 }
 
-/// Stops a copy and removes its files: its volume was deleted.
-async fn drop_copy(node: &Arc<Node>, handle: VolumeHandle) {
-    let Some(_opening) = Opening::begin(node, handle.spec.name.id()) else {
-        return;
-    };
-    unhost(node, handle.spec.name.id());
-    stop_one(&handle, false).await;
-    let dir = handle.dir;
-    match remove_copy(&dir).await {
-        Ok(()) => {
+/// Removes the files of a copy that was stopped: its volume was deleted. False if the node stops first: the next start finds it again.
+async fn drop_copy(node: &Arc<Node>, handle: &VolumeHandle) -> bool {
+    let dir = &handle.dir;
+    let removed = until_it_passes(
+        node,
+        || async move { Ok(remove_copy(dir).await?) },
+        |error| {
+            tracing::warn!(path = %dir.display(), error, "the copy of a deleted volume cannot be removed for now: it is tried again");
+        },
+    );
+    match removed.await {
+        Some(Ok(())) => {
             tracing::info!(volume = %handle.spec.name, "removed the copy of a deleted volume")
         }
-        Err(error) => {
-            tracing::warn!(path = %dir.display(), %error, "the copy of a deleted volume is left")
+        Some(Err(error)) => {
+            let error = format!("{error:#}");
+            tracing::warn!(path = %dir.display(), error, "the copy of a deleted volume is left")
+        }
+        None => return false,
+    }
+    true
+}
+
+/// Tries until it works or fails for a reason that does not pass, and tells the first failure; none if the node stops. Whoever calls holds
+/// its [`Opening`]: nobody must believe that there is no copy here.
+async fn until_it_passes<T, F: Future<Output = anyhow::Result<T>>>(
+    node: &Node,
+    mut work: impl FnMut() -> F,
+    tell: impl FnOnce(&str),
+) -> Option<anyhow::Result<T>> {
+    let mut tell = Some(tell);
+    loop {
+        match work().await {
+            Err(error) if passes(&error) => {
+                if let Some(tell) = tell.take() {
+                    tell(&format!("{error:#}"));
+                }
+            }
+            done => return Some(done),
+        }
+        if !again(node).await {
+            return None;
         }
     }
 }
 
 /// Keeps a copy of a history that a forced promotion ended, whole and under another name: it may hold the only trace of
 /// what was given up. True if the copy of the new history may take its place.
-async fn set_aside(node: &Arc<Node>, handle: VolumeHandle, register: &Register) -> bool {
-    let Some(_opening) = Opening::begin(node, handle.spec.name.id()) else {
-        return false;
-    };
-    unhost(node, handle.spec.name.id());
-    stop_one(&handle, false).await;
+async fn set_aside(node: &Arc<Node>, handle: &VolumeHandle, register: &Register) -> bool {
     let mut name = handle.dir.clone().into_os_string();
     name.push(format!("{ASIDE}{}", register.epoch));
     let aside = PathBuf::from(name);
-    if let Err(error) = rename_durably(&handle.dir, &aside) {
-        tracing::error!(path = %handle.dir.display(), %error, "a copy of an ended history could not be set aside");
-        return false;
+    let renamed = until_it_passes(
+        node,
+        || std::future::ready(rename_durably(&handle.dir, &aside).map_err(anyhow::Error::from)),
+        |error| {
+            tracing::warn!(path = %handle.dir.display(), error, "a copy of an ended history cannot be set aside for now: it is tried again");
+        },
+    );
+    match renamed.await {
+        Some(Ok(())) => {
+            node.events.set_aside(&handle.spec.name, register, &aside);
+            true
+        }
+        Some(Err(error)) => {
+            let error = format!("{error:#}");
+            tracing::error!(path = %handle.dir.display(), error, "a copy of an ended history could not be set aside");
+            false
+        }
+        None => false,
     }
-    node.events.set_aside(&handle.spec.name, register, &aside);
-    true
 }
 
 /// Takes the copy that a forced promotion chose over into the new history, and opens it again. It holds exactly what the
-/// register calls the cut: it was sealed when it was asked, and nobody acted since.
-async fn adopt_lineage(node: &Arc<Node>, handle: VolumeHandle, register: &Register) {
-    let Some(_opening) = Opening::begin(node, handle.spec.name.id()) else {
-        return;
-    };
-    unhost(node, handle.spec.name.id());
-    stop_one(&handle, false).await;
-    match adopt(node, &handle.dir, register).await {
-        Ok(opened) => host(node, opened),
+/// register calls the cut: it was sealed when it was asked, and nobody acted since. None if it does not open.
+async fn adopt_lineage(
+    node: &Arc<Node>,
+    handle: &VolumeHandle,
+    register: &Register,
+) -> Option<VolumeHandle> {
+    let adopted = until_it_passes(
+        node,
+        || adopt(node, &handle.dir, register),
+        |error| {
+            tracing::warn!(volume = %handle.spec.name, error, "the chosen copy does not open in its new history for now: it is tried again");
+            node.events.copy_waits(&handle.dir, error);
+        },
+    );
+    match adopted.await? {
+        Ok(opened) => {
+            host(node, opened.clone());
+            Some(opened)
+        }
         Err(error) => {
             let error = format!("{error:#}");
             tracing::error!(volume = %handle.spec.name, error, "the chosen copy does not open in its new history; \
                 it is left as it is, and the next start tries again");
             node.events.copy_failed(node, &handle.dir, &error);
+            None
         }
     }
 }
@@ -459,8 +590,11 @@ async fn adopt(node: &Arc<Node>, dir: &Path, register: &Register) -> anyhow::Res
     Ok(actor::open(node, renamed).await?)
 }
 
+/// What an earlier try renamed already is made durable all the same.
 fn rename_durably(from: &Path, to: &Path) -> std::io::Result<()> {
-    std::fs::rename(from, to)?;
+    if from.exists() || !to.exists() {
+        std::fs::rename(from, to)?;
+    }
     match to.parent() {
         Some(parent) => std::fs::File::open(parent)?.sync_all(),
         None => Ok(()),

@@ -28,6 +28,9 @@ pub const FILE: &str = "witnesses.json";
 /// How long a caller waits who does not say. The longest lease must pass, and each step needs a majority.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How often a set that could not be kept is written again.
+const KEEP_AGAIN: Duration = Duration::from_secs(1);
+
 type Result_ = Result<Arc<WitnessSet>, ChangeRefused>;
 
 /// The set that this node goes by, and changes that its witness is at.
@@ -199,16 +202,13 @@ impl WitnessSets {
     }
 
     /// Writes what is known now to the file.
-    fn save(&self) {
+    fn save(&self) -> std::io::Result<()> {
         let _alone = self
             .writing
             .lock()
             .expect("no panic while the lock is held");
         let set = StoredSet::from(&*self.known());
-        if let Err(error) = crate::files::write_json_durably(&self.path, &set) {
-            // Not fatal: after a restart the node asks those of its configuration, as long as one of them is left.
-            tracing::error!(path = %self.path.display(), %error, "cannot keep who the witnesses are");
-        }
+        crate::files::write_json_durably(&self.path, &set)
     }
 
     /// The witness's answer to an operator.
@@ -269,8 +269,28 @@ impl Node {
             handle.tell(Event::Witnesses(Arc::clone(set)));
         }
         self.events.witnesses(set);
-        let node = Arc::clone(self);
-        self.handle.spawn_blocking(move || node.witness_sets.save());
+        self.handle.spawn(Arc::clone(self).keep_witnesses());
+    }
+
+    /// Keeps who the witnesses are; tries until it is done or the node stops. After a restart the node would ask those of its
+    /// configuration, and none of them may be left.
+    async fn keep_witnesses(self: Arc<Self>) {
+        let mut told = false;
+        loop {
+            let node = Arc::clone(&self);
+            let saved = tokio::task::spawn_blocking(move || node.witness_sets.save()).await;
+            let Err(error) = saved.unwrap_or_else(|ended| Err(std::io::Error::other(ended))) else {
+                return;
+            };
+            if !std::mem::replace(&mut told, true) {
+                let path = self.witness_sets.path.display();
+                tracing::error!(%path, %error, "cannot keep who the witnesses are: it is tried again");
+            }
+            tokio::select! {
+                () = self.until_stopping() => return,
+                () = tokio::time::sleep(KEEP_AGAIN) => {}
+            }
+        }
     }
 
     /// A link to a witness that the configuration may not name.

@@ -1,9 +1,10 @@
 //! `supervisor.json` in the data directory: which processes run this node. And the lock that keeps it one.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use mainstay_storage::identity::sign_lock;
 use mainstay_types::{Instance, NodeId};
 use serde::{Deserialize, Serialize};
 
@@ -71,18 +72,20 @@ impl RunFile {
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
                 let _ = lock.read_to_string(&mut holder);
+                // Nobody could sign on a full disk.
+                let holder = match holder.trim() {
+                    "" => "unknown",
+                    holder => holder,
+                };
                 return Err(SupervisorError::AlreadyRuns {
                     node,
                     data_dir: data_dir.to_owned(),
-                    holder: holder.trim().to_owned(),
+                    holder: holder.to_owned(),
                 });
             }
             Err(TryLockError::Error(source)) => return Err(fail(&lock_path)(source)),
         }
-        lock.set_len(0)
-            .and_then(|()| lock.rewind())
-            .and_then(|()| writeln!(lock, "{}", std::process::id()))
-            .map_err(fail(&lock_path))?;
+        sign_lock(&mut lock).map_err(fail(&lock_path))?;
         Ok(Self {
             path: path(data_dir),
             found: read(data_dir),
@@ -106,10 +109,10 @@ impl RunFile {
     }
 
     /// Replaces the content.
-    pub fn write(&self, worker: RunState) -> std::io::Result<()> {
+    pub fn write(&self, worker: &RunState) -> std::io::Result<()> {
         let run = Run {
             supervisor_pid: std::process::id(),
-            worker,
+            worker: worker.clone(),
         };
         files::write_json(&self.path, &run)
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use mainstay_client::report::CreateVolume;
 use mainstay_client::{AdminError, Client, ClientConfig, ReadLimits};
 use mainstay_node::demo::cluster::{DISK, LEDGER};
-use mainstay_types::{Lsn, VolumeKind};
+use mainstay_types::{Lsn, NodeId, VolumeKind};
 
 use crate::rig::{
     NOTHING_FOR, ONE, PATIENCE, Rig, Setup, THREE, TWO, WITNESSES, progress, wait_for,
@@ -18,6 +18,9 @@ const BUSY_STORAGE: &str = "[storage]\nsegment_mib = 1\ncheckpoint_wal_mib = 1\n
 
 /// Far more than the logs of both volumes that are kept for copies which were away, without the ballast.
 const DISK_MIB: u32 = 400;
+
+/// Longer than a node takes to start.
+const FULL_FOR: Duration = Duration::from_secs(3);
 
 /// Takes all the room there is on a file system, until it is dropped.
 struct Ballast(PathBuf);
@@ -72,6 +75,81 @@ async fn one_full_disk_stops_nobody_and_its_node_comes_back_by_itself() {
     assert_eq!(rig.worker(ONE), worker, "without a restart");
     rig.disk_ends_equal(disk).await;
     rig.prove(load, true).await;
+    rig.stop().await;
+}
+
+/// Fault 29 at a start: what could not be opened or written is, once there is room, and nobody starts the node again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_starts_on_a_full_disk_comes_back_by_itself() {
+    let name = "full_disks::a_node_that_starts_on_a_full_disk_comes_back_by_itself";
+    if elsewhere(name, &["mount"]) {
+        return;
+    }
+    let setup = Setup::new().config(BUSY_STORAGE);
+    let at = setup.data_dir(ONE);
+    mount_small(&at, DISK_MIB);
+    let rig = setup.start().await;
+    let load = rig.load().await;
+    let before = rig.primary().await;
+    rig.kill(ONE).await;
+    let ballast = Ballast::fill(&at);
+    rig.served_above(before.epoch).await;
+    let full = async {
+        tokio::time::sleep(FULL_FOR).await;
+        drop(ballast);
+    };
+    // It is said to run once its run file says so, which takes room.
+    tokio::join!(rig.restart(ONE), full);
+    progress(&load).await;
+    rig.whole().await;
+    rig.stage.wait_whole(DISK).await.expect("whole");
+    rig.prove(load, true).await;
+    rig.stop().await;
+}
+
+/// A copy that found no room was not made before the next change of the register, or the next start; and each attempt to create a volume
+/// left what it had written, for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_finds_no_room_is_made_once_there_is_some() {
+    let name = "full_disks::a_copy_that_finds_no_room_is_made_once_there_is_some";
+    if elsewhere(name, &["mount"]) {
+        return;
+    }
+    let setup = Setup::new().config(BUSY_STORAGE);
+    let at = setup.data_dir(THREE);
+    mount_small(&at, DISK_MIB);
+    let rig = setup.start().await;
+    rig.whole().await;
+    rig.stage.wait_whole(DISK).await.expect("whole");
+    let worker = rig.worker(THREE);
+    let ballast = Ballast::fill(&at);
+    let copies = || {
+        let copies = std::fs::read_dir(at.join("volumes")).expect("there");
+        copies.count()
+    };
+    let before = copies();
+    let create = async |name: &str, placement: &[NodeId]| {
+        let mut wanted = CreateVolume::new(name, VolumeKind::Log);
+        wanted.placement = placement.to_vec();
+        rig.stage.client.admin().create_volume(wanted).await
+    };
+    for name in ["refused", "refused-too"] {
+        let made = create(name, &[THREE, ONE, TWO]).await;
+        assert!(made.is_err(), "without room: {made:?}");
+    }
+    assert_eq!(copies(), before, "what was refused leaves nothing");
+
+    create("more", &[ONE, TWO, THREE]).await.expect("created");
+    wait_for("two members", PATIENCE, async || {
+        let status = rig.stage.client.admin().show_volume("more").await.ok()?;
+        (status.members.len() >= 2).then_some(())
+    })
+    .await;
+    tokio::time::sleep(FULL_FOR).await;
+    assert_eq!(copies(), before);
+    drop(ballast);
+    rig.stage.wait_whole("more").await.expect("whole");
+    assert_eq!(rig.worker(THREE), worker, "without a restart");
     rig.stop().await;
 }
 

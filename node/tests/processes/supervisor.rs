@@ -1,10 +1,12 @@
 //! The supervisor above one worker.
 
 use std::io::Read;
+use std::time::Duration;
 
 use mainstay_node::devcluster::Signal;
 use mainstay_node::processes;
-use mainstay_node::supervisor::EXIT_CONFIG;
+use mainstay_node::supervisor::{EXIT_CONFIG, read_run_file};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
 use crate::Test;
 use crate::fakes::EXIT_AT_ONCE;
@@ -35,6 +37,14 @@ pub(crate) const TESTS: &[Test] = &[
     (
         "a_second_supervisor_of_one_node_is_refused",
         a_second_supervisor_of_one_node_is_refused,
+    ),
+    (
+        "a_run_file_that_cannot_be_written_is_written_once_it_can",
+        a_run_file_that_cannot_be_written_is_written_once_it_can,
+    ),
+    (
+        "a_worker_that_cannot_be_started_for_now_is_started_later",
+        a_worker_that_cannot_be_started_for_now_is_started_later,
     ),
 ];
 
@@ -140,4 +150,47 @@ fn a_second_supervisor_of_one_node_is_refused() {
     assert_eq!(node.starts().len(), 1);
     kill(first.id(), Signal::TERM);
     ended(&mut first);
+}
+
+/// The file was written when the worker began and when it ended, and at no other time: a worker that began on a full disk was hidden
+/// from everybody for as long as it ran.
+fn a_run_file_that_cannot_be_written_is_written_once_it_can() {
+    let mut node = TestNode::new();
+    let scratch = node.data_dir.join("supervisor.json.new");
+    std::fs::create_dir(&scratch).expect("in the way");
+    let mut supervisor = node.supervise(&[]);
+    wait_for("a worker", || node.starts().first().cloned());
+    wait_for("the worker's handlers", || answers(&node).then_some(()));
+    assert_eq!(read_run_file(&node.data_dir), None);
+    std::fs::remove_dir(&scratch).expect("out of the way");
+    let worker = node.worker(&supervisor, None);
+    assert!(processes::runs(worker.pid, &worker.instance.to_string()));
+    kill(supervisor.id(), Signal::TERM);
+    assert_eq!(ended(&mut supervisor).code(), Some(0));
+}
+
+/// One start that failed for want of descriptors, or of memory, ended the supervisor, and nobody was left to start the node again.
+fn a_worker_that_cannot_be_started_for_now_is_started_later() {
+    let mut node = TestNode::new();
+    let mut supervisor = node.supervise(&[]);
+    let first = node.worker(&supervisor, None);
+    let id = i32::try_from(supervisor.id()).ok().and_then(Pid::from_raw);
+    let limit = |limit| prlimit(id, Resource::Nofile, limit).expect("limited");
+    let before = getrlimit(Resource::Nofile);
+    limit(Rlimit {
+        current: Some(0),
+        ..before
+    });
+    kill(first.pid, Signal::KILL);
+    wait_for("its end", || {
+        let runs = processes::runs(first.pid, &first.instance.to_string());
+        (!runs).then_some(())
+    });
+    // Some of its tries: the pauses are short at first.
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(supervisor.try_wait().expect("our child"), None);
+    limit(before);
+    node.worker(&supervisor, Some(first));
+    kill(supervisor.id(), Signal::TERM);
+    assert_eq!(ended(&mut supervisor).code(), Some(0));
 }
