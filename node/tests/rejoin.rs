@@ -151,6 +151,8 @@ async fn no_full_copy_takes_the_place_of_one_that_is_being_opened() {
         content: vec![0; SIZE],
         seed: 11,
     };
+    // As long as it is a member, the others keep what it lacks.
+    healed(&admin, "disk", 2).await;
     for _ in 0..80 {
         model.write(&disk, 256 << 10).await;
     }

@@ -103,7 +103,11 @@ async fn open_here(node: &Arc<Node>, path: PathBuf) {
         None => None,
     };
     let error = match actor::open(node, path.clone()).await {
-        Ok(handle) => return host(node, handle),
+        Ok(handle) => {
+            host(node, handle.clone());
+            drop(opening);
+            return go_on(node, handle.spec.name.id(), Some(&handle));
+        }
         Err(error) => error,
     };
     let passes = error.may_pass();

@@ -69,7 +69,7 @@ fn half_of_what_a_copy_far_behind_takes_in_is_ordered_until_it_is_near() {
         .filter(|seq| rig.was_taken(*seq))
         .count();
     assert!(
-        taken > RECORDS as usize / 2,
+        taken as u64 > RECORDS / 2,
         "it is near, and free to fall behind: {taken}"
     );
 }
@@ -117,7 +117,7 @@ fn mutations_wait_for_the_primarys_own_disk_when_it_is_far_behind() {
         (2 * RECORDS..=2 * RECORDS + 3).contains(&(seq - 1)),
         "{seq}"
     );
-    rig.store(RECORDS as usize);
+    rig.store(usize::try_from(RECORDS).expect("a few"));
     rig.catch_up();
     assert!(rig.was_taken(seq));
 }
