@@ -145,6 +145,12 @@ async fn no_full_copy_takes_the_place_of_one_that_is_being_opened() {
     };
     let disk = client.block("disk").attach(attach).open().await;
     let disk = disk.expect("open");
+    // Of a copy that it has fed, a primary knows without asking that it needs another one.
+    let promote = Promote {
+        to: Some(NodeId(1)),
+        ..Promote::planned("disk")
+    };
+    admin.promote(promote).await.expect("promoted");
     healed(&admin, "disk", 3).await;
     cluster.stop(NodeId(3)).await;
     let mut model = Model {
@@ -152,7 +158,20 @@ async fn no_full_copy_takes_the_place_of_one_that_is_being_opened() {
         seed: 11,
     };
     // As long as it is a member, the others keep what it lacks.
-    healed(&admin, "disk", 2).await;
+    let left = async {
+        while admin
+            .show_volume("disk")
+            .await
+            .expect("shown")
+            .members
+            .len()
+            > 2
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let left = tokio::time::timeout(PATIENCE, left).await;
+    left.expect("it leaves");
     for _ in 0..80 {
         model.write(&disk, 256 << 10).await;
     }
