@@ -27,7 +27,7 @@ pub const CAUGHT: [(Mistake, u64); Mistake::ALL.len()] = [
     (Mistake::ReadAfterLease, 1_023),
     (Mistake::CommitInherited, 1_005),
     (Mistake::AckAloneBeforeShrink, 1_004),
-    (Mistake::WitnessesInOneStep, 1_017),
+    (Mistake::WitnessesInOneStep, 1_077),
     (Mistake::NewcomersBlank, 1_017),
     (Mistake::HalfBatchShown, 0),
     (Mistake::TornBatchShown, 12),
