@@ -197,6 +197,9 @@ pub async fn receive(
         },
         crc: begin.base_crc,
     };
+    // The primary acts on it, so it is decided. This node may not have heard that its copy is no member any more: nobody sends entries to one that
+    // needs a full copy.
+    node.learn(register.clone());
     check_replaceable(node, &register)?;
     let incarnation = Incarnation(node.random());
     let (volume, epoch) = (register.spec.name.id(), register.epoch);
